@@ -1,0 +1,40 @@
+# The project's verbs. Each sets up what it needs first, so any of them works on a bare machine.
+bin := .venv/bin
+.DEFAULT_GOAL := check
+.PHONY: setup check fast test demo report vllm026
+
+# .venv with vLLM for CPUs, this package and the tools; under 2 s when nothing has changed.
+setup:
+	@scripts/setup.sh
+
+# Format, lint, types, architecture, spelling.
+check: setup
+	$(bin)/ruff format --check --quiet
+	$(bin)/ruff check --quiet
+	$(bin)/mypy
+	$(bin)/lint-imports --no-logo
+	$(bin)/codespell
+
+# The tests that need no engine and take no time.
+fast: setup
+	$(bin)/pytest -m "not slow and not vllm"
+
+# Everything, the live tests on a real vLLM included; coverage goes to build/coverage.
+test: check
+	$(bin)/pytest --cov --cov-report=
+
+# A small real model, a few hundred adapters, and what Chameleon does with them.
+demo: setup
+	$(bin)/chameleon demo
+
+# Which lines the last `make test` did not run; as a page in build/coverage/html.
+report: setup build/coverage/data
+	$(bin)/coverage html --quiet
+	$(bin)/coverage report
+
+build/coverage/data:
+	$(MAKE) test
+
+# Whether Chameleon still runs on vLLM 0.26's Python code; on a CPU, so on none of 0.26's own kernels.
+vllm026: setup
+	@scripts/vllm026.sh
