@@ -1,0 +1,249 @@
+"""Who runs in this step: Algorithm 1 and opportunistic bypass (PAPER §4.3.4-5).
+
+One `Round` carries the budgets of one step and dies with it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from chameleon_lora.policy.entry import Entry
+from chameleon_lora.policy.lanes import Lane, Stage, Ticket
+from chameleon_lora.policy.patience import Patience
+from chameleon_lora.policy.plan import Held
+from chameleon_lora.policy.quota import QuotaBook
+from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.residency import Residency
+from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder
+
+LeftTokens = Callable[[], Mapping[AdapterId | None, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the engine has left for new requests in this step.
+
+    Attributes:
+        seats: requests it may still run at the same time.
+        kv_tokens: tokens that fit in free KV-cache blocks.
+        batch_tokens: tokens this step may still compute.
+        is_empty: no request runs, so whatever comes first is to be tried.
+    """
+
+    seats: int
+    kv_tokens: int
+    batch_tokens: int
+    is_empty: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """A window of cells that will come free for `head`, which waits for one.
+
+    Attributes:
+        left_tokens: predicted decode steps until the last request on it ends.
+    """
+
+    head: Ticket
+    window: range
+    left_tokens: int
+
+
+class Round:
+    """One step's admission.
+
+    `admit` is called for each request let in, in order, with the cell its adapter goes to, or None if
+    it is in a slot already or there is none.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        book: QuotaBook,
+        residency: Residency,
+        room: Room,
+        settings: AdmissionSettings,
+        block_tokens: int,
+        admit: Callable[[Ticket, int | None], None],
+    ) -> None:
+        self._lanes = lanes
+        self._book = book
+        self._residency = residency
+        self._settings = settings
+        self._block_tokens = block_tokens
+        self._admit = admit
+        self._seats = room.seats
+        self._kv_tokens = room.kv_tokens
+        self._batch_tokens = room.batch_tokens
+        self._is_empty = room.is_empty
+        self._patience = Patience(lambda: None, None, 1)
+        self._urgent_held: Held | None = None
+        self._now_s = 0.0
+        self._reservations: list[Reservation] = []
+        self._reserved: dict[Entry, Reservation] = {}
+        self.held: list[Held | None] = [None] * len(lanes)
+        self.admitted: list[Ticket] = []
+
+    def run(self, left_tokens: LeftTokens, patience: Patience, now_s: float) -> None:
+        """Admit whom Algorithm 1 admits; afterwards `held` says why each lane's head waits.
+
+        `left_tokens`: for each adapter in use, predicted steps until its last request ends.
+        """
+        self._patience, self._now_s = patience, now_s
+        if self._seats > 0 and self._batch_tokens > 0:
+            self._reserve_slots(left_tokens)
+        while (first := patience.urgent) and first.stage is Stage.READY:
+            self._urgent_held = self._try(first, self._from_all(first.lane))
+            if self._urgent_held is not None:
+                break
+        everybody = range(len(self._lanes))
+        self._phase(everybody, lambda lane: (lane,))
+        starved = [lane for lane in everybody if self.held[lane] is Held.QUOTA]
+        donors = [lane for lane in everybody if lane not in starved]
+        if starved:
+            self._phase(starved, lambda lane: self._from_donors(lane, donors))
+
+    def _from_all(self, lane: int) -> list[int]:
+        return [lane, *(other for other in range(len(self._lanes)) if other != lane)]
+
+    def _from_donors(self, lane: int, donors: Sequence[int]) -> Sequence[int]:
+        """Its own quota and the donors'; everybody's if all starve and nothing runs to return any."""
+        return (lane, *donors) if donors or not self._is_empty else self._from_all(lane)
+
+    def _reserve_slots(self, left_tokens: LeftTokens) -> None:
+        """Promise the windows that come free first to the heads that wait for one, by seniority."""
+        heads = [head for lane in self._lanes if (head := lane.head())]
+        urgent = self._patience.urgent
+        if urgent and urgent.stage is Stage.READY and urgent not in heads:
+            heads.append(urgent)
+        waiting = [h for h in heads if self._needs_slot(h) and self._find_cell(h) is None]
+        if not waiting or self._settings.bypass is Bypass.ANY:
+            return
+        waiting.sort(key=lambda head: (head is not urgent, head.sequence))
+        slots = self._residency.slots
+        left = slots.by_cell(left_tokens())
+        for head in waiting[: max(1, slots.count // 4)]:
+            assert head.entry is not None
+            taken = [r.window for r in self._reservations]
+            found = slots.first_to_end(head.entry.cells, left, taken)
+            assert found is not None, "a reservation takes one slot at most, and there are more"
+            reservation = Reservation(head, *found)
+            self._reservations.append(reservation)
+            self._reserved.update(dict.fromkeys(slots.at(found[0]), reservation))
+
+    def _needs_slot(self, ticket: Ticket) -> bool:
+        return ticket.entry is not None and ticket.entry.cell is None
+
+    def _find_cell(self, ticket: Ticket) -> int | None:
+        """Where the ticket's adapter may go, outside what is promised to older heads."""
+        assert ticket.entry is not None
+        kept = [r.window for r in self._reservations if r.head.sequence < ticket.sequence]
+        return self._residency.try_find_cell(ticket.entry, kept, self._now_s)
+
+    def _phase(self, lanes: Iterable[int], sources: Callable[[int], Sequence[int]]) -> None:
+        """Admit heads until each lane is empty or held; `sources` says from whose quota."""
+        open_lanes = list(lanes)
+        while lane := self._next_lane(open_lanes):
+            index, head = lane
+            held = self.held[index] = self._try(head, sources(index))
+            if held is None:
+                continue
+            if held is Held.SLOTS and self._settings.bypass is not Bypass.OFF:
+                self._let_pass(index, sources(index))
+            open_lanes.remove(index)
+
+    def _next_lane(self, open_lanes: Sequence[int]) -> tuple[int, Ticket] | None:
+        heads = [(lane, head) for lane in open_lanes if (head := self._lanes[lane].head())]
+        match self._settings.lane_order:
+            case LaneOrder.SMALLEST:
+                return heads[0] if heads else None
+            case LaneOrder.SENIOR:
+                return min(heads, key=lambda item: item[1].order, default=None)
+            case _:
+                assert_never(self._settings.lane_order)
+
+    def _let_pass(self, lane: int, sources: Sequence[int]) -> None:
+        """Admit requests of the lane whose adapter is in a slot or fits, in the lane's order."""
+        queue = self._lanes[lane]
+        head = queue.head()
+        assert head is not None and head.entry is not None
+        in_use = self._residency.slots.in_use()
+        fronts = {t.order: t for t in queue.heads_of((None, *in_use))}
+        fronts.update((t.order, t) for t in queue.heads_narrower(head.entry.cells))
+        while fronts:
+            ticket = fronts.pop(min(fronts))
+            held = self._try(ticket, sources)
+            if held not in (None, Held.SLOTS):
+                return
+            if held is None:
+                behind = queue.heads_of((ticket.request.adapter_id,))
+                behind += queue.heads_narrower(head.entry.cells)
+                fronts.update((t.order, t) for t in behind)
+
+    def _try(self, ticket: Ticket, sources: Sequence[int]) -> Held | None:
+        """Admit the ticket and answer None, or answer what it waits for and change nothing."""
+        held = self._lacks_engine(ticket) or self._breaks_promise(ticket)
+        if held is not None:
+            return held
+        cell = self._find_cell(ticket) if self._needs_slot(ticket) else None
+        if cell is None and self._needs_slot(ticket):
+            return Held.SLOTS
+        need = self._book.need(ticket.cost_tokens, ticket.lane, sources)
+        charge = self._book.try_charge(need, sources)
+        if charge is None:
+            return Held.QUOTA
+        ticket.charge = charge
+        self._seats -= 1
+        self._kv_tokens -= self._blocks(ticket)
+        self._batch_tokens -= ticket.prefill_tokens
+        self._is_empty = False
+        self.admitted.append(ticket)
+        self._admit(ticket, cell)
+        self._patience.admitted(ticket)
+        return None
+
+    def _blocks(self, ticket: Ticket) -> int:
+        """Tokens of the KV blocks its prefill and first output token take."""
+        size = self._block_tokens
+        return (ticket.prefill_tokens // size + 1) * size
+
+    def _lacks_engine(self, ticket: Ticket) -> Held | None:
+        if self._seats <= 0:
+            return Held.SEATS
+        if self._batch_tokens <= 0:
+            return Held.BATCH
+        if self._blocks(ticket) > self._kv_tokens and not self._is_empty:
+            return Held.KV_MEMORY
+        return self._yields(ticket)
+
+    def _yields(self, ticket: Ticket) -> Held | None:
+        """URGENT if the ticket must let the urgent request go first (ADR 0012).
+
+        Up to twice the limit some may still pass: while it waits for host memory, requests without
+        an adapter; while it waits for a slot only, those that leave it a seat and need no slot.
+        """
+        urgent = self._patience.urgent
+        if urgent is None or urgent is ticket:
+            return None
+        if urgent.stage is Stage.LOADING:
+            may_pass = ticket.entry is None
+        else:
+            leaves_room = self._seats > 1 and not self._needs_slot(ticket)
+            may_pass = self._urgent_held is Held.SLOTS and leaves_room
+        return None if may_pass and not self._patience.is_spent else Held.URGENT
+
+    def _breaks_promise(self, ticket: Ticket) -> Held | None:
+        """SLOTS if running the ticket would keep an older head from the slot it was promised."""
+        ticket.promised_to = None
+        if not self._reserved:
+            return None
+        reservation = self._reserved.get(ticket.entry) if ticket.entry else None
+        if reservation is None and self._settings.bypass is Bypass.PAPER:
+            passed = self._lanes[ticket.lane].head()
+            reservation = next((r for r in self._reservations if r.head is passed), None)
+        if reservation is None or reservation.head.sequence >= ticket.sequence:
+            return None
+        if ticket.output_tokens > reservation.left_tokens:
+            return Held.SLOTS
+        ticket.promised_to = reservation.head.sequence
+        return None

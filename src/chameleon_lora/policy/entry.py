@@ -1,0 +1,95 @@
+"""One registered adapter, the tier it is in, and sets of them that can be sampled."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from chameleon_lora.policy.request import Adapter, AdapterId
+
+NEVER = 1 << 62  # after every sequence
+
+
+class Tier(IntEnum):
+    """The fastest place where an adapter is. Tiers are inclusive: SLOT implies HOST."""
+
+    DISK = 0
+    LOADING = 1
+    HOST = 2
+    SLOT = 3
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One registered adapter. `running` and `queued` count the requests that name it.
+
+    Attributes:
+        cell: where its window of cells begins, or None while it is in no slot.
+        cells: length of that window.
+        oldest: sequence of the request that waits for it since longest; NEVER if none does.
+        is_leaving: unregistered while requests still name it; goes when the last one ends.
+        inflation: GDSF's clock at the last use.
+        uses_s: times of use inside the frequency window, oldest first.
+    """
+
+    adapter: Adapter
+    tier: Tier = Tier.DISK
+    cell: int | None = None
+    cells: int = 1
+    running: int = 0
+    queued: int = 0
+    oldest: int = NEVER
+    is_pinned: bool = False
+    is_leaving: bool = False
+    last_use_s: float = 0.0
+    inflation: float = 0.0
+    uses_s: deque[float] = field(default_factory=deque)
+
+    @property
+    def is_in_host(self) -> bool:
+        """True when its weights are in host memory, complete."""
+        return self.tier >= Tier.HOST
+
+    @property
+    def is_evictable(self) -> bool:
+        """True when it is in host memory, no request runs with it and nobody pinned it."""
+        return self.is_in_host and not self.running and not self.is_pinned
+
+    def uses_since(self, start_s: float) -> int:
+        """How often it was used since `start_s`; older uses are forgotten."""
+        while self.uses_s and self.uses_s[0] < start_s:
+            self.uses_s.popleft()
+        return len(self.uses_s)
+
+
+class EntrySet:
+    """A set of entries that is sampled in O(1) an item, in an order that depends on its history only."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._place: dict[AdapterId, int] = {}
+
+    def put(self, entry: Entry, is_member: bool) -> None:
+        """Afterwards the entry is in the set, or is not."""
+        place = self._place.get(entry.adapter.id)
+        if is_member and place is None:
+            self._place[entry.adapter.id] = len(self._entries)
+            self._entries.append(entry)
+        elif not is_member and place is not None:
+            del self._place[entry.adapter.id]
+            last = self._entries.pop()
+            if last is not entry:
+                self._entries[place] = last
+                self._place[last.adapter.id] = place
+
+    def sample(self, count: int, rng: random.Random) -> list[Entry]:
+        """All members if they are no more than `count`, else that many at equal distances.
+
+        With a random first one each is drawn with the same probability, at a tenth of the cost of
+        independent draws.
+        """
+        size = len(self._entries)
+        if size <= count:
+            return list(self._entries)
+        start, stride = rng.randrange(size), size // count
+        return [self._entries[(start + i * stride) % size] for i in range(count)]

@@ -1,0 +1,134 @@
+"""Which idle adapter is least worth keeping? A rule gives each a keep value; the lowest goes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+from chameleon_lora.errors import ConfigError
+from chameleon_lora.policy.request import AdapterId
+
+# GDSF: latency of a load in bytes, that is 1 ms at 16 GB/s. A reload takes latency + bytes /
+# bandwidth seconds, or (latency * bandwidth + bytes) in units of one byte's transfer (ADR 0006).
+GDSF_FIXED_BYTES = 16_000_000
+
+
+class KeepRule(Enum):
+    """What makes an adapter worth keeping."""
+
+    CHAMELEON = "chameleon"  # frequency, recency and size, weighted (paper §4.2)
+    FAIR_SHARE = "fair_share"  # the same with equal weights
+    LRU = "lru"  # recency
+    LFU = "lfu"  # frequency, then recency
+    GDSF = "gdsf"  # frequency * reload cost / size, with ageing
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter that may go: loaded, and used by no running request.
+
+    Attributes:
+        nbytes: > 0.
+        use_count: uses within the sliding window, >= 0.
+        inflation: GDSF's clock at the last use: the keep value of the last adapter evicted by then.
+    """
+
+    adapter_id: AdapterId
+    nbytes: int
+    last_use_s: float
+    use_count: int
+    inflation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KeepWeights:
+    """The weights F, R, S of CHAMELEON (paper §4.2); only their ratios matter.
+
+    Attributes:
+        frequency: F, of the uses within the window, relative to the most used.
+        recency: R, of the time of the last use, between the longest unused and the last used.
+        size: S, of the bytes, relative to the largest: what is costly to load again stays.
+
+    Raises:
+        ConfigError: a weight is negative, or their sum is zero or not finite.
+    """
+
+    frequency: float = 0.45
+    recency: float = 0.10
+    size: float = 0.45
+
+    def __post_init__(self) -> None:
+        weights = (self.frequency, self.recency, self.size)
+        if not (min(weights) >= 0.0 and 0.0 < sum(weights) < math.inf):
+            raise ConfigError(
+                f"the keep weights (frequency, recency, size) are {weights}, but must be at least 0"
+                " with a finite sum above 0; the defaults are (0.45, 0.10, 0.45)"
+            )
+
+
+_EQUAL = KeepWeights(1 / 3, 1 / 3, 1 / 3)
+
+
+def victim(candidates: Sequence[Candidate], rule: KeepRule, weights: KeepWeights) -> Candidate:
+    """The candidate with the lowest keep value; of equals the one with the lowest id. O(n).
+
+    There must be a candidate.
+    """
+    values = keep_values(candidates, rule, weights)
+    ranked = zip(values, candidates, strict=True)
+    return min(ranked, key=lambda pair: (pair[0], pair[1].adapter_id))[1]
+
+
+def keep_values(
+    candidates: Sequence[Candidate], rule: KeepRule, weights: KeepWeights
+) -> list[float]:
+    """How much each candidate is worth keeping, in the candidates' order; higher is kept longer.
+
+    Values compare only within one call, except GDSF's, which its clock continues. The weights
+    matter to CHAMELEON alone.
+    """
+    match rule:
+        case KeepRule.CHAMELEON:
+            return _weighted(candidates, weights)
+        case KeepRule.FAIR_SHARE:
+            return _weighted(candidates, _EQUAL)
+        case KeepRule.LRU:
+            return [candidate.last_use_s for candidate in candidates]
+        case KeepRule.LFU:
+            recencies = _recencies(candidates)
+            return [c.use_count + r / 2 for c, r in zip(candidates, recencies, strict=True)]
+        case KeepRule.GDSF:
+            return [
+                c.inflation + c.use_count * (GDSF_FIXED_BYTES + c.nbytes) / c.nbytes
+                for c in candidates
+            ]
+        case _:
+            assert_never(rule)
+
+
+def _weighted(candidates: Sequence[Candidate], weights: KeepWeights) -> list[float]:
+    """F * frequency + R * recency + S * size, each term in [0, 1] (paper §4.2).
+
+    Uses and bytes have a true zero and are divided by the largest; times have none and are
+    stretched from oldest to newest (ADR 0006).
+    """
+    if not candidates:
+        return []
+    frequency = weights.frequency / max(1, *[c.use_count for c in candidates])
+    size = weights.size / max(1, *[c.nbytes for c in candidates])
+    recencies = [weights.recency * recency for recency in _recencies(candidates)]
+    return [
+        frequency * c.use_count + recency + size * c.nbytes
+        for c, recency in zip(candidates, recencies, strict=True)
+    ]
+
+
+def _recencies(candidates: Sequence[Candidate]) -> list[float]:
+    """0 for the longest unused to 1 for the last used; 0 for all when they are equal."""
+    times_s = [candidate.last_use_s for candidate in candidates]
+    oldest_s = min(times_s, default=0.0)
+    span_s = max(times_s, default=0.0) - oldest_s
+    if not span_s:
+        return [0.0] * len(times_s)
+    return [(time_s - oldest_s) / span_s for time_s in times_s]

@@ -1,0 +1,155 @@
+"""A request's ticket, and the lane it waits in (PAPER §4.3.1, Algorithm 1's queues)."""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from chameleon_lora.policy.entry import Entry
+from chameleon_lora.policy.quota import Charge
+from chameleon_lora.policy.request import AdapterId, Request
+
+
+class Stage(Enum):
+    """Where a request stands. It leaves the policy when it finishes."""
+
+    LOADING = "loading"  # its adapter is not in host memory yet
+    READY = "ready"  # in its lane
+    RUNNING = "running"  # admitted; holds its charge
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What the policy knows of one unfinished request. Owner: the scheduler.
+
+    Attributes:
+        entry: its adapter; None for the base model.
+        sequence: order of arrival, kept when the request comes back to its lane.
+        key: place in the lane; smaller goes first.
+        output_tokens: predicted output length.
+        cost_tokens: what it borrows from the quota: input, predicted output, adapter in KV tokens.
+        prefill_tokens: tokens to compute when it is admitted: the prompt and what it generated before.
+        overtaken: admissions of younger requests while this one was the oldest held back; it is
+            kept when the request comes back to its lane (ADR 0012).
+        promised_to: sequence of the head it passed, if it was let in on the promise to end before
+            that head's slot comes free.
+    """
+
+    request: Request
+    entry: Entry | None
+    sequence: int
+    key: float
+    arrived_s: float
+    size: float
+    output_tokens: int
+    cost_tokens: int
+    prefill_tokens: int
+    lane: int
+    stage: Stage
+    charge: Charge | None = None
+    admitted_step: int = 0
+    admitted_s: float = 0.0
+    generated_tokens: int = 0
+    overtaken: int = 0
+    squashes: int = 0
+    promised_to: int | None = None
+    is_in_age_order: bool = False
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """The place in a lane, without ties."""
+        return (self.key, self.sequence)
+
+    def left_tokens(self, step: int) -> int:
+        """Predicted steps until it ends, at one token a step; at least 1.
+
+        One that outlived its prediction is expected to last half as long again (ADR 0008).
+        """
+        done = self.generated_tokens + step - self.admitted_step
+        if done < self.output_tokens:
+            return self.output_tokens - done
+        return min(done // 2 + 1, max(self.request.max_output_tokens - done, 1))
+
+
+class _Ready:
+    """A heap of ready tickets. Entries of tickets that left are dropped when they surface.
+
+    One that comes back before that finds its old entry valid again, for its place does not change.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Ticket]] = []
+        self._members: set[Ticket] = set()
+
+    def push(self, ticket: Ticket) -> None:
+        """Afterwards the ticket is in the heap, once. O(log n)."""
+        if ticket not in self._members:
+            self._members.add(ticket)
+            heapq.heappush(self._heap, (ticket.key, ticket.sequence, ticket))
+
+    def first(self) -> Ticket | None:
+        """The first ticket that is ready, or None."""
+        while self._heap:
+            ticket = self._heap[0][2]
+            if ticket.stage is Stage.READY:
+                return ticket
+            heapq.heappop(self._heap)
+            self._members.discard(ticket)
+        return None
+
+
+class Lane:
+    """The ready requests of one size class, in order; also by adapter, and by cells in a slot.
+
+    No operation walks the lane.
+    """
+
+    def __init__(self) -> None:
+        self._order = _Ready()
+        self._by_adapter: dict[AdapterId | None, _Ready] = {}
+        self._by_cells: dict[int, _Ready] = {}
+        self.ready = 0
+
+    def push(self, ticket: Ticket) -> None:
+        """Put a ticket in its place; afterwards it is READY. O(log n)."""
+        ticket.stage = Stage.READY
+        self.ready += 1
+        self._order.push(ticket)
+        self._by_adapter.setdefault(ticket.request.adapter_id, _Ready()).push(ticket)
+        if ticket.entry is not None:
+            self._by_cells.setdefault(ticket.entry.cells, _Ready()).push(ticket)
+
+    def leave(self, ticket: Ticket, stage: Stage) -> None:
+        """Take a READY ticket out, to another stage. O(log n) amortised."""
+        assert ticket.stage is Stage.READY
+        ticket.stage = stage
+        self.ready -= 1
+        # Surface what left, or heaps that nobody asks would keep every ticket there ever was.
+        self.head()
+        self.head_of(ticket.request.adapter_id)
+        if ticket.entry is not None:
+            self._by_cells[ticket.entry.cells].first()
+
+    def head(self) -> Ticket | None:
+        """The first ready ticket, or None."""
+        return self._order.first()
+
+    def head_of(self, adapter_id: AdapterId | None) -> Ticket | None:
+        """The first ready ticket that names this adapter (None: the base model), or None."""
+        queue = self._by_adapter.get(adapter_id)
+        if queue is None:
+            return None
+        head = queue.first()
+        if head is None:
+            del self._by_adapter[adapter_id]
+        return head
+
+    def heads_of(self, adapter_ids: Iterable[AdapterId | None]) -> list[Ticket]:
+        """Those of each adapter that has one."""
+        known = self._by_adapter.keys()
+        return [t for a in adapter_ids if a in known and (t := self.head_of(a))]
+
+    def heads_narrower(self, cells: int) -> list[Ticket]:
+        """For each smaller window, the first ready ticket whose adapter takes one of that length."""
+        queues = (queue for length, queue in self._by_cells.items() if length < cells)
+        return [head for queue in queues if (head := queue.first())]

@@ -1,0 +1,108 @@
+"""The policy's answer to one engine step: plain data, carried out by a driver."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from chameleon_lora.policy.request import AdapterId, RequestId
+
+
+class Held(Enum):
+    """Why a lane's oldest ready request is not admitted in this step."""
+
+    SEATS = "seats"  # the engine runs as many requests as it may
+    QUOTA = "quota"  # its lane's quota and the donated pool are used up
+    SLOTS = "slots"  # as many distinct adapters run as one batch may mix
+    KV_MEMORY = "kv_memory"  # free KV-cache memory does not cover its prompt
+    BATCH = "batch"  # this step's token budget is spent
+    URGENT = "urgent"  # an older request has been overtaken to its limit and goes first
+    CADENCE = "cadence"  # this step admits nobody (S-LoRA's rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Run this request from this step on; it goes with the step's slot changes."""
+
+    request_id: RequestId
+    adapter_id: AdapterId | None
+    lane: int
+    is_bypass: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read this adapter from disk to host memory, after dropping `evicts` from host memory."""
+
+    adapter_id: AdapterId
+    evicts: tuple[AdapterId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """Copy this adapter from host memory into its slot, from `cell` on, over whatever is there."""
+
+    adapter_id: AdapterId
+    cell: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """End this request: its adapter cannot be loaded."""
+
+    request_id: RequestId
+    adapter_id: AdapterId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """One lane after the step, for metrics and for the page that explains waits."""
+
+    lane: int
+    waiting: int
+    loading: int
+    running: int
+    quota_tokens: int
+    used_tokens: int
+    head: RequestId | None
+    held: Held | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything a driver does in one step, in this order: fail, squash, drop, load, activate, admit.
+
+    Attributes:
+        admit: in the order in which the engine is to admit.
+        squash: running requests that go back to their lanes, because the memory they took by
+            bypass is now free for the head they passed.
+        drops: adapters to forget in host memory (unregistered, or left unused by the keep rule).
+    """
+
+    admit: tuple[Admission, ...] = ()
+    squash: tuple[RequestId, ...] = ()
+    loads: tuple[Load, ...] = ()
+    drops: tuple[AdapterId, ...] = ()
+    activations: tuple[Activation, ...] = ()
+    fail: tuple[Failure, ...] = ()
+
+
+@dataclass(slots=True)
+class Draft:
+    """What the next plan will say; facts between steps add to it."""
+
+    admit: list[Admission] = field(default_factory=list)
+    drops: list[AdapterId] = field(default_factory=list)
+    activations: list[Activation] = field(default_factory=list)
+    fail: list[Failure] = field(default_factory=list)
+
+    def activate(self, adapter_id: AdapterId, cell: int) -> None:
+        """An adapter is to be copied into its slot."""
+        self.activations.append(Activation(adapter_id, cell))
+
+    def plan(self, squash: tuple[RequestId, ...], loads: Iterable[Load]) -> StepPlan:
+        """The plan, with what was decided in this step besides."""
+        return StepPlan(
+            tuple(self.admit), squash, tuple(loads), tuple(self.drops),
+            tuple(self.activations), tuple(self.fail),
+        )  # fmt: skip

@@ -1,0 +1,40 @@
+"""What the policy is told about: adapters and the requests that name them."""
+
+from dataclasses import dataclass
+from typing import NewType
+
+AdapterId = NewType("AdapterId", int)
+RequestId = NewType("RequestId", str)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One version of one adapter. A reload makes a new Adapter with a new id.
+
+    Attributes:
+        id: unique for the engine's life; never reused for other weights.
+        nbytes: bytes of the packed weights at their exact rank, > 0.
+    """
+
+    id: AdapterId
+    name: str
+    rank: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it arrived.
+
+    Attributes:
+        adapter_id: None for the base model.
+        input_tokens: prompt length, >= 1.
+        max_output_tokens: the client's limit, >= 1.
+        output_hint_tokens: output length foretold from outside, or None to let the policy estimate.
+    """
+
+    id: RequestId
+    adapter_id: AdapterId | None
+    input_tokens: int
+    max_output_tokens: int
+    output_hint_tokens: int | None = None

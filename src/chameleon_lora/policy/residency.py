@@ -1,0 +1,202 @@
+"""Which adapter is where: disk -> host memory -> slot (PAPER §4.2).
+
+Host memory has a budget in bytes, slots are counted. Requests run from slots only; everything in a
+slot is in host memory too, so giving a slot to another adapter costs a copy and never a read.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chameleon_lora.errors import ConfigError
+from chameleon_lora.policy.entry import Entry, EntrySet, Tier
+from chameleon_lora.policy.eviction import Candidate, KeepRule, KeepWeights, keep_values
+from chameleon_lora.policy.request import Adapter, AdapterId
+from chameleon_lora.policy.slots import SlotTable
+
+SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
+THOROUGH = 64  # but each so manieth looks at all, for a large one may need more than a sample
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """How adapters are kept in host memory and in slots.
+
+    Attributes:
+        keep: which adapters are worth keeping.
+        host_bytes: budget of packed adapters in host memory; 0 means no bound.
+        window_s: sliding window in which uses count as frequency.
+        keeps_unused: False forgets an adapter when its last request ends (S-LoRA's rule).
+    """
+
+    keep: KeepRule = KeepRule.CHAMELEON
+    weights: KeepWeights = field(default_factory=KeepWeights)
+    host_bytes: int = 0
+    window_s: float = 300.0
+    keeps_unused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.host_bytes < 0:
+            raise ConfigError(f"cache.host_bytes is {self.host_bytes}; use 0 (no bound) or more")
+        if self.window_s <= 0:
+            raise ConfigError(f"cache.window_s is {self.window_s}; use a time above 0 seconds")
+
+
+class Residency:
+    """Every registered adapter and its tier. Owner: the scheduler; lives as long as the engine.
+
+    Invariants: bytes of LOADING and higher entries stay within the host budget (unless an adapter
+    turns out larger than foretold, until `overflow` is called); an entry with a running request, or
+    pinned, is never evicted; no cell of a slot has two adapters.
+    """
+
+    def __init__(self, settings: CacheSettings, slots: SlotTable, seed: int) -> None:
+        self._settings = settings
+        self._rng = random.Random(seed)
+        self._unneeded = EntrySet()  # evictable, and no waiting request names it
+        self._needed = EntrySet()  # evictable, but waiting requests name it
+        self._inflation = 0.0
+        self._tries = 0
+        self.entries: dict[AdapterId, Entry] = {}
+        self.slots = slots
+        self.host_bytes = 0
+
+    def register(self, adapter: Adapter) -> Entry:
+        """Afterwards the adapter is known, on disk. An id is registered once."""
+        assert adapter.id not in self.entries, f"adapter id {adapter.id} registered twice"
+        entry = self.entries[adapter.id] = Entry(adapter)
+        return entry
+
+    def forget(self, entry: Entry) -> None:
+        """Afterwards the adapter, which is on disk and unused, is unknown."""
+        assert entry.tier is Tier.DISK and not entry.queued
+        del self.entries[entry.adapter.id]
+
+    def queue(self, entry: Entry, change: int) -> None:
+        """Change the number of waiting requests that name the adapter."""
+        entry.queued += change
+        self._place(entry)
+
+    def start(self, entry: Entry, now_s: float) -> None:
+        """A waiting request of the adapter, which is in a slot, runs from now on."""
+        assert entry.cell is not None
+        if not entry.running:
+            self.slots.busy(entry.cells)
+        entry.running += 1
+        entry.last_use_s = now_s
+        entry.inflation = self._inflation
+        entry.uses_s.append(now_s)
+        self.queue(entry, -1)
+
+    def stop(self, entry: Entry) -> None:
+        """A running request of the adapter ended, or went back to its lane."""
+        entry.running -= 1
+        if not entry.running:
+            self.slots.busy(-entry.cells)
+        self._place(entry)
+
+    def pin(self, entry: Entry, *, is_pinned: bool) -> None:
+        """Protect the adapter from eviction, or no longer."""
+        entry.is_pinned = is_pinned
+        self._place(entry)
+
+    def can_hold(self, entry: Entry) -> bool:
+        """True when the budget is enough for the adapter, were nothing else in host memory."""
+        return not self._settings.host_bytes or entry.adapter.nbytes <= self._settings.host_bytes
+
+    def try_load(self, entry: Entry, sequence: int, now_s: float) -> tuple[AdapterId, ...] | None:
+        """Take room for a load and answer whom it evicts; None, and nothing changes, without room.
+
+        Adapters that waiting requests need go only when the unneeded ones do not suffice, and only
+        those whose requests all came after `sequence`, so that two loads never evict each other in
+        turn (ADR 0013).
+        """
+        budget = self._settings.host_bytes
+        lacking = self.host_bytes + entry.adapter.nbytes - budget if budget else 0
+        self._tries += 1
+        count = SAMPLED if self._tries % THOROUGH else len(self.entries)
+        chosen = self._cheapest(self._unneeded.sample(count, self._rng), lacking, now_s)
+        lacking -= sum(victim.adapter.nbytes for victim in chosen)
+        if lacking > 0:
+            rivals = [e for e in self._needed.sample(count, self._rng) if e.oldest > sequence]
+            more = self._cheapest(rivals, lacking, now_s)
+            lacking -= sum(victim.adapter.nbytes for victim in more)
+            chosen += more
+        if lacking > 0:
+            return None
+        entry.tier = Tier.LOADING
+        self.host_bytes += entry.adapter.nbytes
+        return tuple(self.evict(victim) for victim in chosen)
+
+    def loaded(self, entry: Entry, nbytes: int, rank: int) -> None:
+        """The load is done; size and rank are the true ones. Afterwards it is in host memory."""
+        assert entry.tier is Tier.LOADING
+        self.host_bytes += nbytes - entry.adapter.nbytes
+        entry.adapter = Adapter(entry.adapter.id, entry.adapter.name, rank, nbytes)
+        entry.cells = self.slots.needed(rank)
+        entry.tier = Tier.HOST
+        self._place(entry)
+
+    def evict(self, entry: Entry) -> AdapterId:
+        """Afterwards the adapter is on disk only, its bytes and slot are free. Answers its id."""
+        assert not entry.running, f"adapter {entry.adapter.name} is in use"
+        assert entry.tier is not Tier.DISK
+        self.host_bytes -= entry.adapter.nbytes
+        self.slots.remove(entry)
+        entry.tier = Tier.DISK
+        self._place(entry)
+        return entry.adapter.id
+
+    def overflow(self, now_s: float) -> tuple[AdapterId, ...]:
+        """Evict unneeded adapters until the budget holds again; answers whom."""
+        over = self.host_bytes - self._settings.host_bytes
+        if not self._settings.host_bytes or over <= 0:
+            return ()
+        chosen = self._cheapest(self._unneeded.sample(SAMPLED, self._rng), over, now_s)
+        return tuple(self.evict(victim) for victim in chosen)
+
+    def try_find_cell(self, entry: Entry, avoid: Sequence[range], now_s: float) -> int | None:
+        """Where the adapter, which is in no slot, would go at the least cost; None without room."""
+        return self.slots.try_find(entry.cells, avoid, lambda found: self._worth(found, now_s))
+
+    def activate(self, entry: Entry, cell: int) -> None:
+        """Give the adapter, which is in host memory only, its cells in place of their tenants."""
+        assert entry.tier is Tier.HOST
+        for former in self.slots.at(range(cell, cell + entry.cells)):
+            assert not former.running
+            self.slots.remove(former)
+            former.tier = Tier.HOST
+        self.slots.put(entry, cell)
+        entry.tier = Tier.SLOT
+
+    def _worth(self, entries: Sequence[Entry], now_s: float) -> list[float]:
+        """How much each is worth keeping, by the rule that was chosen."""
+        since_s = now_s - self._settings.window_s
+        candidates = [
+            Candidate(
+                e.adapter.id, e.adapter.nbytes, e.last_use_s, e.uses_since(since_s), e.inflation
+            )
+            for e in entries
+        ]
+        return keep_values(candidates, self._settings.keep, self._settings.weights)
+
+    def _cheapest(self, entries: Sequence[Entry], lacking: int, now_s: float) -> list[Entry]:
+        """The entries least worth keeping, enough for `lacking` bytes or all of them."""
+        if not entries or lacking <= 0:
+            return []
+        values = self._worth(entries, now_s)
+        chosen: list[Entry] = []
+        for value, _, entry in sorted(
+            (value, entry.adapter.id, entry) for value, entry in zip(values, entries, strict=True)
+        ):
+            if lacking <= 0:
+                break
+            chosen.append(entry)
+            lacking -= entry.adapter.nbytes
+            if self._settings.keep is KeepRule.GDSF:
+                self._inflation = max(self._inflation, value)
+        return chosen
+
+    def _place(self, entry: Entry) -> None:
+        self._unneeded.put(entry, is_member=entry.is_evictable and not entry.queued)
+        self._needed.put(entry, is_member=entry.is_evictable and entry.queued > 0)

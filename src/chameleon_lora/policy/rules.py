@@ -1,0 +1,68 @@
+"""The rules of admission to choose from."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from chameleon_lora.errors import ConfigError
+
+
+class Bypass(Enum):
+    """Which younger requests of a lane may pass a head that waits for a slot (ADR 0008)."""
+
+    OFF = "off"
+    PAPER = "paper"  # those predicted to end before the head's slot comes free
+    BACKFILL = "backfill"  # those, and all that do not keep the slot the head will get
+    ANY = "any"  # every one whose adapter is in a slot (vLLM's own rule; may starve the head)
+
+
+class Order(Enum):
+    """How requests stand inside a lane."""
+
+    FIFO = "fifo"
+    SJF = "sjf"  # by predicted output less an allowance for age (uServe)
+    BOOST = "boost"  # by arrival, moved earlier the smaller the request (ADR 0011)
+
+
+class LaneOrder(Enum):
+    """Which lane's head is tried next."""
+
+    SMALLEST = "smallest"  # from the smallest lane up (the paper's Algorithm 1)
+    SENIOR = "senior"  # the head that stands first by `Order` among all heads (ADR 0011)
+
+
+class Reserve(Enum):
+    """How much output a request is charged for when it is admitted."""
+
+    PREDICTED = "predicted"
+    MAXIMUM = "maximum"  # the client's max_tokens (S-LoRA)
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """How requests are admitted.
+
+    Attributes:
+        squash_limit: how often one request may be squashed; 0 turns squashing off.
+        overtake_limit: admissions of younger requests after which the oldest request held back
+            goes first; after twice as many nobody else is admitted before it (ADR 0012).
+        every_steps: admit only in each n-th step (S-LoRA: 10).
+        aging_tokens_per_s: with SJF, predicted tokens a request gains on others per second of age.
+    """
+
+    bypass: Bypass = Bypass.BACKFILL
+    squash_limit: int = 1
+    overtake_limit: int = 256
+    order: Order = Order.BOOST
+    lane_order: LaneOrder = LaneOrder.SENIOR
+    aging_tokens_per_s: float = 10.0
+    reserve: Reserve = Reserve.PREDICTED
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("squash_limit", 0), ("overtake_limit", 1), ("every_steps", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"admission.{name} is {getattr(self, name)}; use {least} or more")
+        if self.aging_tokens_per_s < 0:
+            raise ConfigError(
+                f"admission.aging_tokens_per_s is {self.aging_tokens_per_s}; use 0 or more"
+            )

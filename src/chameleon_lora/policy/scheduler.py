@@ -1,0 +1,239 @@
+"""The policy as one state machine: facts in, step plan out.
+
+A driver tells what happened (`arrived`, `loaded`, `finished`, ...) and asks `step` what to do now.
+Time is an argument in seconds and never runs backwards. The same facts and seed give the same plans.
+"""
+
+from chameleon_lora.policy.admission import Room, Round
+from chameleon_lora.policy.backlog import Backlog
+from chameleon_lora.policy.calibration import Calibration
+from chameleon_lora.policy.entry import Entry, Tier
+from chameleon_lora.policy.intake import Intake
+from chameleon_lora.policy.lanes import Stage, Ticket
+from chameleon_lora.policy.pace import Pace
+from chameleon_lora.policy.patience import Patience
+from chameleon_lora.policy.plan import Admission, Draft, Failure, Held, LaneState, StepPlan
+from chameleon_lora.policy.prefetch import Prefetcher
+from chameleon_lora.policy.quota import Quota, QuotaBook
+from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.residency import Residency
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
+from chameleon_lora.policy.slots import SlotTable
+from chameleon_lora.policy.squash import promise_breakers
+
+RETRY_AFTER_S = 1.0  # a broken adapter is read again for a request that comes later than this
+
+
+class Scheduler:
+    """All unfinished requests and all registered adapters of one engine.
+
+    Invariants: a request is in exactly one stage until it is finished or failed; what lanes have
+    borrowed never exceeds their quotas; bytes in host memory never exceed the budget; an adapter with
+    a running request is never evicted.
+    """
+
+    def __init__(self, settings: PolicySettings, limits: EngineLimits) -> None:
+        self.settings = settings
+        self.limits = limits
+        slots = SlotTable(limits.slots, limits.slot_parts, limits.max_rank)
+        self.residency = Residency(settings.cache, slots, settings.seed)
+        self.backlog = Backlog()
+        self._calibration = Calibration(settings.lanes, Quota(limits.kv_tokens, limits.seats))
+        self._pace = Pace()
+        self._intake = Intake(settings, limits.kv_bytes_per_token, self._pace)
+        self._prefetcher = Prefetcher(settings.prefetch, self.residency)
+        self._book = QuotaBook(self._calibration.cut.quotas)
+        self._held: list[Held | None] = [None]
+        self._failed: dict[AdapterId, tuple[str, float]] = {}
+        self._draft = Draft()
+        self._step = 0
+
+    # Facts about adapters
+
+    def registered(self, adapter: Adapter) -> None:
+        """An adapter became known; it is on disk."""
+        self.residency.register(adapter)
+        self._intake.registered(adapter)
+
+    def unregistered(self, adapter_id: AdapterId) -> None:
+        """An adapter is withdrawn: requests that name it run to their end, then it is forgotten."""
+        entry = self.residency.entries[adapter_id]
+        entry.is_leaving = True
+        self._forget_if_done(entry)
+
+    def loaded(self, adapter_id: AdapterId, nbytes: int, rank: int, now_s: float) -> None:
+        """An adapter is in host memory; `nbytes` and `rank` are its true ones."""
+        self._prefetcher.ended()
+        entry = self.residency.entries[adapter_id]
+        self.residency.loaded(entry, nbytes, rank)
+        self._failed.pop(adapter_id, None)
+        self.backlog.unpark(adapter_id)
+        self._draft.drops += self.residency.overflow(now_s)
+        self._forget_if_done(entry)
+
+    def load_failed(self, adapter_id: AdapterId, reason: str, now_s: float) -> None:
+        """An adapter cannot be loaded: exactly the requests that wait for it end with this reason."""
+        self._prefetcher.ended()
+        entry = self.residency.entries[adapter_id]
+        self.residency.evict(entry)
+        self._failed[adapter_id] = (reason, now_s)
+        self._fail_waiting(entry, reason)
+
+    # Facts about requests
+
+    def arrived(self, request: Request, now_s: float) -> None:
+        """A request came in. Its id is new, its adapter registered."""
+        assert request.id not in self.backlog.tickets, f"request {request.id} arrived twice"
+        entry = None if request.adapter_id is None else self.residency.entries[request.adapter_id]
+        ticket = self._intake.ticket(request, entry, now_s)
+        ticket.lane = self._calibration.arrived(ticket.size, ticket.cost_tokens, now_s)
+        self._wait(ticket)
+        if entry is not None and entry.adapter.id in self._failed:
+            reason, failed_s = self._failed[entry.adapter.id]
+            if now_s < failed_s + RETRY_AFTER_S:
+                self._fail_waiting(entry, reason)
+
+    def requeued(self, request_id: RequestId, generated_tokens: int) -> None:
+        """A running request is to run later: preempted, squashed, or not admitted after all."""
+        ticket = self.backlog.running[request_id]
+        ticket.squashes += ticket.promised_to is not None
+        ticket.generated_tokens = generated_tokens
+        ticket.prefill_tokens = ticket.request.input_tokens + generated_tokens
+        self._stop(ticket)
+        self._wait(ticket)
+
+    def finished(self, request_id: RequestId, output_tokens: int, now_s: float) -> None:
+        """A request ended, wherever it stood: complete, aborted or failed. Unknown ids are ignored.
+
+        `output_tokens` teaches the length estimate if the request ran; 0 for an aborted one.
+        """
+        ticket = self.backlog.tickets.get(request_id)
+        if ticket is None:
+            return
+        entry = ticket.entry
+        if ticket.stage is Stage.RUNNING:
+            self._stop(ticket)
+            if output_tokens:
+                self._intake.lengths.observe(ticket.request.adapter_id, output_tokens)
+                self._calibration.finished(ticket.size, now_s - ticket.admitted_s)
+                self._pace.ended(ticket.request.input_tokens + output_tokens, now_s)
+        elif entry is not None:
+            self.residency.queue(entry, -1)
+        self.backlog.remove(ticket)
+        if entry is not None:
+            self._forget_if_done(entry)
+
+    # The decision
+
+    def step(self, now_s: float, room: Room) -> StepPlan:
+        """What to do now. The plan is taken as carried out; `requeued` takes parts back."""
+        self._step += 1
+        if self._calibration.is_due(now_s):
+            self._recut(now_s)
+        loads = self._prefetcher.plan(now_s)
+        for evicted in (adapter_id for load in loads for adapter_id in load.evicts):
+            self._park(evicted)
+        squash = self._admit(now_s, room, self._oldest_blocked())
+        draft, self._draft = self._draft, Draft()
+        return draft.plan(squash, loads)
+
+    def _admit(self, now_s: float, room: Room, blocked: Ticket | None) -> tuple[RequestId, ...]:
+        """Let in whom the round admits; answers whom it squashes."""
+        settings = self.settings.admission
+        if self._step % settings.every_steps:
+            self._held = [Held.CADENCE] * len(self.backlog.lanes)
+            return ()
+        turn = Round(
+            self.backlog.lanes, self._book, self.residency, room, settings, self.limits.block_tokens,
+            lambda ticket, cell: self._run(ticket, cell, now_s),
+        )  # fmt: skip
+        turn.run(
+            lambda: self.backlog.left_tokens(self._step),
+            Patience(self.backlog.oldest, blocked, settings.overtake_limit),
+            now_s,
+        )
+        self._held = turn.held
+        return promise_breakers(self.backlog, turn.held, turn.admitted, settings.squash_limit)
+
+    def _oldest_blocked(self) -> Ticket | None:
+        """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
+        entry = self._prefetcher.blocked
+        if entry is None:
+            return None
+        if self.residency.can_hold(entry):
+            return self.backlog.oldest_for(entry.adapter.id)
+        nbytes, budget = entry.adapter.nbytes, self.settings.cache.host_bytes
+        self._fail_waiting(entry, f"its {nbytes} bytes are above cache.host_bytes, {budget}")
+        return None
+
+    def _run(self, ticket: Ticket, cell: int | None, now_s: float) -> None:
+        """Carry out one admission; its adapter goes to this cell if it is in no slot yet."""
+        entry = ticket.entry
+        self.backlog.run(ticket)
+        if not ticket.admitted_step:
+            self._pace.admitted(now_s - ticket.arrived_s)
+        ticket.admitted_step, ticket.admitted_s = self._step, now_s
+        if entry is not None:
+            if cell is not None:
+                self.residency.activate(entry, cell)
+                self._draft.activate(entry.adapter.id, cell)
+            self.residency.start(entry, now_s)
+        head = self.backlog.lanes[ticket.lane].head()
+        is_bypass = head is not None and head.order < ticket.order
+        request = ticket.request
+        self._draft.admit.append(Admission(request.id, request.adapter_id, ticket.lane, is_bypass))
+
+    def lane_states(self) -> list[LaneState]:
+        """Each lane as it stands after the last step. O(waiting): for pages, not for steps."""
+        return self.backlog.lane_states(self._book, self._held)
+
+    # Steps of a request's way
+
+    def _wait(self, ticket: Ticket) -> None:
+        entry = ticket.entry
+        self.backlog.wait(ticket, is_ready=entry is None or entry.is_in_host)
+        if entry is not None:
+            self.residency.queue(entry, 1)
+            self._prefetcher.want(entry, ticket.sequence)
+
+    def _stop(self, ticket: Ticket) -> None:
+        """Take a running ticket off its slot; its quota returns."""
+        assert ticket.charge is not None
+        self._book.give_back(ticket.charge)
+        ticket.charge = None
+        self.backlog.stop(ticket)
+        if ticket.entry is not None:
+            self.residency.stop(ticket.entry)
+
+    def _fail_waiting(self, entry: Entry, reason: str) -> None:
+        """Exactly the requests that wait for the adapter end with this reason."""
+        for ticket in list(self.backlog.waiting_for(entry.adapter.id)):
+            self.residency.queue(entry, -1)
+            self.backlog.remove(ticket)
+            self._draft.fail.append(Failure(ticket.request.id, entry.adapter.id, reason))
+        self._forget_if_done(entry)
+
+    def _park(self, adapter_id: AdapterId) -> None:
+        """An adapter that waiting requests need left host memory for an older request's."""
+        self.backlog.park(adapter_id)
+        entry = self.residency.entries[adapter_id]
+        if entry.queued:
+            self._prefetcher.want(entry, entry.oldest)
+
+    def _forget_if_done(self, entry: Entry) -> None:
+        """Drop an adapter that nobody names any more, if it is leaving or unused ones are not kept."""
+        if entry.running or entry.queued or entry.tier is Tier.LOADING:
+            return
+        self._prefetcher.unwant(entry)
+        is_kept = self.settings.cache.keeps_unused or entry.is_pinned
+        if entry.is_in_host and (entry.is_leaving or not is_kept):
+            self._draft.drops.append(self.residency.evict(entry))
+        if entry.is_leaving:
+            self.residency.forget(entry)
+            self._failed.pop(entry.adapter.id, None)
+            self._intake.lengths.forget(entry.adapter.id)
+
+    def _recut(self, now_s: float) -> None:
+        cut = self._calibration.recut(now_s)
+        self._book.relimit(cut.quotas)
+        self.backlog.recut(cut.cutoffs)

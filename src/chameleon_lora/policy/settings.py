@@ -1,0 +1,112 @@
+"""Every setting of the policy, and the published policies as values of it."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import assert_never
+
+from chameleon_lora.policy.calibration import LaneSettings
+from chameleon_lora.policy.clusters import ClusterSettings
+from chameleon_lora.policy.eviction import KeepRule
+from chameleon_lora.policy.length import LengthSettings
+from chameleon_lora.policy.prefetch import PrefetchSettings
+from chameleon_lora.policy.residency import CacheSettings
+from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order, Reserve
+from chameleon_lora.policy.size import SizeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Every setting of the policy; the defaults are Chameleon's.
+
+    Attributes:
+        seed: start of the draws among adapters that may be evicted.
+    """
+
+    size: SizeSettings = field(default_factory=SizeSettings)
+    length: LengthSettings = field(default_factory=LengthSettings)
+    lanes: LaneSettings = field(default_factory=LaneSettings)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    prefetch: PrefetchSettings = field(default_factory=PrefetchSettings)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine has in all.
+
+    Attributes:
+        seats: requests it may run at the same time (max_num_seqs).
+        slots: places for adapters in a batch (max_loras), each of rank `max_rank`.
+        slot_parts: cells a slot is divided into for adapters of lower rank; a power of two.
+        kv_tokens: tokens the whole KV cache holds.
+        kv_bytes_per_token: to express adapter bytes in KV tokens.
+        block_tokens: tokens of one KV block.
+    """
+
+    seats: int
+    slots: int
+    kv_tokens: int
+    kv_bytes_per_token: int
+    block_tokens: int = 16
+    slot_parts: int = 1
+    max_rank: int = 16
+
+
+class Preset(Enum):
+    """A published policy. Each is a value of `PolicySettings`, run by the same code."""
+
+    CHAMELEON = "chameleon"
+    PAPER = "paper"  # Chameleon as published: FIFO lanes, the smallest first
+    VLLM = "vllm"  # FCFS, whoever fits passes; LRU; no prefetch
+    SLORA = "slora"  # FIFO on worst-case memory, every tenth step; nothing kept after use
+    SJF = "sjf"  # uServe: shortest predicted output first, with aging; LRU
+
+
+ONE_LANE = LaneSettings(cluster=ClusterSettings(max_lanes=1), has_quotas=False)
+NO_PREFETCH = PrefetchSettings(queued=False, max_loading=1)
+
+
+def preset(name: Preset) -> PolicySettings:
+    """The settings of a published policy."""
+    match name:
+        case Preset.CHAMELEON:
+            return PolicySettings()
+        case Preset.PAPER:
+            return PolicySettings(
+                admission=AdmissionSettings(
+                    bypass=Bypass.PAPER, order=Order.FIFO, lane_order=LaneOrder.SMALLEST
+                )
+            )
+        case Preset.VLLM:
+            return PolicySettings(
+                lanes=ONE_LANE,
+                admission=AdmissionSettings(
+                    bypass=Bypass.ANY, squash_limit=0, order=Order.FIFO, overtake_limit=1 << 60
+                ),
+                cache=CacheSettings(keep=KeepRule.LRU),
+                prefetch=NO_PREFETCH,
+            )
+        case Preset.SLORA:
+            return PolicySettings(
+                lanes=LaneSettings(cluster=ClusterSettings(max_lanes=1)),
+                admission=AdmissionSettings(
+                    bypass=Bypass.OFF,
+                    squash_limit=0,
+                    order=Order.FIFO,
+                    reserve=Reserve.MAXIMUM,
+                    every_steps=10,
+                ),
+                cache=CacheSettings(keep=KeepRule.LRU, keeps_unused=False),
+                prefetch=NO_PREFETCH,
+            )
+        case Preset.SJF:
+            return PolicySettings(
+                lanes=ONE_LANE,
+                admission=AdmissionSettings(
+                    bypass=Bypass.ANY, squash_limit=0, order=Order.SJF, overtake_limit=1 << 60
+                ),
+                cache=CacheSettings(keep=KeepRule.LRU),
+            )
+        case _:
+            assert_never(name)

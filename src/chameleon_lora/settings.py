@@ -1,0 +1,121 @@
+"""Every setting a user can give, checked where it enters.
+
+Settings come as nested mappings (TOML, `--set a.b=c`, vLLM's `--additional-config`) and leave as
+frozen dataclasses. `preset` chooses the values that the others change.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from chameleon_lora.errors import ConfigError
+from chameleon_lora.policy.settings import PolicySettings, Preset, preset
+
+T = TypeVar("T")
+POLICY = tuple(f.name for f in dataclasses.fields(PolicySettings))
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """How the driver serves.
+
+    Attributes:
+        adapters: folder whose sub-folders are served as adapters; "" for none.
+        scan_s: time between two looks at that folder.
+        trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
+        slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
+            power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
+    """
+
+    adapters: str = ""
+    scan_s: float = 1.0
+    trusts_hints: bool = False
+    slot_parts: int = 4
+
+    def __post_init__(self) -> None:
+        if self.scan_s < 0.1:
+            raise ConfigError(f"serving.scan_s is {self.scan_s}; use 0.1 seconds or more")
+        if self.slot_parts not in (1, 2, 4, 8, 16):
+            raise ConfigError(f"serving.slot_parts is {self.slot_parts}; use 1, 2, 4, 8 or 16")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one server."""
+
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
+
+
+def parse_settings(given: Mapping[str, Any]) -> Settings:
+    """The settings a mapping stands for.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    known = ("preset", "serving", *POLICY)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"setting {key!r} is unknown; known are {', '.join(sorted(known))}")
+    name = _convert(Preset, given.get("preset", Preset.CHAMELEON.value), "preset")
+    policy = {key: given[key] for key in POLICY if key in given}
+    return Settings(
+        policy=_changed(preset(name), policy, ""),
+        serving=_changed(ServingSettings(), given.get("serving", {}), "serving."),
+    )
+
+
+def _changed(base: T, given: Any, path: str) -> T:
+    """`base` with the given fields changed, checked one by one."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"setting {path[:-1]!r} is {given!r}; it takes a table of settings")
+    hints = get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in hints:
+            names = ", ".join(sorted(hints))
+            raise ConfigError(f"setting '{path}{key}' is unknown; known here are {names}")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            changes[key] = _changed(current, value, f"{path}{key}.")
+        else:
+            changes[key] = _convert(hints[key], value, f"{path}{key}")
+    try:
+        return dataclasses.replace(base, **changes)  # type: ignore[type-var]
+    except ConfigError as error:
+        if str(error).startswith(path):
+            raise
+        raise ConfigError(f"settings of '{path[:-1]}': {error}") from error
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """The value as `kind`, or ConfigError."""
+    if isinstance(kind, UnionType):
+        kind = get_args(kind)[0]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        allowed = [member.value for member in kind]
+        if value not in allowed:
+            raise ConfigError(f"setting '{path}' is {value!r}; use one of {', '.join(allowed)}")
+        return kind(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number:
+        return _finite(value, path)
+    if not isinstance(value, kind) or (kind is int and not is_number):
+        raise ConfigError(
+            f"setting '{path}' is {value!r}; it takes a value of type {kind.__name__}"
+        )
+    return value
+
+
+def _finite(value: float, path: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"setting '{path}' is {number}; it takes a finite number")
+    return number

@@ -1,0 +1,242 @@
+"""A written-out engine for policy tests: seats, slots, KV memory, loads that take time.
+
+It drives the policy as an engine does and checks at each step what must always hold.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from chameleon_lora.policy.admission import Room
+from chameleon_lora.policy.calibration import Cut
+from chameleon_lora.policy.plan import Activation, StepPlan
+from chameleon_lora.policy.quota import Quota
+from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
+
+
+@dataclass(slots=True)
+class Running:
+    """A request in the engine's batch."""
+
+    request: Request
+    true_output: int
+    generated: int = 0
+
+
+@dataclass(slots=True)
+class Done:
+    """How a request ended."""
+
+    arrived_s: float
+    first_s: float | None = None
+    end_s: float | None = None
+    failure: str | None = None
+
+
+@dataclass
+class EngineModel:
+    """One token per running request and step; a step takes `step_s` and each activation `copy_s`."""
+
+    settings: PolicySettings
+    limits: EngineLimits
+    step_s: float = 0.02
+    copy_s: float = 0.004
+    load_s: float = 0.1
+    batch_tokens: int = 512
+    broken: frozenset[AdapterId] = frozenset()
+    true_bytes: dict[AdapterId, int] = field(default_factory=dict)  # where not as foretold
+    true_ranks: dict[AdapterId, int] = field(default_factory=dict)
+    now_s: float = 0.0
+    policy: Scheduler = field(init=False)
+    running: dict[RequestId, Running] = field(default_factory=dict)
+    waiting: dict[RequestId, tuple[Request, int, int]] = field(default_factory=dict)
+    loading: list[tuple[float, AdapterId]] = field(default_factory=list)
+    host: set[AdapterId] = field(default_factory=set)
+    cells: list[AdapterId | None] = field(default_factory=list)  # of all slots
+    done: dict[RequestId, Done] = field(default_factory=dict)
+    plans: list[StepPlan] = field(default_factory=list)
+    squashed: int = 0
+    preemptions: Counter[RequestId] = field(default_factory=Counter)
+    activations: int = 0
+
+    def __post_init__(self) -> None:
+        self.policy = Scheduler(self.settings, self.limits)
+        self.cells = [None] * (self.limits.slots * self.limits.slot_parts)
+
+    def register(self, *adapters: Adapter) -> None:
+        """These adapters can be named from now on."""
+        for known in adapters:
+            self.policy.registered(known)
+
+    def preload(self, *adapters: Adapter) -> None:
+        """These adapters are registered and in host memory."""
+        self.register(*adapters)
+        residency = self.policy.residency
+        for known in adapters:
+            entry = residency.entries[known.id]
+            assert residency.try_load(entry, 0, self.now_s) is not None
+            residency.loaded(entry, known.nbytes, known.rank)
+            self.host.add(known.id)
+
+    def arrive(self, request: Request, true_output: int) -> None:
+        """A client's request comes in."""
+        self.done[request.id] = Done(self.now_s)
+        self.waiting[request.id] = (request, true_output, 0)
+        self.policy.arrived(request, self.now_s)
+
+    def abort(self, request_id: RequestId) -> None:
+        """The client goes away."""
+        self.running.pop(request_id, None)
+        self.waiting.pop(request_id, None)
+        self.done.pop(request_id, None)
+        self.policy.finished(request_id, 0, self.now_s)
+
+    def preempt(self, request_id: RequestId) -> None:
+        """The engine takes a request out of its batch."""
+        self.preemptions[request_id] += 1
+        self._take_back(request_id)
+
+    def _take_back(self, request_id: RequestId) -> None:
+        run = self.running.pop(request_id)
+        self.waiting[request_id] = (run.request, run.true_output, run.generated)
+        self.policy.requeued(request_id, run.generated)
+
+    def end_load(self, adapter_id: AdapterId, *, is_broken: bool) -> None:
+        """One load under way ends now."""
+        self.loading = [item for item in self.loading if item[1] != adapter_id]
+        if is_broken:
+            self.policy.load_failed(adapter_id, "its file is truncated", self.now_s)
+            return
+        self.host.add(adapter_id)
+        foretold = self.policy.residency.entries[adapter_id].adapter
+        nbytes = self.true_bytes.get(adapter_id, foretold.nbytes)
+        self.policy.loaded(
+            adapter_id, nbytes, self.true_ranks.get(adapter_id, foretold.rank), self.now_s
+        )
+
+    def kv_used(self) -> int:
+        """Tokens in KV blocks."""
+        block = self.limits.block_tokens
+        return sum(
+            ((r.request.input_tokens + r.generated) // block + 1) * block
+            for r in self.running.values()
+        )
+
+    def room(self) -> Room:
+        """What the policy is told before a step."""
+        return Room(
+            seats=self.limits.seats - len(self.running),
+            kv_tokens=self.limits.kv_tokens - self.kv_used(),
+            batch_tokens=self.batch_tokens - len(self.running),
+            is_empty=not self.running,
+        )
+
+    def step(self) -> StepPlan:
+        """One engine step: plan, carry out, generate."""
+        plan = self.plan()
+        self._generate(len(plan.activations))
+        self._finish_loads()
+        return plan
+
+    def plan(self) -> StepPlan:
+        """Ask for a plan and carry it out, up to the admissions."""
+        plan = self.policy.step(self.now_s, self.room())
+        self.plans.append(plan)
+        self._carry_out(plan)
+        return plan
+
+    def run_until_idle(self, limit: int = 100_000) -> None:
+        """Step until nothing waits, runs or loads."""
+        for _ in range(limit):
+            if not (self.running or self.waiting or self.loading):
+                return
+            self.step()
+        raise AssertionError(f"{len(self.waiting)} requests still wait after {limit} steps")
+
+    def _carry_out(self, plan: StepPlan) -> None:
+        for failure in plan.fail:
+            if self.waiting.pop(failure.request_id, None):
+                self.done[failure.request_id].failure = failure.reason
+        for request_id in plan.squash:
+            self._take_back(request_id)
+            self.squashed += 1
+        in_use = {r.request.adapter_id for r in self.running.values()}
+        for dropped in (*plan.drops, *(e for load in plan.loads for e in load.evicts)):
+            assert dropped not in in_use, "an adapter in use was evicted"
+            self.host.discard(dropped)
+            self._clear(dropped)
+        for load in plan.loads:
+            assert load.adapter_id not in self.host
+            self.loading.append((self.now_s + self.load_s, load.adapter_id))
+        for activation in plan.activations:
+            assert activation.adapter_id in self.host, "activated from nowhere"
+            self._copy(activation, in_use)
+            in_use.add(activation.adapter_id)
+        for admission in plan.admit:
+            request, true_output, generated = self.waiting.pop(admission.request_id)
+            assert admission.adapter_id is None or admission.adapter_id in self.cells
+            self.running[request.id] = Running(request, true_output, generated)
+
+    def _copy(self, activation: Activation, in_use: set[AdapterId | None]) -> None:
+        """Copy an adapter to its cells; whoever had one of them is in no slot any more."""
+        adapter_id, cell, limits = activation.adapter_id, activation.cell, self.limits
+        assert adapter_id not in self.cells, "an adapter was copied to a second place"
+        rank, cells = self.policy.residency.entries[adapter_id].adapter.rank, 1
+        while cells < limits.slot_parts and cells * limits.max_rank // limits.slot_parts < rank:
+            cells *= 2
+        assert 0 == cell % cells, "a window is not aligned"
+        for former in set(self.cells[cell : cell + cells]) - {None}:
+            assert former not in in_use, "a slot in use was overwritten"
+            self._clear(former)
+        self.cells[cell : cell + cells] = [adapter_id] * cells
+        self.activations += 1
+
+    def _clear(self, adapter_id: AdapterId | None) -> None:
+        self.cells = [None if tenant == adapter_id else tenant for tenant in self.cells]
+
+    def _generate(self, activations: int) -> None:
+        self.now_s += self.step_s + activations * self.copy_s
+        for request_id, run in list(self.running.items()):
+            run.generated += 1
+            done = self.done[request_id]
+            done.first_s = done.first_s or self.now_s
+            if run.generated >= run.true_output:
+                del self.running[request_id]
+                done.end_s = self.now_s
+                self.policy.finished(request_id, run.generated, self.now_s)
+
+    def _finish_loads(self) -> None:
+        for end_s, adapter_id in list(self.loading):
+            if end_s <= self.now_s:
+                self.end_load(adapter_id, is_broken=adapter_id in self.broken)
+
+
+def adapter(number: int, nbytes: int = 1_000_000, rank: int = 8) -> Adapter:
+    """A registered adapter for tests."""
+    return Adapter(AdapterId(number), f"adapter-{number}", rank, nbytes)
+
+
+def cut_lanes(policy: Scheduler, cutoffs: tuple[float, ...], quotas: tuple[Quota, ...]) -> None:
+    """Afterwards lanes are cut here and have these quotas, as if the last cut had found them."""
+    policy._calibration.cut = Cut(cutoffs, quotas)
+    policy._book.relimit(quotas)
+    policy.backlog.recut(cutoffs)
+
+
+def two_lanes(policy: Scheduler, small: Quota, large: Quota) -> None:
+    """Requests of up to about 800 tokens go to lane 0 from now on, larger ones to lane 1."""
+    policy._intake._sizer.size(1600, 16, None)  # the largest request there ever was
+    cut_lanes(policy, (0.5,), (small, large))
+
+
+def request(
+    name: str,
+    adapter_id: int | None = None,
+    tokens: int = 10,
+    output: int = 5,
+    limit: int | None = None,
+) -> Request:
+    """A request whose output length is foretold; `limit` is the client's, if it is another."""
+    named = None if adapter_id is None else AdapterId(adapter_id)
+    return Request(RequestId(name), named, tokens, limit or output, output)

@@ -1,0 +1,144 @@
+"""What must hold of the policy after every fact and every step, checked against the engine model."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tests.policy.engine_model import EngineModel
+
+from chameleon_lora.policy.entry import NEVER, Tier
+from chameleon_lora.policy.lanes import Stage, Ticket, _Ready
+from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.scheduler import Scheduler
+
+
+def check(engine: EngineModel) -> None:
+    """Every invariant of Scheduler and its parts, and that they tell of the engine as it is."""
+    policy = engine.policy
+    check_requests(engine)
+    check_lanes(policy)
+    check_quota(policy)
+    check_adapters(policy)
+    check_engine_agrees(engine)
+
+
+def check_requests(engine: EngineModel) -> None:
+    """No request is lost or held twice; each is in the stage it is in at the engine."""
+    policy, backlog = engine.policy, engine.policy.backlog
+    failing = {failure.request_id for failure in policy._draft.fail}
+    assert not engine.running.keys() & engine.waiting.keys()
+    assert backlog.tickets.keys() == (engine.running.keys() | engine.waiting.keys()) - failing
+    assert backlog.running.keys() == engine.running.keys()
+    limit = policy.settings.admission.overtake_limit
+    for request_id, ticket in backlog.tickets.items():
+        adapter_id = ticket.request.adapter_id
+        is_ready = adapter_id is None or policy.residency.entries[adapter_id].is_in_host
+        waits_in = Stage.READY if is_ready else Stage.LOADING
+        assert (Stage.RUNNING if request_id in engine.running else waits_in) is ticket.stage
+        assert (ticket.charge is not None) is (ticket.stage is Stage.RUNNING)
+        assert ticket.overtaken <= 2 * limit
+        assert ticket.squashes <= ticket_squash_bound(engine, ticket)
+
+
+def ticket_squash_bound(engine: EngineModel, ticket: Ticket) -> int:
+    """Requeues by the engine itself count as squashes too, so only the policy's are bounded."""
+    own = engine.policy.settings.admission.squash_limit
+    return own + engine.preemptions[ticket.request.id]
+
+
+def check_lanes(policy: Scheduler) -> None:
+    """Each ready ticket stands in its lane once, in both orders; nothing is counted below zero."""
+    backlog = policy.backlog
+    ready = [t for t in backlog.tickets.values() if t.stage is Stage.READY]
+    assert len(ready) == sum(lane.ready for lane in backlog.lanes)
+    for index, lane in enumerate(backlog.lanes):
+        mine = Counter(t.request.id for t in ready if t.lane == index)
+        with_adapter = Counter(t.request.id for t in ready if t.lane == index and t.entry)
+        assert mine == members([lane._order])
+        assert mine == members(lane._by_adapter.values())
+        assert with_adapter == members(lane._by_cells.values())
+        assert lane.ready == mine.total()
+        assert min(ready_in(ready, index), default=None) == (
+            head.order if (head := lane.head()) else None
+        )
+    by_age = Counter(t.request.id for _, t in backlog._by_age if t.stage is Stage.READY)
+    assert by_age == Counter(t.request.id for t in ready)
+    assert all(state.waiting >= 0 <= state.loading for state in policy.lane_states())
+
+
+def members(heaps: Iterable[_Ready]) -> Counter[str]:
+    """The ready tickets in these heaps."""
+    entries = [entry for heap in heaps for entry in heap._heap]
+    return Counter(str(t.request.id) for _, _, t in entries if t.stage is Stage.READY)
+
+
+def ready_in(ready: list[Ticket], lane: int) -> list[tuple[float, int]]:
+    """The places of the lane's ready tickets."""
+    return [ticket.order for ticket in ready if ticket.lane == lane]
+
+
+def check_quota(policy: Scheduler) -> None:
+    """What lanes lent is what running tickets borrowed; never above the limits they were lent under."""
+    book = policy._book
+    charges = [t.charge for t in policy.backlog.running.values() if t.charge]
+    lanes = range(len(book.limits))
+    used = [book.used(lane) for lane in lanes]
+    assert sum(q.tokens for q in used) == sum(n for charge in charges for _, n in charge.parts)
+    assert sum(q.seats for q in used) == len(charges)
+    if all(charge.epoch == book._epoch for charge in charges):
+        for lane in lanes:
+            assert 0 <= used[lane].tokens <= book.limits[lane].tokens
+            assert 0 <= used[lane].seats <= book.limits[lane].seats
+
+
+def check_adapters(policy: Scheduler) -> None:
+    """Counts, bytes and cells of every entry are those of the tickets and of one another."""
+    residency, tickets = policy.residency, policy.backlog.tickets.values()
+    queued = Counter(t.request.adapter_id for t in tickets if t.stage is not Stage.RUNNING)
+    running = Counter(t.request.adapter_id for t in tickets if t.stage is Stage.RUNNING)
+    for adapter_id, entry in residency.entries.items():
+        assert queued[adapter_id] == entry.queued
+        oldest = min((t.sequence for t in policy.backlog.waiting_for(adapter_id)), default=NEVER)
+        assert oldest == entry.oldest
+        assert running[adapter_id] == entry.running
+        assert (entry.cell is not None) is (entry.tier is Tier.SLOT)
+        assert not entry.running or entry.tier is Tier.SLOT
+        needed, unneeded = residency._needed._place, residency._unneeded._place
+        assert (adapter_id in needed) is (entry.is_evictable and entry.queued > 0)
+        assert (adapter_id in unneeded) is (entry.is_evictable and entry.queued == 0)
+    cells = residency.slots._cells
+    for index, tenant in enumerate(cells):
+        assert tenant is None or index in range(tenant.cell or 0, (tenant.cell or 0) + tenant.cells)
+    in_slots = [entry for entry in residency.entries.values() if entry.cell is not None]
+    assert sum(entry.cells for entry in in_slots) == len(cells) - cells.count(None)
+    assert sum(entry.cells for entry in in_slots if entry.running) == residency.slots.busy_cells
+    held = [e.adapter.nbytes for e in residency.entries.values() if e.tier is not Tier.DISK]
+    assert sum(held) == residency.host_bytes
+
+
+def check_engine_agrees(engine: EngineModel) -> None:
+    """Host memory, loads and slots are at the engine as the policy believes, but for drops to come."""
+    residency = engine.policy.residency
+    to_drop = set(engine.policy._draft.drops)
+    in_host = {adapter_id for adapter_id, e in residency.entries.items() if e.is_in_host}
+    loading = {adapter_id for adapter_id, e in residency.entries.items() if e.tier is Tier.LOADING}
+    assert in_host | to_drop == engine.host
+    assert loading == {adapter_id for _, adapter_id in engine.loading}
+    assert len(loading) == engine.policy._prefetcher._loading
+    for believed, true in zip(residency.slots._cells, engine.cells, strict=True):
+        believed_id = believed.adapter.id if believed else None
+        assert believed_id == true or (believed is None and true in to_drop)
+    budget = engine.settings.cache.host_bytes
+    if budget and not engine.true_bytes:
+        assert residency.host_bytes <= budget
+
+
+def check_idle(engine: EngineModel) -> None:
+    """Nothing is left: every request ended and gave back what it had borrowed."""
+    policy = engine.policy
+    check(engine)
+    assert not policy.backlog.tickets
+    assert all(done.end_s is not None or done.failure for done in engine.done.values())
+    for lane in range(len(policy._book.limits)):
+        assert (0, 0) == (policy._book.used(lane).tokens, policy._book.used(lane).seats)
+    left: set[AdapterId] = {i for i, e in policy.residency.entries.items() if e.is_leaving}
+    assert not left

@@ -1,0 +1,90 @@
+"""What a request is taken for when it arrives."""
+
+from tests.policy.engine_model import adapter, request
+
+from chameleon_lora.policy.entry import Entry
+from chameleon_lora.policy.intake import Intake
+from chameleon_lora.policy.length import LengthSettings
+from chameleon_lora.policy.pace import Pace
+from chameleon_lora.policy.rules import AdmissionSettings, Order, Reserve
+from chameleon_lora.policy.settings import PolicySettings
+
+FIFO = AdmissionSettings(order=Order.FIFO)
+
+
+def make(admission: AdmissionSettings = FIFO, pace: Pace | None = None) -> Intake:
+    """An intake that expects 50 tokens of output and counts 100 bytes as one token."""
+    settings = PolicySettings(admission=admission, length=LengthSettings(prior_tokens=50))
+    return Intake(settings, 100, pace or Pace())
+
+
+def test_sequences_count_arrivals() -> None:
+    """The first request is number 1."""
+    intake = make()
+    assert [1, 2] == [intake.ticket(request(name), None, 0.0).sequence for name in "ab"]
+
+
+def test_hint_is_believed_up_to_the_clients_limit() -> None:
+    """A foretold output of 30 counts as 30, or as 20 if the client allows no more."""
+    intake = make()
+    assert 30 == intake.ticket(request("a", output=30, limit=90), None, 0.0).output_tokens
+    assert 20 == intake.ticket(request("b", output=30, limit=20), None, 0.0).output_tokens
+
+
+def test_without_hint_the_estimate_counts() -> None:
+    """0 or no hint: what the estimator expects, within the client's limit."""
+    intake = make()
+    assert 50 == intake.ticket(request("a", output=0, limit=90), None, 0.0).output_tokens
+    assert 7 == intake.ticket(request("b", output=0, limit=7), None, 0.0).output_tokens
+
+
+def test_cost_is_input_output_and_adapter_in_tokens() -> None:
+    """10 + 5 tokens and 450 bytes at 100 a token cost 19."""
+    ticket = make().ticket(request("a", 1), Entry(adapter(1, 450)), 0.0)
+    assert (19, 10) == (ticket.cost_tokens, ticket.prefill_tokens)
+
+
+def test_worst_case_reservation_charges_the_clients_limit() -> None:
+    """With Reserve.MAXIMUM the cost has 90 instead of the foretold 5."""
+    intake = make(AdmissionSettings(order=Order.FIFO, reserve=Reserve.MAXIMUM))
+    ticket = intake.ticket(request("a", limit=90), None, 0.0)
+    assert (100, 5) == (ticket.cost_tokens, ticket.output_tokens)
+
+
+def test_fifo_orders_by_arrival() -> None:
+    """However long they are."""
+    intake = make()
+    long = intake.ticket(request("a", output=900), None, 0.0)
+    short = intake.ticket(request("b", output=1), None, 0.0)
+    assert long.order < short.order
+
+
+def test_sjf_orders_by_output_with_an_allowance_for_age() -> None:
+    """At 10 tokens a second, a request 5 s older may be up to 50 tokens longer."""
+    intake = make(AdmissionSettings(order=Order.SJF, aging_tokens_per_s=10.0))
+    old = intake.ticket(request("old", output=60), None, 0.0)
+    shorter = intake.ticket(request("shorter", output=9), None, 5.0)
+    longer = intake.ticket(request("longer", output=11), None, 5.0)
+    assert shorter.order < old.order < longer.order
+
+
+def test_boost_orders_by_arrival_less_a_head_start_for_small_ones() -> None:
+    """Where requests wait 10 s, a small one passes a large one that came a little before, not long."""
+    pace = Pace()
+    for tenth in range(1000):
+        pace.admitted(10.0)
+        pace.ended(100, tenth / 10)
+    intake = make(AdmissionSettings(order=Order.BOOST), pace)
+    large = intake.ticket(request("large", tokens=30_000), None, 200.0)
+    small = intake.ticket(request("small"), None, 201.0)
+    much_later = intake.ticket(request("later"), None, 400.0)
+    assert small.order < large.order < much_later.order
+
+
+def test_registered_adapters_count_for_the_size() -> None:
+    """Beside one of twice the bytes an adapter's request has half the size."""
+    intake = make()
+    intake.registered(adapter(2, 900))
+    entry = Entry(adapter(1, 450))
+    intake.registered(entry.adapter)
+    assert 0.5 == intake.ticket(request("a", 1), entry, 0.0).size

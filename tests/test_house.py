@@ -1,0 +1,169 @@
+"""The rules of CONTRIBUTING.md that no linter holds."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import chameleon_lora
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "chameleon_lora"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PYTHON_FILES = sorted([*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("scripts/**/*.py")])
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+POLICY_FILE_LINES = 250
+FILE_LINES = 400
+FUNCTION_LINES = 60
+PUBLIC_NAMES = 12
+BANNED_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
+IMPORTED_LATE = frozenset({"vllm"})
+
+ADR_HEADINGS = ("Context", "Decision", "Consequences", "What would change our mind")
+ADR_STATUS = re.compile(
+    r"^Status: (proposed|accepted|rejected|superseded by \d{4}), \d{4}-\d\d-\d\d$"
+)
+BARE_IGNORE = re.compile(r"#\s*type:\s*ignore(?!\[[a-z-]+(,\s*[a-z-]+)*\])")
+FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MAKE_CALL = re.compile(r"^\s*(?:\$ )?make +([a-z][\w-]*)", re.MULTILINE)
+MAKE_TARGET = re.compile(r"^([a-z][\w-]*):(?!=)", re.MULTILINE)
+NAMED_FILE = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|md|toml|sh))(?:::[\w:]+)?`")
+
+
+def shown(path: Path) -> str:
+    """How a failure names a file: from the repository's root."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), shown(path))
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Each function and method of a file, inner ones included."""
+    return (
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+
+
+def imported_inside(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """The top package of each import in a function's body."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name.partition(".")[0] for alias in names)
+            case ast.ImportFrom(module=str(module)):
+                yield module.partition(".")[0]
+            case _:
+                pass
+
+
+def test_files_are_short() -> None:
+    """No policy file is over 250 lines and no other Python file over 400."""
+    too_long = [
+        f"{shown(path)}: {lines} lines, limit {limit}"
+        for path in PYTHON_FILES
+        for limit in (POLICY_FILE_LINES if path.parent == PACKAGE / "policy" else FILE_LINES,)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > limit
+    ]
+    assert [] == too_long
+
+
+def test_functions_are_short() -> None:
+    """No function, decorators included, is over 60 lines."""
+    too_long = [
+        f"{shown(path)}:{function.lineno} {function.name}: {lines} lines"
+        for path in PYTHON_FILES
+        for function in functions(parsed(path))
+        for first in (min(node.lineno for node in [*function.decorator_list, function]),)
+        if (lines := (function.end_lineno or first) - first + 1) > FUNCTION_LINES
+    ]
+    assert [] == too_long
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    """No file or folder of the package is called utils, helpers, common or misc."""
+    nameless = [shown(path) for path in PACKAGE.rglob("*") if path.stem.lower() in BANNED_NAMES]
+    assert [] == nameless
+
+
+def test_imports_are_absolute() -> None:
+    """No import begins with a dot."""
+    relative = [
+        f"{shown(path)}:{node.lineno}"
+        for path in PYTHON_FILES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom) and node.level > 0
+    ]
+    assert [] == relative
+
+
+def test_only_vllm_is_imported_inside_functions() -> None:
+    """In the package an import stands at the top of its file, unless engine_vllm imports vLLM."""
+    late = [
+        f"{shown(path)}:{function.lineno} {name}"
+        for path in SOURCES
+        for function in functions(parsed(path))
+        for name in imported_inside(function)
+        if name not in IMPORTED_LATE or PACKAGE / "engine_vllm" not in path.parents
+    ]
+    assert [] == late
+
+
+def test_the_public_door_is_narrow_and_complete() -> None:
+    """`__all__` holds at most 12 names, sorted, and they are all the public names there are."""
+    submodules = {path.stem for path in PACKAGE.iterdir()}
+    public = {name for name in vars(chameleon_lora) if not name.startswith("_")} - submodules
+    declared = chameleon_lora.__all__
+    assert sorted(declared) == declared
+    assert public | {"__version__"} == set(declared)
+    assert len(declared) <= PUBLIC_NAMES
+
+
+def test_each_ignore_names_its_code() -> None:
+    """No type error is silenced without naming it."""
+    bare = [
+        f"{shown(path)}:{number}"
+        for path in PYTHON_FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if BARE_IGNORE.search(line) and path != Path(__file__)
+    ]
+    assert [] == bare
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_has_its_four_parts_and_a_status(path: Path) -> None:
+    """Each ADR is numbered, says whether and since when it holds, and answers the four questions."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    headings = tuple(line.removeprefix("## ") for line in lines if line.startswith("## "))
+    assert re.match(r"\d{4}-[a-z0-9-]+$", path.stem)
+    assert headings == ADR_HEADINGS
+    assert [line for line in lines if ADR_STATUS.match(line)]
+
+
+def test_decisions_are_numbered_without_gap() -> None:
+    """ADR numbers run 1, 2, 3, so that a reference to one is never ambiguous."""
+    numbers = [int(path.stem[:4]) for path in DECISIONS]
+    assert list(range(1, len(numbers) + 1)) == numbers
+
+
+def test_make_commands_of_the_readme_exist() -> None:
+    """Each `make X` in a block of README.md is a target of the Makefile."""
+    blocks = FENCED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    called = {target for block in blocks for target in MAKE_CALL.findall(block)}
+    targets = set(MAKE_TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert set() == called - targets
+
+
+def test_the_paper_map_names_files_that_exist() -> None:
+    """docs/paper-map.md names files in backticks, from the root or the package, and each is there."""
+    named = NAMED_FILE.findall((ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8"))
+    missing = [
+        name for name in named if not any((base / name).is_file() for base in (ROOT, PACKAGE))
+    ]
+    assert named
+    assert [] == missing
