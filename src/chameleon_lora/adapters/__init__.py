@@ -1,0 +1,22 @@
+"""PEFT LoRA adapters as folders on disk.
+
+    untrusted   bytes and JSON from files nobody vouches for, within caps
+    config      adapter_config.json -> what it promises, and what vLLM would refuse
+    header      a safetensors header -> the tensors it lists, proved against the file's size
+    pairs       do the listed tensors make LoRA pairs of the promised rank?
+    inspect     all of it for one folder: AdapterInfo, or an error a user can act on
+    folder      a folder of adapters, served under their folder names
+    make        random adapters for tests and measurements (needs numpy)
+
+`make` is not imported here: reading adapters needs the standard library alone.
+"""
+
+from chameleon_lora.adapters.folder import AdapterFolder
+from chameleon_lora.adapters.inspect import (
+    AdapterInfo,
+    AdapterLimits,
+    inspect_adapter,
+    require_servable,
+)
+
+__all__ = ["AdapterFolder", "AdapterInfo", "AdapterLimits", "inspect_adapter", "require_servable"]

@@ -1,0 +1,205 @@
+"""What adapter_config.json promises, and which of its settings vLLM would refuse.
+
+The rules are those of vLLM 0.32 (vllm/lora/peft_helper.py: required fields, positive ranks, refused
+PEFT features), told before the engine is asked. Stricter than vLLM in three points: peft_type must
+be LORA, values must have their type, and modules_to_save is refused altogether, for vLLM takes
+it for classification models alone.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chameleon_lora.adapters.untrusted import open_regular, parse_object, quoted, read_exactly
+from chameleon_lora.errors import AdapterInvalidError
+
+CONFIG_NAME = "adapter_config.json"
+MAX_CONFIG_BYTES = 1 << 20
+MAX_DIFFERENT_RANKS = 256
+
+_LITERAL_KEY = re.compile(r"[\w.\-]+")
+_RETRAIN = "train or export it again without"
+_REFUSED_WHEN_SET = {
+    "use_dora": ("DoRA", f"{_RETRAIN} use_dora, or merge it into the base model"),
+    "modules_to_save": ("whole modules in a generating model", f"{_RETRAIN} modules_to_save"),
+    "lora_bias": ("LoRA bias", f"{_RETRAIN} lora_bias"),
+    "alora_invocation_tokens": ("activated LoRA", f"{_RETRAIN} alora_invocation_tokens"),
+    "layer_replication": ("replicated layers", f"{_RETRAIN} layer_replication"),
+    "use_bdlora": ("block-diagonal LoRA", f"{_RETRAIN} use_bdlora"),
+    "use_qalora": ("QALoRA", f"{_RETRAIN} use_qalora"),
+}
+_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """The fields serving needs. Broken fields have their zero value and a line in `problems`.
+
+    Attributes:
+        r: the rank of every module that `rank_pattern` does not name; 0 only with a problem.
+        rank_pattern: module name or regular expression -> its own rank, first match wins.
+        target_modules: one expression such as "all-linear" is a tuple of one.
+    """
+
+    r: int
+    alpha: float
+    base_model: str | None
+    target_modules: tuple[str, ...]
+    rank_pattern: dict[str, int]
+    problems: tuple[str, ...]
+
+    @property
+    def max_rank(self) -> int:
+        """The rank a slot needs to hold this adapter."""
+        return max([self.r, *self.rank_pattern.values()])
+
+    def rank_finder(self) -> Callable[[str], frozenset[int]]:
+        """A function: module -> ranks it may have; one, or all if a pattern is an expression.
+
+        Expressions from a file are never run: a hostile one could run for hours.
+        """
+        default = frozenset({self.r})
+        declared = default.union(self.rank_pattern.values())
+        if not all(_LITERAL_KEY.fullmatch(key) for key in self.rank_pattern):
+            return lambda _module: declared
+        places = {key: place for place, key in enumerate(self.rank_pattern)}
+
+        def find(module: str) -> frozenset[int]:
+            parts = module.split(".")
+            endings = (".".join(parts[start:]) for start in range(len(parts)))
+            first = min(
+                (key for key in endings if key in places), key=places.__getitem__, default=None
+            )
+            return default if first is None else frozenset({self.rank_pattern[first]})
+
+        return find if places else lambda _module: default
+
+
+def read_config_bytes(folder: Path) -> bytes:
+    """The raw adapter_config.json, at most MAX_CONFIG_BYTES.
+
+    Raises:
+        AdapterInvalidError: it is missing, unreadable or above the cap.
+    """
+    try:
+        with open_regular(folder / CONFIG_NAME) as file:
+            raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
+    except FileNotFoundError as error:
+        raise AdapterInvalidError(
+            f"{CONFIG_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "
+            "wrote"
+        ) from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise AdapterInvalidError(
+            f"{CONFIG_NAME} is above the limit of {MAX_CONFIG_BYTES} bytes; "
+            "way out: save the adapter again"
+        )
+    return raw
+
+
+def parse_config(raw: bytes) -> PeftConfig:
+    """The configuration with everything wrong in it listed.
+
+    Raises:
+        AdapterInvalidError: `raw` is not a JSON object.
+    """
+    fields = parse_object(raw, CONFIG_NAME)
+    r, alpha, pattern = fields.get("r"), fields.get("lora_alpha"), _rank_pattern(fields)
+    base_model = fields.get("base_model_name_or_path")
+    return PeftConfig(
+        r=r if _is_rank(r) and isinstance(r, int) else 0,
+        alpha=float(alpha) if _is_number(alpha) and isinstance(alpha, int | float) else 0.0,
+        base_model=base_model if isinstance(base_model, str) else None,
+        target_modules=_names(fields.get("target_modules")) or (),
+        rank_pattern=pattern or {},
+        problems=(*_broken_fields(fields), *_refused_features(fields)),
+    )
+
+
+def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
+    if fields.get("peft_type") != "LORA":
+        yield (
+            f"peft_type is {quoted(fields.get('peft_type'))}, only 'LORA' can be served; "
+            "way out: convert it to a LoRA adapter"
+        )
+    if not _is_rank(fields.get("r")):
+        yield (
+            f"r is {quoted(fields.get('r'))}, it must be a whole number above 0; "
+            f"way out: write the rank it was trained with into {CONFIG_NAME}"
+        )
+    if not _is_number(fields.get("lora_alpha")):
+        yield (
+            f"lora_alpha is {quoted(fields.get('lora_alpha'))}, it must be a number; "
+            f"way out: write the alpha it was trained with into {CONFIG_NAME}"
+        )
+    if "target_modules" not in fields or _names(fields["target_modules"]) is None:
+        yield (
+            f"target_modules is {quoted(fields.get('target_modules', 'missing'))}, vLLM 0.32 needs "
+            f"a name or a list of names; way out: list the trained modules in {CONFIG_NAME}"
+        )
+    if _rank_pattern(fields) is None:
+        yield (
+            f"rank_pattern is {quoted(fields['rank_pattern'])}, it must map names to at most "
+            f"{MAX_DIFFERENT_RANKS} different whole numbers above 0; way out: save the adapter again"
+        )
+    if not _is_alpha_pattern(fields.get("alpha_pattern")):
+        yield (
+            f"alpha_pattern is {quoted(fields['alpha_pattern'])}, it must map names to numbers; "
+            "way out: save the adapter again"
+        )
+
+
+def _refused_features(fields: dict[str, object]) -> Iterator[str]:
+    for key, (feature, way_out) in _REFUSED_WHEN_SET.items():
+        if fields.get(key):
+            yield f"{key} is {quoted(fields[key])}: vLLM 0.32 refuses {feature}; way out: {way_out}"
+    if fields.get("bias", "none") != "none":
+        yield (
+            f"bias is {quoted(fields['bias'])}: vLLM 0.32 refuses all but 'none'; "
+            f"way out: {_RETRAIN} bias"
+        )
+    init = fields.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
+        yield (
+            f"init_lora_weights is {quoted(init)}: vLLM 0.32 refuses starts that change the base "
+            "weights; way out: export it with PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    return None
+
+
+def _rank_pattern(fields: dict[str, object]) -> dict[str, int] | None:
+    value = fields.get("rank_pattern") or {}
+    if not isinstance(value, dict) or not all(_is_rank(rank) for rank in value.values()):
+        return None
+    return value if len(set(value.values())) <= MAX_DIFFERENT_RANKS else None
+
+
+def _is_alpha_pattern(value: object) -> bool:
+    return not value or (
+        isinstance(value, dict) and all(_is_number(alpha) for alpha in value.values())
+    )

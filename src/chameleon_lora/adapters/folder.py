@@ -1,0 +1,84 @@
+"""A folder of adapters, each served under its folder's name."""
+
+import stat
+from pathlib import Path
+
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.errors import AdapterNotFoundError
+
+MAX_NAME_BYTES = 255
+
+
+class AdapterFolder:
+    """The adapters below one root. Holds nothing but the path: each answer is the disk's.
+
+    Invariant: no answer names a path whose real place is outside the root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> tuple[str, ...]:
+        """Every sub-folder that holds a configuration, sorted; hidden and unnameable ones not.
+
+        Raises:
+            AdapterNotFoundError: the root itself cannot be listed.
+        """
+        return tuple(name for name in self._entries() if self.try_path(name) is not None)
+
+    def try_path(self, name: str) -> Path | None:
+        """The folder of that adapter, or None when there is none or the name is not allowed."""
+        if not _is_allowed(name):
+            return None
+        path = self.root / name
+        try:
+            is_inside = not path.is_symlink() or self._holds(path)
+            return path if is_inside and (path / CONFIG_NAME).is_file() else None
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+            return None
+
+    def scan(self) -> dict[str, str]:
+        """Name -> what changes when its files change, for folders that hold both files.
+
+        Looks at file status only: size, time of change and inode. One call is O(adapters).
+
+        Raises:
+            AdapterNotFoundError: the root itself cannot be listed. Not the same as an empty root.
+        """
+        found: dict[str, str] = {}
+        for name in self.names():
+            stamps = [_try_stamp(self.root / name / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
+            if None not in stamps:
+                found[name] = " ".join(filter(None, stamps))
+        return found
+
+    def _entries(self) -> list[str]:
+        try:
+            return sorted(entry.name for entry in self.root.iterdir())
+        except (OSError, ValueError) as error:
+            raise AdapterNotFoundError(
+                f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
+                "way out: create it, or give the folder that holds the adapters"
+            ) from error
+
+    def _holds(self, path: Path) -> bool:
+        root = self.root.resolve(strict=True)
+        return root in path.resolve(strict=True).parents
+
+
+def _is_allowed(name: str) -> bool:
+    """Printable (so no NUL, no line end, no broken UTF-8), one path part, not hidden."""
+    if not name or not name.isprintable() or name.startswith("."):
+        return False
+    return "/" not in name and "\\" not in name and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def _try_stamp(path: Path) -> str | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"

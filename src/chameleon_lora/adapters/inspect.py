@@ -1,0 +1,192 @@
+"""One adapter folder: what it holds, and why it cannot be served if it cannot."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from chameleon_lora.adapters.config import PeftConfig, parse_config, read_config_bytes
+from chameleon_lora.adapters.header import (
+    WEIGHTS_NAME,
+    TensorEntry,
+    parse_header,
+    read_header_bytes,
+)
+from chameleon_lora.adapters.pairs import lora_tensors, pair_problems
+from chameleon_lora.adapters.untrusted import is_folder, open_regular
+from chameleon_lora.errors import (
+    AdapterInvalidError,
+    AdapterNotFoundError,
+    AdapterTooLargeError,
+    ConfigError,
+)
+
+_PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLimits:
+    """What the engine can hold. `max_rank` None: any rank."""
+
+    max_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_rank is not None and self.max_rank < 1:
+            raise ConfigError(
+                f"max_rank is {self.max_rank}, the least is 1; way out: give the engine's "
+                "max_lora_rank"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """One adapter as its files describe it; what `problems` spoils is 0, (), or None.
+
+    Attributes:
+        name: the folder's name.
+        rank: the largest rank of any module: what a slot needs.
+        num_tensors: LoRA tensors, two a module.
+        nbytes: their bytes in the file, in the file's dtype; the engine may hold another dtype.
+        dtype: "float32" and the like, joined by "+" when mixed.
+        fingerprint: 16 hex digits; other content, another file or a newer one changes it.
+        problems: why it cannot be served, each with its way out; empty when it can.
+    """
+
+    name: str
+    path: Path
+    rank: int
+    alpha: float
+    base_model: str | None
+    target_modules: tuple[str, ...]
+    num_tensors: int
+    nbytes: int
+    dtype: str | None
+    fingerprint: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    tensors: tuple[TensorEntry, ...]
+    identity: tuple[bytes, ...]
+    problems: tuple[str, ...]
+
+
+_NO_CONFIG = PeftConfig(
+    r=0, alpha=0.0, base_model=None, target_modules=(), rank_pattern={}, problems=()
+)
+
+
+def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
+    """What the folder holds, with every problem found; never raises for what is on disk.
+
+    Reads the configuration and the safetensors header, never the weights.
+    """
+    if not is_folder(path):
+        return _info(path, _NO_CONFIG, _Weights((), (), (_no_folder(path),)), b"", limits)
+    raw, config = b"", _NO_CONFIG
+    problems: tuple[str, ...] = ()
+    try:
+        raw = read_config_bytes(path)
+        config = parse_config(raw)
+    except AdapterInvalidError as error:
+        problems = (str(error),)
+    found = _read_weights(path)
+    weights = _Weights(found.tensors, found.identity, problems + found.problems)
+    return _info(path, config, weights, raw, limits)
+
+
+def require_servable(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
+    """The adapter, which has no problems and is within the limits.
+
+    Raises:
+        AdapterNotFoundError: `path` is no folder.
+        AdapterInvalidError: it has problems; the message lists them all.
+        AdapterTooLargeError: its rank is above `limits.max_rank`, and that alone is wrong.
+    """
+    if not is_folder(path):
+        raise AdapterNotFoundError(f"adapter {path.name!r}: {_no_folder(path)}")
+    info = inspect_adapter(path)
+    if info.problems:
+        raise AdapterInvalidError(f"adapter {info.name!r}: {' | '.join(info.problems)}")
+    over = _over_limit(info.rank, limits)
+    if over is not None:
+        raise AdapterTooLargeError(f"adapter {info.name!r}: {over}")
+    return info
+
+
+def _info(
+    path: Path, config: PeftConfig, weights: _Weights, raw: bytes, limits: AdapterLimits | None
+) -> AdapterInfo:
+    tensors = lora_tensors(weights.tensors)
+    problems = [*weights.problems, *config.problems]
+    if not weights.problems:
+        problems += pair_problems(weights.tensors, config)
+    over = _over_limit(config.max_rank, limits)
+    if over is not None:
+        problems.append(over)
+    dtypes = sorted({entry.float_name or entry.dtype_code for entry in tensors})
+    return AdapterInfo(
+        name=path.absolute().name,
+        path=path,
+        rank=config.max_rank,
+        alpha=config.alpha,
+        base_model=config.base_model,
+        target_modules=config.target_modules,
+        num_tensors=len(tensors),
+        nbytes=sum(entry.nbytes for entry in tensors),
+        dtype="+".join(dtypes) or None,
+        fingerprint=_digest(raw, *weights.identity),
+        problems=tuple(problems),
+    )
+
+
+def _read_weights(folder: Path) -> _Weights:
+    identity: tuple[bytes, ...] = ()
+    try:
+        with open_regular(folder / WEIGHTS_NAME) as file:
+            status = os.fstat(file.fileno())
+            stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+            identity = (stamp.encode(),)
+            raw = read_header_bytes(file)
+        identity = (stamp.encode(), raw)
+        tensors = parse_header(raw, weights_bytes=status.st_size - 8 - len(raw))
+    except FileNotFoundError:
+        return _Weights((), (), (_no_weights(folder),))
+    except AdapterInvalidError as error:
+        return _Weights((), identity, (str(error),))
+    return _Weights(tensors, identity, ())
+
+
+def _no_folder(path: Path) -> str:
+    return f"there is no folder {str(path)!r}; way out: check the path and the server's rights"
+
+
+def _no_weights(folder: Path) -> str:
+    for name in _PICKLED_NAMES:
+        if os.path.lexists(folder / name):
+            return (
+                f"{name} is pickled, and only {WEIGHTS_NAME} is served; way out: load it with "
+                "torch.load(weights_only=True) and write it with safetensors.torch.save_file"
+            )
+    return (
+        f"{WEIGHTS_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "
+        "wrote"
+    )
+
+
+def _over_limit(rank: int, limits: AdapterLimits | None) -> str | None:
+    if limits is None or limits.max_rank is None or rank <= limits.max_rank:
+        return None
+    return (
+        f"its rank is {rank}, the limit is {limits.max_rank}; way out: start the engine with "
+        f"--max-lora-rank {rank} or more, or train the adapter with a smaller rank"
+    )
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]

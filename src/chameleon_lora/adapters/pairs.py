@@ -1,0 +1,111 @@
+"""Do the tensors of a file make LoRA pairs of the promised rank?
+
+A pair is A (rank, inputs) and B (outputs, rank). One line a kind of fault, with the first tensor
+and the count: a hostile file gets no page of its own.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from chameleon_lora.adapters.config import PeftConfig
+from chameleon_lora.adapters.header import TensorEntry
+from chameleon_lora.adapters.untrusted import quoted
+
+_PREFIX = "base_model.model."
+_A_ENDINGS = (".lora_A.weight", ".lora_embedding_A")
+_B_ENDINGS = (".lora_B.weight", ".lora_embedding_B")
+_SKIPPED_ENDINGS = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+_FUSED_EXPERTS = {".experts.base_layer": ".experts.gate_up_proj", ".experts": ".experts.down_proj"}
+
+
+def lora_tensors(tensors: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """Those that vLLM loads into a slot; base-model embeddings saved beside them are skipped."""
+    return tuple(entry for entry in tensors if entry.name.endswith(_A_ENDINGS + _B_ENDINGS))
+
+
+def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[str, ...]:
+    """What is wrong with the tensors as LoRA weights, one line a kind of fault."""
+    a_sides = {_module(t.name, _A_ENDINGS): t for t in tensors if t.name.endswith(_A_ENDINGS)}
+    b_sides = {_module(t.name, _B_ENDINGS): t for t in tensors if t.name.endswith(_B_ENDINGS)}
+    if not a_sides and not b_sides:
+        return (
+            "the weights hold no LoRA tensors; way out: save the adapter with PEFT's "
+            "save_pretrained, not the base model",
+        )
+    return (
+        *_alien(tensors),
+        *_one_sided(a_sides, b_sides),
+        *_not_float(lora_tensors(tensors)),
+        *_wrong_rank(a_sides, config, "lora_A", rank_dimension=0),
+        *_wrong_rank(b_sides, config, "lora_B", rank_dimension=1),
+    )
+
+
+def _module(name: str, endings: tuple[str, ...]) -> str:
+    for ending in endings:
+        name = name.removesuffix(ending)
+    return name.removeprefix(_PREFIX)
+
+
+def _alien(tensors: Sequence[TensorEntry]) -> Iterator[str]:
+    known = _A_ENDINGS + _B_ENDINGS + _SKIPPED_ENDINGS
+    names = [entry.name for entry in tensors if not entry.name.endswith(known)]
+    if names:
+        yield (
+            f"tensor {_first_of(names)} is no LoRA weight that vLLM 0.32 loads; "
+            "way out: save the adapter with PEFT's save_pretrained, without extra modules"
+        )
+
+
+def _one_sided(a_sides: dict[str, TensorEntry], b_sides: dict[str, TensorEntry]) -> Iterator[str]:
+    without_b = [name for name in a_sides if name not in b_sides]
+    without_a = [name for name in b_sides if name not in a_sides]
+    if without_b:
+        yield f"module {_first_of(without_b)} has lora_A but no lora_B; way out: save it again"
+    if without_a:
+        yield f"module {_first_of(without_a)} has lora_B but no lora_A; way out: save it again"
+
+
+def _not_float(tensors: Sequence[TensorEntry]) -> Iterator[str]:
+    names = [entry.name for entry in tensors if entry.float_name is None]
+    if names:
+        yield f"tensor {_first_of(names)} is not floating point; way out: save it as float16"
+
+
+def _wrong_rank(
+    sides: dict[str, TensorEntry], config: PeftConfig, side: str, rank_dimension: int
+) -> Iterator[str]:
+    """Nothing for a configuration without a rank: that is its own problem."""
+    if config.r == 0:
+        return
+    ranks_of = config.rank_finder()
+    wrong = [
+        name
+        for name, entry in sides.items()
+        if len(entry.shape) != 2
+        or not _fits(name, entry.shape[rank_dimension], ranks_of(_pattern_name(name)))
+    ]
+    if wrong:
+        ranks = sorted(ranks_of(_pattern_name(wrong[0])))
+        yield (
+            f"{side} of module {_first_of(wrong)} has shape {list(sides[wrong[0]].shape)}, the "
+            f"configuration promises rank {' or '.join(map(str, ranks[:8]))}; "
+            "way out: copy the adapter_config.json that was saved with these weights"
+        )
+
+
+def _fits(module: str, size: int, ranks: frozenset[int]) -> bool:
+    if module.endswith(tuple(_FUSED_EXPERTS)):  # PEFT stacks the experts along the rank
+        return size > 0 and any(size % rank == 0 for rank in ranks)
+    return size in ranks
+
+
+def _pattern_name(module: str) -> str:
+    """The name by which rank_pattern knows the module: fused experts go by their parameter."""
+    for ending, parameter in _FUSED_EXPERTS.items():
+        if module.endswith(ending):
+            return module.removesuffix(ending) + parameter
+    return module
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return quoted(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

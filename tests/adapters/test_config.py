@@ -1,0 +1,127 @@
+"""adapter_config.json: every setting that cannot be served, in real files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chameleon_lora.adapters.config import (
+    CONFIG_NAME,
+    MAX_CONFIG_BYTES,
+    PeftConfig,
+    parse_config,
+    read_config_bytes,
+)
+from chameleon_lora.errors import AdapterInvalidError
+
+SOUND: dict[str, object] = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "v_proj"],
+    "base_model_name_or_path": "tiny-llama",
+}
+
+
+def read(folder: Path, raw: bytes) -> PeftConfig:
+    """The configuration after `raw` was written to the folder."""
+    (folder / CONFIG_NAME).write_bytes(raw)
+    return parse_config(read_config_bytes(folder))
+
+
+def test_a_sound_configuration_is_read_in_full(tmp_path: Path) -> None:
+    """Each field is the file's, and nothing is a problem."""
+    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, ())
+    assert expected == read(tmp_path, json.dumps(SOUND).encode())
+
+
+@pytest.mark.parametrize("field", ["peft_type", "r", "lora_alpha", "target_modules"])
+def test_a_required_setting_may_not_be_missing(tmp_path: Path, field: str) -> None:
+    """vLLM needs r, lora_alpha and target_modules; peft_type says that it is LoRA at all."""
+    raw = json.dumps({key: value for key, value in SOUND.items() if key != field}).encode()
+    (problem,) = read(tmp_path, raw).problems
+    assert problem.startswith(f"{field} is ")
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"{", "is not JSON"),
+        (b"", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b'{"r": NaN}', "NaN is no JSON number"),
+        (b'{"r": 8, "r": 16}', "a key is given twice"),
+        (b'{"r": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "a JSON list, not an object"),
+        (b"null", "a JSON NoneType, not an object"),
+        (b" " * (MAX_CONFIG_BYTES + 1), f"above the limit of {MAX_CONFIG_BYTES} bytes"),
+    ],
+    ids=["cut", "empty", "utf16", "nan", "twice", "digits", "deep", "list", "null", "huge"],
+)
+def test_a_configuration_that_is_no_json_object_is_a_problem(
+    tmp_path: Path, raw: bytes, expected: str
+) -> None:
+    """Whatever bytes stand in adapter_config.json, the answer is an error with a way out."""
+    with pytest.raises(AdapterInvalidError) as raised:
+        read(tmp_path, raw)
+    assert expected in str(raised.value)
+    assert "way out: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("peft_type", "LOHA", "peft_type is 'LOHA', only 'LORA'"),
+        ("peft_type", None, "peft_type is None"),
+        ("r", 0, "r is 0, it must be a whole number above 0"),
+        ("r", -4, "r is -4"),
+        ("r", "4", "r is '4'"),
+        ("r", 4.0, "r is 4.0"),
+        ("r", True, "r is True"),
+        ("lora_alpha", "8", "lora_alpha is '8', it must be a number"),
+        ("lora_alpha", None, "lora_alpha is None"),
+        ("target_modules", {"a": 1}, "target_modules is {'a': 1}"),
+        ("target_modules", ["q_proj", 3], "vLLM 0.32 needs a name or a list of names"),
+        ("use_dora", True, "vLLM 0.32 refuses DoRA"),
+        ("bias", "all", "bias is 'all': vLLM 0.32 refuses all but 'none'"),
+        ("bias", None, "bias is None"),
+        ("lora_bias", True, "vLLM 0.32 refuses LoRA bias"),
+        ("modules_to_save", ["lm_head"], "modules_to_save is ['lm_head']: vLLM 0.32 refuses"),
+        ("modules_to_save", ["score"], "whole modules in a generating model"),
+        ("init_lora_weights", "pissa", "init_lora_weights is 'pissa': vLLM 0.32 refuses"),
+        ("alora_invocation_tokens", [1, 2], "refuses activated LoRA"),
+        ("layer_replication", [[0, 2]], "refuses replicated layers"),
+        ("use_bdlora", {"blocks": 2}, "refuses block-diagonal LoRA"),
+        ("use_qalora", True, "refuses QALoRA"),
+        ("rank_pattern", {"q_proj": 0}, "rank_pattern is {'q_proj': 0}"),
+        ("rank_pattern", ["q_proj"], "rank_pattern is ['q_proj']"),
+        ("rank_pattern", {f"m{i}": i + 1 for i in range(300)}, "at most 256 different"),
+        ("alpha_pattern", {"q_proj": "x"}, "alpha_pattern is {'q_proj': 'x'}"),
+    ],
+)
+def test_a_setting_that_cannot_be_served_is_a_problem(
+    tmp_path: Path, field: str, value: object, expected: str
+) -> None:
+    """Each setting vLLM refuses, and each of a wrong type, is named with its value."""
+    (problem,) = read(tmp_path, json.dumps({**SOUND, field: value}).encode()).problems
+    assert expected in problem
+    assert "way out: " in problem
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "EVA", "orthogonal", "lora_ga"])
+def test_starts_that_leave_the_base_model_alone_are_served(tmp_path: Path, init: object) -> None:
+    """init_lora_weights matters only where it changed the base model."""
+    raw = json.dumps({**SOUND, "init_lora_weights": init}).encode()
+    assert () == read(tmp_path, raw).problems
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"), [("all-linear", ("all-linear",)), (None, ()), ([], ())]
+)
+def test_target_modules_may_be_one_expression_or_none(
+    tmp_path: Path, targets: object, expected: tuple[str, ...]
+) -> None:
+    """A string is one target; null and an empty list are none, as vLLM reads them."""
+    config = read(tmp_path, json.dumps({**SOUND, "target_modules": targets}).encode())
+    assert (expected, ()) == (config.target_modules, config.problems)

@@ -1,0 +1,168 @@
+"""A folder of adapters: what is served, what is not, and that no name leads out."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.folder import AdapterFolder
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.errors import AdapterNotFoundError
+
+
+def write(folder: Path, *files: str) -> Path:
+    """A folder with these files in it."""
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with adapters b and a, and one adapter beside the root."""
+    write(tmp_path / "outside", CONFIG_NAME, WEIGHTS_NAME)
+    write(tmp_path / "root" / "b", CONFIG_NAME, WEIGHTS_NAME)
+    write(tmp_path / "root" / "a", CONFIG_NAME, WEIGHTS_NAME)
+    return tmp_path / "root"
+
+
+def test_names_are_the_sub_folders_with_a_configuration(root: Path) -> None:
+    """Sorted; hidden folders, files and folders without a configuration are not adapters."""
+    write(root / ".making-x", CONFIG_NAME, WEIGHTS_NAME)
+    write(root / "empty")
+    write(root / "line\nend", CONFIG_NAME)
+    (root / "file").write_text("x")
+    (root / CONFIG_NAME).write_text("{}")
+    assert ("a", "b") == AdapterFolder(root).names()
+
+
+def test_an_adapter_has_the_path_of_its_name(root: Path) -> None:
+    """The answer is the folder below the root."""
+    assert root / "a" == AdapterFolder(root).try_path("a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../outside",
+        "a/../../outside",
+        "a/",
+        "/a",
+        "a\\b",
+        "a\0",
+        "a\n",
+        ".a",
+        "~",
+        "x" * 256,
+        "é" * 128,
+        "\ud800",
+        "missing",
+    ],
+)
+def test_a_name_that_is_not_allowed_has_no_path(root: Path, name: str) -> None:
+    """Separators, dots, control signs, broken Unicode and overlong names are answered None."""
+    for odd in ("a\\b", "a\n", ".a", "~"):
+        write(root / odd, *([] if odd == "~" else [CONFIG_NAME]))
+    assert AdapterFolder(root).try_path(name) is None
+
+
+def test_an_absolute_name_has_no_path(root: Path) -> None:
+    """The full path of a real adapter is no name."""
+    assert AdapterFolder(root).try_path(str(root / "a")) is None
+
+
+def test_a_link_inside_the_root_is_an_adapter(root: Path) -> None:
+    """A second name for an adapter is served like the first."""
+    (root / "alias").symlink_to("a")
+    assert root / "alias" == AdapterFolder(root).try_path("alias")
+
+
+@pytest.mark.parametrize("target", ["../outside", "..", ".", "loop", "nowhere"])
+def test_a_link_out_of_the_root_has_no_path(root: Path, target: str) -> None:
+    """Links to outside, to the root itself, in a circle or to nothing are answered None."""
+    (root / CONFIG_NAME).write_text("{}")
+    (root.parent / CONFIG_NAME).write_text("{}")
+    (root / "loop").symlink_to(target)
+    assert AdapterFolder(root).try_path("loop") is None
+    assert ("a", "b") == AdapterFolder(root).names()
+
+
+def test_a_root_that_is_a_link_is_followed(root: Path) -> None:
+    """The operator's own link to the root is not an escape."""
+    link = root.parent / "link"
+    link.symlink_to(root)
+    (root / "alias").symlink_to("a")
+    assert ("a", "alias", "b") == AdapterFolder(link).names()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.text() | st.lists(st.sampled_from(["a", "..", "/", "\\", ".", "\0", "é"])).map("".join)
+)
+def test_no_name_raises_or_leads_out(tmp_path: Path, name: str) -> None:
+    """Whatever the name, the answer is None or a folder whose real place is inside the root."""
+    root = tmp_path / "root"
+    if not root.exists():
+        write(tmp_path / "outside", CONFIG_NAME)
+        write(root / "a", CONFIG_NAME)
+        (root / "é").symlink_to("../outside")
+    path = AdapterFolder(root).try_path(name)
+    assert path is None or root.resolve() in path.resolve().parents
+    assert name == "a" or path is None
+
+
+def test_a_root_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+    """A root that went away is told apart from one that is empty."""
+    with pytest.raises(AdapterNotFoundError, match="cannot be listed"):
+        AdapterFolder(tmp_path / "gone").scan()
+    assert {} == AdapterFolder(tmp_path).scan()
+
+
+def test_a_scan_skips_half_written_folders(root: Path) -> None:
+    """A folder counts once both files are there, as files."""
+    write(root / "half", CONFIG_NAME)
+    write(root / "odd", CONFIG_NAME)
+    (root / "odd" / WEIGHTS_NAME).mkdir()
+    assert {"a", "b"} == AdapterFolder(root).scan().keys()
+    (root / "half" / WEIGHTS_NAME).write_text("")
+    assert {"a", "b", "half"} == AdapterFolder(root).scan().keys()
+
+
+def test_a_scan_repeats_itself_while_nothing_changes(root: Path) -> None:
+    """The same files give the same answer."""
+    folder = AdapterFolder(root)
+    assert folder.scan() == folder.scan()
+
+
+@pytest.mark.parametrize("file", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("change", ["grown", "touched", "replaced"])
+def test_a_scan_sees_a_changed_file(root: Path, file: str, change: str) -> None:
+    """Size, time and inode of either file each change that adapter's stamp and no other."""
+    folder, path = AdapterFolder(root), root / "a" / file
+    before, status = folder.scan(), path.stat()
+    match change:
+        case "grown":
+            path.write_text("{} ")
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        case "touched":
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        case _:
+            shutil.copy2(path, root / "copy")
+            (root / "copy").replace(path)
+    after = folder.scan()
+    assert before["a"] != after["a"]
+    assert before["b"] == after["b"]
+
+
+def test_a_scan_forgets_a_removed_adapter(root: Path) -> None:
+    """A folder that is gone is gone from the answer."""
+    shutil.rmtree(root / "a")
+    assert {"b"} == AdapterFolder(root).scan().keys()
