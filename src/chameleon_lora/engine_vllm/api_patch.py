@@ -1,0 +1,143 @@
+"""What the API server does beyond vLLM's: adapters are offered without a load, and reasons arrive.
+
+Each change asks first whether this server runs Chameleon's scheduler, and is vLLM's own otherwise.
+"""
+
+import functools
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.adapters import AdapterFolder
+from chameleon_lora.engine_vllm.config import settings_of
+from chameleon_lora.engine_vllm.failure import client_error, failure_reason
+from chameleon_lora.engine_vllm.shelf import Shelf
+from chameleon_lora.engine_vllm.worker_patch import is_chameleon_scheduler
+from chameleon_lora.errors import AdapterError, AdapterNotFoundError
+
+SHELF = "chameleon_shelf"
+
+
+def install() -> None:
+    """Afterwards API servers of a Chameleon engine behave so. Idempotent."""
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    if hasattr(OpenAIServingModels, SHELF):
+        return
+    setattr(OpenAIServingModels, SHELF, None)
+    for owner, method, change in (
+        (OpenAIServingModels, "__init__", _with_shelf),
+        (OpenAIServingModels, "init_static_loras", _opening),
+        (OpenAIServingModels, "load_lora_adapter", _checking),
+        (OpenAIServingModels, "unload_lora_adapter", _withdrawing),
+        (BaseServing, "_check_model", _explaining),
+        (AsyncLLM, "add_lora", _offering),
+        (OutputProcessor, "process_outputs", _raising),
+    ):
+        stock = getattr(owner, method)
+        setattr(owner, method, functools.wraps(stock)(change(stock)))
+
+
+def _with_shelf(stock: Any) -> Any:
+    def init(models: Any, *args: Any, **kwargs: Any) -> None:
+        stock(models, *args, **kwargs)
+        config = getattr(models.engine_client, "vllm_config", None)
+        if config is None or not is_chameleon_scheduler(config.scheduler_config.scheduler_cls):
+            return
+        serving = settings_of(config).serving
+        folder = AdapterFolder(Path(serving.adapters).absolute()) if serving.adapters else None
+        if config.lora_config is not None:
+            shelf = Shelf(models, folder, serving.scan_s)
+            setattr(models, SHELF, shelf)
+            setattr(models.engine_client, SHELF, shelf)
+
+    return init
+
+
+def _opening(stock: Any) -> Any:
+    async def init_static_loras(models: Any) -> None:
+        await stock(models)
+        shelf = getattr(models, SHELF)
+        if shelf is not None:
+            await shelf.open()
+
+    return init_static_loras
+
+
+def _checking(stock: Any) -> Any:
+    async def load_lora_adapter(models: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        shelf = getattr(models, SHELF)
+        if shelf is not None and request.lora_path:
+            try:
+                await shelf.check(request.lora_path)
+            except AdapterNotFoundError as error:
+                return _error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
+            except AdapterError as error:
+                return _error(str(error), "BadRequestError", HTTPStatus.BAD_REQUEST)
+        return await stock(models, request, *args, **kwargs)
+
+    return load_lora_adapter
+
+
+def _withdrawing(stock: Any) -> Any:
+    async def unload_lora_adapter(models: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        shelf = getattr(models, SHELF)
+        answer = await stock(models, request, *args, **kwargs)
+        if shelf is not None and request.lora_name not in models.lora_requests:
+            await shelf.remove(request.lora_name)
+        return answer
+
+    return unload_lora_adapter
+
+
+def _explaining(stock: Any) -> Any:
+    async def check_model(serving: Any, request: Any) -> Any:
+        shelf = getattr(serving.models, SHELF, None)
+        if shelf is not None and isinstance(request.model, str):
+            await shelf.look(request.model)
+            reason = shelf.refused.get(request.model)
+            if reason is not None:
+                return _error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
+        return await stock(serving, request)
+
+    return check_model
+
+
+def _offering(stock: Any) -> Any:
+    async def add_lora(engine: Any, lora_request: Any) -> bool:
+        shelf = getattr(engine, SHELF, None)
+        if shelf is None:
+            return bool(await stock(engine, lora_request))
+        info = await shelf.check(lora_request.lora_path)
+        is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
+        await shelf.offer(lora_request.lora_name, lora_request.lora_path, info, is_3d=is_3d)
+        return True
+
+    return add_lora
+
+
+def _raising(stock: Any) -> Any:
+    def process_outputs(processor: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        failed = [(o.request_id, reason) for o in outputs if (reason := failure_reason(o))]
+        waiting = [(processor.request_states.get(i), reason) for i, reason in failed]
+        processed = stock(processor, outputs, *args, **kwargs)
+        for state, reason in waiting:
+            if state is not None and state.queue is not None:
+                state.queue.put(client_error(reason))  # takes the place of the bare error
+        return processed
+
+    return process_outputs
+
+
+def _error(message: str, kind: str, status: HTTPStatus) -> Any:
+    try:
+        from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+    except ImportError:  # vLLM 0.26
+        from vllm.entrypoints.openai.engine.protocol import ErrorInfo, ErrorResponse
+
+    return ErrorResponse(
+        error=ErrorInfo(message=message, type=kind, code=status.value, param="model")
+    )

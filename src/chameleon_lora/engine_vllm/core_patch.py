@@ -1,0 +1,53 @@
+"""What the engine process understands beyond vLLM: adapters announced and withdrawn by name."""
+
+import functools
+from typing import Any
+
+from chameleon_lora.engine_vllm.catalog import Announcement
+from chameleon_lora.engine_vllm.driver import Driver
+
+ANNOUNCE = "chameleon_announce"
+WITHDRAW = "chameleon_withdraw"
+
+
+def install() -> None:
+    """Afterwards a Chameleon engine takes adapters without loading them. Idempotent."""
+    from vllm.v1.engine.core import EngineCore
+
+    if hasattr(EngineCore, ANNOUNCE):
+        return
+    stock_add = EngineCore.add_lora
+
+    @functools.wraps(stock_add)  # vLLM decodes the argument by its annotation there
+    def add_lora(engine: Any, lora_request: Any) -> bool:
+        driver = driver_of(engine)
+        if driver is None:
+            return bool(stock_add(engine, lora_request))
+        is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
+        driver.announce(
+            Announcement(lora_request.lora_name, lora_request.lora_path, "", 0, 0, is_3d)
+        )
+        return True
+
+    def announce(engine: Any, sources: list[Any]) -> int:
+        """Each source is an Announcement's fields in order; answers how many were taken."""
+        driver = driver_of(engine)
+        if driver is None:
+            return 0
+        for fields in sources:
+            driver.announce(Announcement(*fields))
+        return len(sources)
+
+    def withdraw(engine: Any, names: list[Any]) -> int:
+        """Answers how many of the names were known."""
+        driver = driver_of(engine)
+        return 0 if driver is None else sum(driver.withdraw(name) for name in names)
+
+    EngineCore.add_lora = add_lora
+    setattr(EngineCore, ANNOUNCE, announce)
+    setattr(EngineCore, WITHDRAW, withdraw)
+
+
+def driver_of(engine: Any) -> Driver | None:
+    """The driver of a Chameleon engine, None for another engine."""
+    return getattr(engine.scheduler, "chameleon", None)

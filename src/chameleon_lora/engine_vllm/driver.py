@@ -1,0 +1,175 @@
+"""Between vLLM's scheduler and the policy: facts from the one, the plan of the other.
+
+It decides nothing. Which requests run is read off vLLM's own state at each step, so an abort, a
+disconnect, a preemption and a normal end all return quota the same way.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from chameleon_lora.engine_vllm.catalog import Announcement, Catalog, Version
+from chameleon_lora.engine_vllm.messages import (
+    Ack,
+    ActivateAdapter,
+    Activated,
+    Command,
+    DropAdapter,
+    LoadAdapter,
+    Loaded,
+    LoadFailed,
+)
+from chameleon_lora.policy.admission import Room
+from chameleon_lora.policy.plan import StepPlan
+from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.settings import ServingSettings
+
+HINT = "output_tokens"  # key in vllm_xargs
+
+
+class Driver:
+    """One engine's requests and adapters, in vLLM's terms and in the policy's.
+
+    Attributes:
+        planned: vLLM requests to admit in the step under way, in order.
+    """
+
+    def __init__(self, policy: Scheduler, serving: ServingSettings) -> None:
+        self.policy = policy
+        self.catalog = Catalog()
+        self.planned: deque[Any] = deque()
+        self._serving = serving
+        self._requests: dict[RequestId, Any] = {}
+        self._versions: dict[AdapterId, Version] = {}
+        self._now_s = 0.0
+
+    # What API servers say of adapters
+
+    def announce(self, source: Announcement) -> Version:
+        """Serve this content under this name from now on; requests under way keep the former."""
+        version, former = self.catalog.announce(source)
+        if version.id not in self._versions:
+            self._versions[version.id] = version
+            self.policy.registered(
+                Adapter(version.id, version.inner_name, source.rank, max(1, source.nbytes))
+            )
+        if former is not None:
+            self.policy.unregistered(former.id)
+        return version
+
+    def withdraw(self, name: str) -> bool:
+        """Serve this name no longer; requests under way run to their end. False if it is unknown."""
+        version = self.catalog.withdraw(name)
+        if version is not None:
+            self.policy.unregistered(version.id)
+        return version is not None
+
+    # What vLLM's scheduler does with its queue
+
+    def arrived(self, request: Any) -> None:
+        """A request joined vLLM's waiting queue, for the first time or again."""
+        request_id = RequestId(request.request_id)
+        former = self._requests.get(request_id)
+        if former is request:
+            self.returned(request)
+            return
+        if former is not None:  # ended since the last step; its id is used again
+            self._finish(request_id, former)
+        self._requests[request_id] = request
+        adapter = request.lora_request
+        self.policy.arrived(
+            Request(
+                id=request_id,
+                adapter_id=None if adapter is None else AdapterId(adapter.lora_int_id),
+                input_tokens=max(1, request.num_prompt_tokens),
+                max_output_tokens=max(1, request.max_tokens),
+                output_hint_tokens=self._hint(request),
+            ),
+            self._now_s,
+        )
+
+    def returned(self, request: Any) -> None:
+        """vLLM put a request back: preempted, squashed, or planned and skipped."""
+        request_id = RequestId(request.request_id)
+        if request_id in self.policy.backlog.running:
+            self.policy.requeued(request_id, request.num_output_tokens)
+
+    def withdrawn(self, request: Any) -> None:
+        """A waiting request was aborted."""
+        self._finish(RequestId(request.request_id), request)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that vLLM does not run yet; those that failed too, until vLLM was told."""
+        return len(self._requests) - len(self.policy.backlog.running) + len(self.planned)
+
+    def waiting_requests(self) -> Iterator[Any]:
+        """Them, by arrival."""
+        running = self.policy.backlog.running
+        planned = {request.request_id for request in self.planned}
+        return (r for i, r in self._requests.items() if i not in running or i in planned)
+
+    # One step
+
+    def begin_step(self, room: Room, now_s: float) -> StepPlan:
+        """Tell the policy who ended, ask it for the plan, and line up whom vLLM is to admit."""
+        self._now_s = now_s
+        for request_id in list(self.policy.backlog.running):
+            request = self._requests[request_id]
+            if request.is_finished():
+                self._finish(request_id, request)
+        plan = self.policy.step(now_s, room)
+        self.planned.extend(self._requests[admission.request_id] for admission in plan.admit)
+        return plan
+
+    def end_step(self) -> None:
+        """Take back those of the plan whom vLLM did not admit in this step."""
+        while self.planned:
+            self.returned(self.planned.pop())
+
+    def forget(self, request_id: RequestId) -> Any | None:
+        """The policy ended this request itself. Answers it, None if vLLM ended it before."""
+        return self._requests.pop(request_id, None)
+
+    def tick(self, now_s: float) -> None:
+        """It is this late: for arrivals between two steps."""
+        self._now_s = now_s
+
+    def commands(self, plan: StepPlan) -> tuple[Command, ...]:
+        """The plan's part for the workers, in the order in which they are to do it."""
+        evicted = [adapter_id for load in plan.loads for adapter_id in load.evicts]
+        drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
+        loads = [self._load(load.adapter_id) for load in plan.loads]
+        activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
+        return (*drops, *loads, *activations)
+
+    def acknowledge(self, acks: Iterable[Ack], now_s: float) -> None:
+        """Tell the policy what the workers did."""
+        for ack in acks:
+            match ack:
+                case Loaded():
+                    self.policy.loaded(AdapterId(ack.adapter_id), ack.nbytes, ack.rank, now_s)
+                case LoadFailed():
+                    self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s)
+                case Activated():
+                    pass
+
+    def _load(self, adapter_id: AdapterId) -> LoadAdapter:
+        version = self._versions[adapter_id]
+        source = version.source
+        return LoadAdapter(adapter_id, source.name, source.path, source.is_3d, source.fingerprint)
+
+    def _finish(self, request_id: RequestId, request: Any) -> None:
+        has_ended_well = str(request.get_finished_reason()) in ("stop", "length")
+        output_tokens = request.num_output_tokens if has_ended_well else 0
+        self.policy.finished(request_id, output_tokens, self._now_s)
+        self._requests.pop(request_id, None)
+
+    def _hint(self, request: Any) -> int | None:
+        params = request.sampling_params
+        if not self._serving.trusts_hints or params is None or not params.extra_args:
+            return None
+        hint = params.extra_args.get(HINT)
+        is_count = isinstance(hint, int) and not isinstance(hint, bool) and hint > 0
+        return hint if is_count else None

@@ -1,0 +1,87 @@
+"""What the scheduler tells the workers, and what they answer.
+
+Commands travel as an extra attribute of vLLM's SchedulerOutput, acks as one of ModelRunnerOutput.
+Both are pickled between processes. Only rank 0's acks reach the scheduler.
+"""
+
+from dataclasses import dataclass
+
+COMMANDS_ATTRIBUTE = "chameleon_commands"
+ACKS_ATTRIBUTE = "chameleon_acks"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Bring the adapter into host memory, in the background. Answered by Loaded or LoadFailed.
+
+    Sent again for an id already known, it replaces the weights and frees the adapter's slot.
+
+    Attributes:
+        path: a local folder, or a name vLLM can resolve to one.
+        is_3d: its mixture-of-experts weights are stored fused (LoRARequest.is_3d_lora_weight).
+        fingerprint: of the files meant; other files there are refused. "" if none was announced.
+    """
+
+    adapter_id: int
+    name: str
+    path: str
+    is_3d: bool = False
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DropAdapter:
+    """Forget the host copy, or the load under way, and free the adapter's slot. Not answered.
+
+    Only for an adapter that no scheduled request names.
+    """
+
+    adapter_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateAdapter:
+    """Put the host copy into the slot, from this cell on, in place of all it overlaps.
+
+    Answered by Activated. Without division of slots (`cells.py`), a cell is a slot.
+    """
+
+    adapter_id: int
+    cell: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The adapter is in host memory, ready to be activated.
+
+    Attributes:
+        nbytes: of the host copy on this rank, at the adapter's exact rank.
+        rank: that it takes in a slot; the whole slot's for one that cannot share.
+        seconds: from the start of the load; waiting for earlier loads not counted.
+    """
+
+    adapter_id: int
+    nbytes: int
+    rank: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The adapter cannot be loaded; `reason` is one line that names it and the cause."""
+
+    adapter_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The adapter is in its slot from this step on; `seconds` were spent inside the step."""
+
+    adapter_id: int
+    cell: int
+    seconds: float
+
+
+Command = LoadAdapter | DropAdapter | ActivateAdapter
+Ack = Loaded | LoadFailed | Activated

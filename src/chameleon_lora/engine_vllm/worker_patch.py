@@ -1,0 +1,105 @@
+"""Puts Chameleon into vLLM's workers; without Chameleon's scheduler everything stays vLLM's."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from chameleon_lora.engine_vllm.manager import manager_class
+from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
+from chameleon_lora.engine_vllm.observe import event_log, watch_stock
+
+_MARK = "is_chameleon"
+_PACKAGE = "chameleon_lora."
+# Where vLLM's asynchronous outputs keep the output they will return: model runner V1, V2.
+_INNER_OUTPUTS = ("_model_runner_output", "model_runner_output")
+
+
+def install() -> None:
+    """Afterwards workers of a Chameleon engine obey its scheduler. Idempotent, also per process."""
+    from vllm.v1.worker import lora_model_runner_mixin
+    from vllm.v1.worker.gpu_worker import Worker  # CPUWorker and XPUWorker inherit from it
+
+    stock = lora_model_runner_mixin.LRUCacheWorkerLoRAManager
+    if getattr(stock, _MARK, False):
+        return
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = _manager_factory(stock)
+    Worker.execute_model = _obeying(Worker.execute_model)
+    Worker.sample_tokens = _answering(Worker.sample_tokens)
+
+
+def is_chameleon_scheduler(scheduler_cls: str | Callable[..., Any] | None) -> bool:
+    """Whether --scheduler-cls names something of this package."""
+    if scheduler_cls is None:
+        return False
+    if not isinstance(scheduler_cls, str):
+        scheduler_cls = f"{scheduler_cls.__module__}.{scheduler_cls.__qualname__}"
+    return scheduler_cls.startswith(_PACKAGE)
+
+
+def with_acks(output: Any, manager: Any) -> Any:
+    """The output with the worker's news attached; None stays None and its news wait.
+
+    Never writes into an output: vLLM shares one object among all empty steps.
+    """
+    if output is None:
+        return None
+    acks = manager.poll_acks()
+    if not acks:
+        return output
+    for name in _INNER_OUTPUTS:
+        if hasattr(output, name):
+            setattr(output, name, _marked(getattr(output, name), acks))
+            return output
+    return _marked(output, acks)
+
+
+def _marked(output: Any, acks: tuple[Any, ...]) -> Any:
+    marked = copy.copy(output)
+    setattr(marked, ACKS_ATTRIBUTE, acks)
+    return marked
+
+
+def _manager_factory(stock: type[Any]) -> Callable[..., Any]:
+    @functools.wraps(stock, updated=())
+    def make_manager(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_chameleon_scheduler(vllm_config.scheduler_config.scheduler_cls):
+            return manager_class()(vllm_config, *args, **kwargs)
+        manager = stock(vllm_config, *args, **kwargs)
+        log = event_log()
+        if log is not None:
+            watch_stock(manager, log)
+        return manager
+
+    setattr(make_manager, _MARK, True)
+    return make_manager
+
+
+def _obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute_model)
+    def obey_then_execute(worker: Any, scheduler_output: Any) -> Any:
+        manager = _manager_of(worker)
+        if manager is None:
+            return execute_model(worker, scheduler_output)
+        with torch.inference_mode():
+            manager.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
+        return with_acks(execute_model(worker, scheduler_output), manager)
+
+    return obey_then_execute
+
+
+def _answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(sample_tokens)
+    def sample_then_answer(worker: Any, grammar_output: Any) -> Any:
+        manager = _manager_of(worker)
+        output = sample_tokens(worker, grammar_output)
+        return output if manager is None else with_acks(output, manager)
+
+    return sample_then_answer
+
+
+def _manager_of(worker: Any) -> Any | None:
+    manager = getattr(worker.model_runner, "lora_manager", None)
+    return manager if hasattr(manager, "poll_acks") else None

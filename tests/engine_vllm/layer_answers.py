@@ -1,0 +1,84 @@
+"""What real layers add for each adapter of a batch, and what their slots hold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tests.engine_vllm.conftest import HIDDEN, VOCABULARY
+
+from chameleon_lora.engine_vllm.cells import Cells
+from chameleon_lora.engine_vllm.host_image import slot_matrix, stacked_tensors
+
+TOLERANCE = 1e-6  # of the largest number a layer answers: sums that begin elsewhere round otherwise
+Deltas = dict[str, Any]
+
+
+def all_stacked(manager: Any) -> list[Any]:
+    """The tensors of all layers' slots."""
+    return [
+        stacked
+        for module in manager._adapter_manager.modules.values()
+        for factor in ("a", "b")
+        for stacked in stacked_tensors(module, factor)
+    ]
+
+
+def deltas(manager: Any, batch: Sequence[int]) -> Deltas:
+    """What each layer adds to its output, by row of a batch; 0 is a row of the base model."""
+    from vllm.lora.layers import LoRAMapping
+
+    slots = manager._adapter_manager
+    slots.set_adapter_mapping(LoRAMapping(tuple(batch), tuple(batch), is_prefill=True))
+    return {name: delta_of(module, len(batch)) for name, module in slots.modules.items()}
+
+
+def delta_of(module: Any, rows: int) -> Any:
+    """One layer's, for the same input in each row."""
+    generator = torch.Generator().manual_seed(5)
+    kind, punica = type(module).__name__, module.punica_wrapper
+    a, b = module.lora_a_stacked, module.lora_b_stacked
+    if kind == "VocabParallelEmbeddingWithLoRA":
+        tokens = torch.full((rows,), 77)
+        return module(tokens) - module.base_layer(tokens)
+    if kind == "LogitsProcessorWithLoRA":
+        x = torch.randn(1, HIDDEN, generator=generator).expand(rows, -1).contiguous()
+        y = torch.zeros(rows, VOCABULARY)
+        punica.add_lora_logits(y, x, a, b, 1.0)
+        return y
+    x = torch.randn(1, a[0].shape[-1], generator=generator).expand(rows, -1).contiguous()
+    y = torch.zeros(rows, sum(module.output_slices))
+    punica.add_lora_linear(y, x, a, b, 1.0, module.output_slices)
+    return y
+
+
+def assert_as_alone(manager: Any, alone: Mapping[int, Deltas], batch: Sequence[int]) -> None:
+    """Every row of every layer is as if its adapter had the slot, and 0 for the base model."""
+    for name, found in deltas(manager, batch).items():
+        for row, number in enumerate(batch):
+            if number == 0:
+                assert not found[row].any(), name
+                continue
+            expected = alone[number][name]
+            error = float((found[row] - expected).abs().max())
+            assert error <= TOLERANCE * float(expected.abs().max()), (name, number, error)
+
+
+def contents(manager: Any, cells: Cells, window: range) -> bytes:
+    """All that the layers hold in these cells' ranks of their slot."""
+    slot, first = cells.slot(window.start), cells.first_rank(window.start)
+    last = first + len(window) * (cells.max_rank // cells.parts)
+    found = bytearray()
+    for module in manager._adapter_manager.modules.values():
+        is_embedding = type(module).__name__ == "VocabParallelEmbeddingWithLoRA"
+        for stacked in stacked_tensors(module, "a"):
+            matrix = slot_matrix(stacked, slot)
+            part = matrix[:, first:last] if is_embedding else matrix[first:last]
+            found += part.numpy().tobytes()
+        for stacked in stacked_tensors(module, "b"):
+            found += slot_matrix(stacked, slot)[:, first:last].numpy().tobytes()
+    return bytes(found)
+
+
+def slot_bytes(manager: Any, slot: int) -> bytes:
+    """Everything in a slot."""
+    return b"".join(stacked[slot].numpy().tobytes() for stacked in all_stacked(manager))

@@ -1,0 +1,143 @@
+"""The patch of vLLM's workers: acks ride on outputs, and stock engines notice nothing."""
+
+import pickle
+from typing import Any
+
+import pytest
+
+from chameleon_lora.engine_vllm.messages import (
+    ACKS_ATTRIBUTE,
+    Ack,
+    ActivateAdapter,
+    Activated,
+    DropAdapter,
+    LoadAdapter,
+    Loaded,
+    LoadFailed,
+)
+
+torch = pytest.importorskip("torch")
+
+from chameleon_lora.engine_vllm.worker_patch import (  # noqa: E402
+    install,
+    is_chameleon_scheduler,
+    with_acks,
+)
+
+ACKS: tuple[Ack, ...] = (LoadFailed(1, "no such folder"),)
+
+
+class News:
+    """A manager that has these acks once."""
+
+    def __init__(self, acks: tuple[Ack, ...]) -> None:
+        self.acks = acks
+
+    def poll_acks(self) -> tuple[Ack, ...]:
+        """What is new."""
+        acks, self.acks = self.acks, ()
+        return acks
+
+
+class Output:
+    """Stands for a ModelRunnerOutput."""
+
+
+class AsyncOutputV1:
+    """Stands for model runner V1's asynchronous output."""
+
+    def __init__(self, inner: Output) -> None:
+        self._model_runner_output = inner
+
+    def get_output(self) -> Output:
+        """What the scheduler will receive."""
+        return self._model_runner_output
+
+
+class AsyncOutputV2:
+    """Stands for model runner V2's asynchronous output."""
+
+    def __init__(self, inner: Output) -> None:
+        self.model_runner_output = inner
+
+    def get_output(self) -> Output:
+        """What the scheduler will receive."""
+        return self.model_runner_output
+
+
+def test_acks_ride_on_a_copy() -> None:
+    """vLLM shares one object among all empty steps; it must not keep a step's acks."""
+    shared = Output()
+    answer = with_acks(shared, News(ACKS))
+    assert ACKS == getattr(answer, ACKS_ATTRIBUTE)
+    assert not hasattr(shared, ACKS_ATTRIBUTE)
+
+
+@pytest.mark.parametrize("wrapper", [AsyncOutputV1, AsyncOutputV2])
+def test_acks_ride_inside_asynchronous_outputs(wrapper: Any) -> None:
+    """The inner output, which the scheduler receives later, carries them."""
+    shared = Output()
+    answer = with_acks(wrapper(shared), News(ACKS))
+    assert ACKS == getattr(answer.get_output(), ACKS_ATTRIBUTE)
+    assert not hasattr(shared, ACKS_ATTRIBUTE)
+
+
+def test_no_output_keeps_the_news() -> None:
+    """execute_model answers None when sample_tokens follows: the acks wait for that."""
+    news = News(ACKS)
+    assert with_acks(None, news) is None
+    assert ACKS == news.acks
+
+
+def test_no_news_changes_nothing() -> None:
+    """The very same output is passed on."""
+    output = Output()
+    assert output is with_acks(output, News(()))
+
+
+@pytest.mark.parametrize(
+    ("scheduler_cls", "expected"),
+    [
+        (None, False),
+        ("vllm.v1.core.sched.scheduler.Scheduler", False),
+        ("chameleon_lora_other.scheduler", False),
+        ("chameleon_lora.engine_vllm.scheduler", True),
+        (with_acks, True),
+        (Output, False),
+    ],
+)
+def test_only_this_packages_scheduler_switches_chameleon_on(
+    scheduler_cls: Any, expected: bool
+) -> None:
+    """Decided by the qualified name of --scheduler-cls, given as text or as an object."""
+    assert expected is is_chameleon_scheduler(scheduler_cls)
+
+
+def test_messages_survive_pickling() -> None:
+    """Commands and acks cross process borders unchanged."""
+    messages = (
+        LoadAdapter(1, "a", "/a"),
+        DropAdapter(1),
+        ActivateAdapter(1, 0),
+        Loaded(1, 10, 8, 0.5),
+        LoadFailed(1, "reason"),
+        Activated(1, 0, 0.5),
+    )
+    assert messages == pickle.loads(pickle.dumps(messages))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_install_wraps_once_and_reaches_every_worker() -> None:
+    """A second install changes nothing; CPU workers inherit what was wrapped."""
+    pytest.importorskip("vllm")
+    from vllm.v1.worker import lora_model_runner_mixin
+    from vllm.v1.worker.cpu_worker import CPUWorker
+    from vllm.v1.worker.gpu_worker import Worker
+
+    install()
+    first = (Worker.execute_model, lora_model_runner_mixin.LRUCacheWorkerLoRAManager)
+    install()
+    assert first == (Worker.execute_model, lora_model_runner_mixin.LRUCacheWorkerLoRAManager)
+    assert Worker.execute_model is CPUWorker.execute_model
+    assert Worker.sample_tokens is CPUWorker.sample_tokens
