@@ -1,0 +1,1 @@
+"""Measures a running OpenAI-compatible server from outside: over HTTP, in real time."""

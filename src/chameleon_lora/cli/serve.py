@@ -1,0 +1,148 @@
+"""`chameleon serve`: vLLM's own server with Chameleon in it."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.adapters import AdapterFolder, inspect_adapter
+from chameleon_lora.cli.config import read_settings
+from chameleon_lora.engine_vllm import SCHEDULER
+from chameleon_lora.engine_vllm.launch import serve
+from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError
+from chameleon_lora.settings import parse_settings
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+PLUGIN = "chameleon"
+EPILOG = (
+    "Every flag of `vllm serve` may follow and means what it means there. "
+    "docs/settings.md lists Chameleon's own settings."
+)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `serve`; `args.rest` is filled with vLLM's flags."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a base model and a folder of adapters",
+        usage="chameleon serve MODEL --adapters DIR [--chameleon-config FILE] [--set KEY=VALUE] "
+        "[any vLLM flag]",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="as for vllm serve: a path or a hub's name")
+    parser.add_argument("--adapters", type=Path, metavar="DIR", help="a folder of PEFT adapters")
+    parser.add_argument("--chameleon-config", type=Path, metavar="FILE", help="settings in TOML")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="one setting, as admission.bypass=paper; goes before the file",
+    )  # fmt: skip
+    parser.set_defaults(run=serve_command, takes_rest=True)
+
+
+def serve_command(args: argparse.Namespace) -> int:
+    """Run the server until it is stopped; 2 if a setting is wrong."""
+    try:
+        arguments = vllm_arguments(args)
+    except ChameleonError as error:
+        print(f"chameleon serve: {error}", file=sys.stderr)
+        return 2
+    allow_plugin()
+    serve(arguments)
+    return 0
+
+
+def vllm_arguments(args: argparse.Namespace) -> list[str]:
+    """The arguments of `vllm serve` that do what was asked of `chameleon serve`.
+
+    Raises:
+        ConfigError: a setting is wrong, or a flag contradicts Chameleon.
+        AdapterNotFoundError: the folder of adapters cannot be listed.
+    """
+    settings = read_settings(args.chameleon_config, args.overrides)
+    named = parse_settings(settings).serving.adapters
+    adapters: Path | None = args.adapters or (Path(named) if named else None)
+    rest: list[str] = list(args.rest)
+    if _has(rest, "--scheduler-cls"):
+        raise ConfigError(
+            "--scheduler-cls is Chameleon's own here; use `vllm serve` to run another scheduler"
+        )
+    lora: list[str] = []
+    if adapters is not None:
+        if not adapters.is_dir():
+            raise ConfigError(
+                f"the adapters' place {str(adapters)!r} is not a folder; create it, or give "
+                "another with --adapters"
+            )
+        settings.setdefault("serving", {})["adapters"] = str(adapters.absolute())
+        lora = _lora_flags(adapters, rest)
+    extra, rest = _take_additional_config(rest)
+    config = json.dumps({**extra, "chameleon": settings})
+    return [
+        *(args.model, "--scheduler-cls", SCHEDULER),
+        *("--additional-config", config),
+        *lora,
+        *rest,
+    ]
+
+
+def allow_plugin() -> None:
+    """Afterwards vLLM loads Chameleon's plugin even if VLLM_PLUGINS names others only."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        os.environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}" if allowed else PLUGIN
+
+
+def _lora_flags(adapters: Path, rest: Sequence[str]) -> list[str]:
+    """LoRA on, and slots wide enough for the adapters that are there, unless the user says so."""
+    flags = [] if _has(rest, "--enable-lora") else ["--enable-lora"]
+    if not _has(rest, "--max-lora-rank"):
+        folder = AdapterFolder(adapters)
+        largest = max((_rank(adapters / name) for name in folder.names()), default=0)
+        rank = next((rank for rank in RANKS if rank >= max(largest, 16)), RANKS[-1])
+        flags += ["--max-lora-rank", str(rank)]
+    return flags
+
+
+def _rank(path: Path) -> int:
+    try:
+        info = inspect_adapter(path)
+    except AdapterError:
+        return 0
+    return 0 if info.problems else info.rank
+
+
+def _has(arguments: Sequence[str], flag: str) -> bool:
+    variants = (flag, flag.replace("-", "_").replace("__", "--", 1))
+    return any(argument.partition("=")[0] in variants for argument in arguments)
+
+
+def _take_additional_config(rest: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The user's own --additional-config, and the arguments without it."""
+    kept: list[str] = []
+    given: dict[str, Any] = {}
+    arguments = iter(rest)
+    for argument in arguments:
+        flag, separator, text = argument.partition("=")
+        if flag.startswith(("--additional-config.", "--additional_config.")):
+            raise ConfigError(
+                f"{flag} would replace Chameleon's settings in --additional-config; give "
+                "--additional-config one JSON object instead"
+            )
+        if flag not in ("--additional-config", "--additional_config"):
+            kept.append(argument)
+            continue
+        text = text if separator else next(arguments, "")
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"--additional-config {text!r} is not JSON: {error}") from error
+        if not isinstance(given, dict) or "chameleon" in given:
+            raise ConfigError(
+                "--additional-config takes a JSON object; Chameleon's own settings go into "
+                "--chameleon-config and --set"
+            )
+    return given, kept

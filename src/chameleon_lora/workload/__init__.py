@@ -1,0 +1,1 @@
+"""Timed requests for simulators and benchmarks: when, which adapter, how long."""
