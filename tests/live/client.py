@@ -1,0 +1,145 @@
+"""Asks a real server for completions and reads back token ids."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+
+T = TypeVar("T")
+LIMIT_S = 120.0
+_POLL_S = 0.05
+OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One greedy completion of exactly `tokens` tokens; `prompt` holds token ids."""
+
+    model: str
+    prompt: tuple[int, ...]
+    tokens: int = 24
+
+    def body(self, *, stream: bool) -> dict[str, Any]:
+        """The JSON body of POST /v1/completions."""
+        return {
+            "model": self.model,
+            "prompt": list(self.prompt),
+            "max_tokens": self.tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "return_token_ids": True,
+            "stream": stream,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: tokens, or the `error` object of OpenAI's form, or first some, then the other."""
+
+    status: int
+    tokens: tuple[int, ...] = ()
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One client of one server."""
+
+    session: aiohttp.ClientSession
+    url: str
+
+    async def ask(self, question: Question) -> Reply:
+        """The whole answer in one piece."""
+        body = question.body(stream=False)
+        async with self.session.post(f"{self.url}/v1/completions", json=body) as response:
+            found = await response.json()
+            if response.status != OK:
+                return Reply(response.status, error=found["error"])
+            return Reply(OK, tuple(found["choices"][0]["token_ids"]))
+
+    async def ask_all(self, questions: Sequence[Question], at_once: int) -> list[Reply]:
+        """The replies in the questions' order, so many under way at a time."""
+        seats = asyncio.Semaphore(at_once)
+
+        async def ask_in_turn(question: Question) -> Reply:
+            async with seats:
+                return await self.ask(question)
+
+        return list(await asyncio.gather(*map(ask_in_turn, questions)))
+
+    async def stream(self, question: Question, begun: asyncio.Event | None = None) -> Reply:
+        """The answer token by token; `begun` is set once its third token is there."""
+        body = question.body(stream=True)
+        tokens: list[int] = []
+        error: dict[str, Any] | None = None
+        async with self.session.post(f"{self.url}/v1/completions", json=body) as response:
+            if response.status != OK:
+                return Reply(response.status, error=(await response.json())["error"])
+            async for chunk in _chunks(response):
+                if "error" in chunk:
+                    error = chunk["error"]
+                    break
+                tokens += chunk["choices"][0]["token_ids"]
+                if begun is not None and len(tokens) >= 3:
+                    begun.set()
+        return Reply(OK, tuple(tokens), error)
+
+    async def hang_up(self, question: Question, after_tokens: int) -> None:
+        """Takes so many tokens, then closes the connection without a word."""
+        body = question.body(stream=True)
+        seen = 0
+        async with self.session.post(f"{self.url}/v1/completions", json=body) as response:
+            async for chunk in _chunks(response):
+                seen += len(chunk["choices"][0]["token_ids"])
+                if seen >= after_tokens:
+                    response.close()
+                    return
+        raise AssertionError(f"the stream ended after {seen} tokens, before it could be cut")
+
+    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
+        """Status and text of any other POST."""
+        async with self.session.post(f"{self.url}{path}", json=body) as response:
+            return response.status, await response.text()
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """What GET /v1/models lists, by id."""
+        async with self.session.get(f"{self.url}/v1/models") as response:
+            return {card["id"]: card for card in (await response.json())["data"]}
+
+    async def metric(self, name: str) -> float:
+        """The sum over all series of this name in GET /metrics."""
+        async with self.session.get(f"{self.url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+async def until(is_so: Callable[[], Awaitable[bool]], limit_s: float = 60.0) -> None:
+    """Returns once it is so; TimeoutError if that takes longer than the limit."""
+    async with asyncio.timeout(limit_s):
+        while not await is_so():
+            await asyncio.sleep(_POLL_S)
+
+
+def with_client(url: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """What `work` answers, given a connection of its own."""
+
+    async def run() -> T:
+        timeout = aiohttp.ClientTimeout(total=LIMIT_S)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            return await work(Connection(session, url))
+
+    return asyncio.run(run())
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> Any:
+    """The JSON of each `data:` line, up to `[DONE]`."""
+    async for line in response.content:
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            return
+        if data:
+            yield json.loads(data)

@@ -1,0 +1,198 @@
+"""The servers under test: how each is started, and the adapters they are given.
+
+Weights are numbered: weights n are those that seed n makes, wherever they are served and under
+whatever name. Stock vLLM's answers are known by that number.
+"""
+
+import itertools
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from tests.live.client import Connection, Question, Reply, with_client
+
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.bench.server import ServerSpec, free_port
+
+T = TypeVar("T")
+BASE = "base"
+CONTEXT_TOKENS = 1024
+RANKS = (4, 8, 16)
+WEIGHTS = tuple(range(12))
+SERVED = {f"a{number}": number for number in range(8)}
+"""Adapters that every server has from its start: name -> weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One way to run Chameleon.
+
+    Attributes:
+        slots: distinct adapters in one batch.
+        seats: requests that run at a time.
+        is_plain: vLLM's own command with `--scheduler-cls` and `--lora-modules`, rather than
+            `chameleon serve` with a watched folder.
+        flags: more of them.
+    """
+
+    name: str
+    slots: int
+    seats: int
+    is_plain: bool = False
+    flags: tuple[str, ...] = ()
+
+
+ONE_SEAT = Setup("one-seat-two-slots", slots=2, seats=1)
+MANY_SLOTS = Setup("plain-one-seat-eight-slots", slots=8, seats=1, is_plain=True)
+SHARED = Setup("two-slots-four-seats", slots=2, seats=4, flags=("--set", "serving.scan_s=0.2"))
+VLLM_PRESET = Setup(
+    "plain-preset-vllm",
+    slots=2,
+    seats=4,
+    is_plain=True,
+    flags=("--additional-config", '{"chameleon": {"preset": "vllm"}}'),
+)
+TIGHT_MEMORY = Setup(
+    "tight-kv-cache",
+    slots=4,
+    seats=4,
+    flags=("--num-gpu-blocks-override", "36", "--block-size", "32"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """The model, and adapter folders to copy from.
+
+    Attributes:
+        root: holds w0, w1, ...: the folder of each weights.
+    """
+
+    model: Path
+    root: Path
+
+    @classmethod
+    def make(cls, model: Path, root: Path) -> "Kit":
+        """Writes all WEIGHTS; weights of one rank have the same adapter_config.json."""
+        dims = ModelDims.from_model(model)
+        for number in WEIGHTS:
+            make_adapter(root / f"w{number}", dims, rank_of(number), seed=number, scale=1.0)
+        return cls(model, root)
+
+    def path(self, number: int) -> Path:
+        """The folder to copy from; not to be served."""
+        return self.root / f"w{number}"
+
+    def place(self, number: int, target: Path) -> Path:
+        """Copies weights to a folder that appears whole."""
+        staged = target.with_name(f".{target.name}-staged")
+        shutil.copytree(self.path(number), staged)
+        return staged.rename(target)
+
+    def replace_weights(self, number: int, target: Path) -> None:
+        """Puts other weights of the same rank into a folder, in one step."""
+        staged = target / f".{WEIGHTS_NAME}"
+        shutil.copyfile(self.path(number) / WEIGHTS_NAME, staged)
+        staged.replace(target / WEIGHTS_NAME)
+
+
+def rank_of(number: int) -> int:
+    """The rank of weights n."""
+    return RANKS[number % len(RANKS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server and the folder its adapters lie in, one folder for each name."""
+
+    url: str
+    adapters: Path
+    kit: Kit
+    _names: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def fresh_name(self) -> str:
+        """A name no adapter of this server has had."""
+        return f"late-{next(self._names)}"
+
+    def put(self, number: int, name: str | None = None) -> str:
+        """A new adapter's name, whose folder has just appeared."""
+        name = name or self.fresh_name()
+        self.kit.place(number, self.adapters / name)
+        return name
+
+    def ask(self, questions: Sequence[Question], at_once: int = 1) -> list[Reply]:
+        """The replies in the questions' order."""
+        return self.run(lambda client: client.ask_all(questions, at_once))
+
+    def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """What `work` answers, given a connection."""
+        return with_client(self.url, work)
+
+
+def server_spec(setup: Setup, kit: Kit, adapters: Path, log: Path) -> ServerSpec:
+    """How to start Chameleon so."""
+    port = free_port()
+    if setup.is_plain:
+        command = [
+            *_vllm_command(kit.model),
+            *("--scheduler-cls", "chameleon_lora.engine_vllm.scheduler"),
+            *_engine_flags(port, setup.slots, setup.seats),
+            *_modules(adapters),
+        ]
+    else:
+        command = [
+            *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", str(kit.model)),
+            *("--adapters", str(adapters)),
+            *_engine_flags(port, setup.slots, setup.seats),
+        ]
+    return _spec([*command, *setup.flags], port, log)
+
+
+def stock_spec(kit: Kit, log: Path) -> ServerSpec:
+    """vLLM without Chameleon, one request at a time, a slot for all weights and some to spare."""
+    port = free_port()
+    slots = len(WEIGHTS) + 4
+    command = [
+        *_vllm_command(kit.model),
+        *("--max-cpu-loras", str(slots)),
+        *_engine_flags(port, slots, seats=1),
+        *_modules(kit.root),
+    ]
+    return _spec(command, port, log)
+
+
+def _vllm_command(model: Path) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(model), "--enable-lora"),
+    )
+
+
+def _modules(adapters: Path) -> tuple[str, ...]:
+    return ("--lora-modules", *(f"{path.name}={path}" for path in sorted(adapters.iterdir())))
+
+
+def _engine_flags(port: int, slots: int, seats: int) -> tuple[str, ...]:
+    return (
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--served-model-name", BASE),
+        *("--max-loras", str(slots), "--max-lora-rank", str(max(RANKS))),
+        *("--max-num-seqs", str(seats)),
+        *("--max-num-batched-tokens", "256"),
+        *("--max-model-len", str(CONTEXT_TOKENS)),
+        *("--dtype", "float32", "--enforce-eager"),
+    )
+
+
+def _spec(command: list[str], port: int, log: Path) -> ServerSpec:
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    }
+    return ServerSpec(command, port, log, environment, start_limit_s=400.0)

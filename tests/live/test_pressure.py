@@ -1,0 +1,38 @@
+"""When the KV cache is too small for all that runs, requests wait or start over, and end right."""
+
+import pytest
+from tests.live.client import Connection, Question, Reply
+from tests.live.servers import BASE, TIGHT_MEMORY, Server
+from tests.live.stock import TALE, TALE_TELLERS, Stock
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.parametrize("server", [TIGHT_MEMORY], indirect=True, ids=["tight"]),
+]
+
+
+def test_preempted_requests_end_with_the_right_tokens(server: Server, stock: Stock) -> None:
+    """Ten long answers, of which two fit at once, all equal stock vLLM's, taken alone.
+
+    And vLLM did preempt some of them: 1152 tokens are all that the cache holds.
+    """
+
+    async def crowd(client: Connection) -> tuple[list[Reply], float]:
+        replies = await client.ask_all(questions, at_once=len(questions))
+        return replies, await client.metric("vllm:num_preemptions_total")
+
+    tellers = list(TALE_TELLERS) * 2
+    lengths = [600 - 20 * index for index in range(len(tellers))]
+    questions = [
+        Question(BASE if weights is None else f"a{weights}", TALE, tokens)
+        for weights, tokens in zip(tellers, lengths, strict=True)
+    ]
+    expected = [
+        stock.answer(weights, TALE, tokens)
+        for weights, tokens in zip(tellers, lengths, strict=True)
+    ]
+    replies, preemptions = server.run(crowd)
+    assert expected == [reply.tokens for reply in replies]
+    assert 0 < preemptions
