@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,6 +88,32 @@ class Connection:
                     begun.set()
         return Reply(OK, tuple(tokens), error)
 
+    @asynccontextmanager
+    async def streaming(self, questions: Sequence[Question]) -> AsyncIterator[list[list[Reply]]]:
+        """Streams each question again and again while the body runs: one is always under way.
+
+        The body begins once each has its third token. What it is given fills up: a list for each
+        question, complete at the end, whose last reply may be a refusal.
+        """
+        replies: list[list[Reply]] = [[] for _ in questions]
+        started = [asyncio.Event() for _ in questions]
+        is_over = asyncio.Event()
+
+        async def repeat(place: int) -> None:
+            while not is_over.is_set():
+                replies[place].append(await self.stream(questions[place], started[place]))
+                if replies[place][-1].status != OK:
+                    return
+
+        async with asyncio.TaskGroup() as streams:
+            for place in range(len(questions)):
+                streams.create_task(repeat(place))
+            await asyncio.gather(*(begun.wait() for begun in started))
+            try:
+                yield replies
+            finally:
+                is_over.set()
+
     async def hang_up(self, question: Question, after_tokens: int) -> None:
         """Takes so many tokens, then closes the connection without a word."""
         body = question.body(stream=True)
@@ -102,6 +129,11 @@ class Connection:
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
         """Status and text of any other POST."""
         async with self.session.post(f"{self.url}{path}", json=body) as response:
+            return response.status, await response.text()
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and text of any GET."""
+        async with self.session.get(f"{self.url}{path}") as response:
             return response.status, await response.text()
 
     async def models(self) -> dict[str, dict[str, Any]]:

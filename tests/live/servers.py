@@ -48,7 +48,12 @@ class Setup:
 
 ONE_SEAT = Setup("one-seat-two-slots", slots=2, seats=1)
 MANY_SLOTS = Setup("plain-one-seat-eight-slots", slots=8, seats=1, is_plain=True)
-SHARED = Setup("two-slots-four-seats", slots=2, seats=4, flags=("--set", "serving.scan_s=0.2"))
+SHARED = Setup(
+    "two-slots-four-seats",
+    slots=2,
+    seats=4,
+    flags=("--set", "serving.scan_s=0.2", "--set", "serving.debug_checks=true"),
+)
 VLLM_PRESET = Setup(
     "plain-preset-vllm",
     slots=2,
@@ -59,8 +64,11 @@ VLLM_PRESET = Setup(
 TIGHT_MEMORY = Setup(
     "tight-kv-cache",
     slots=4,
-    seats=4,
-    flags=("--num-gpu-blocks-override", "36", "--block-size", "32"),
+    seats=8,
+    flags=(
+        *("--num-gpu-blocks-override", "36", "--block-size", "32"),
+        *("--set", "serving.debug_checks=true", "--set", "device.promotions_per_s=1000.0"),
+    ),
 )
 
 
@@ -192,6 +200,7 @@ def _spec(command: list[str], port: int, log: Path) -> ServerSpec:
     environment = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",  # for the API server and the client
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     }

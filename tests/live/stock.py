@@ -22,12 +22,12 @@ PROMPTS = tuple(_random_prompt(seed, 6 + 7 * seed) for seed in range(5))
 """6 to 34 tokens."""
 TALE = _random_prompt(98, 12)
 """A prompt whose answer is known for TALE_TOKENS, long enough for much to happen meanwhile."""
-TALE_TOKENS = 800
+TALE_TOKENS = 320
 BOOK = _random_prompt(99, 300)
 """A prompt of several prefix-cache blocks."""
 TALE_TELLERS: tuple[int | None, ...] = (None, 0, 1, 2, 3)
 """The weights whose TALE is known; None is the base model."""
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ pytestmark = [
 
 
 def test_preempted_requests_end_with_the_right_tokens(server: Server, stock: Stock) -> None:
-    """Ten long answers, of which two fit at once, all equal stock vLLM's, taken alone.
+    """Ten long answers, of which three fit at once, all equal stock vLLM's, taken alone.
 
     And vLLM did preempt some of them: 1152 tokens are all that the cache holds.
     """
@@ -24,7 +24,7 @@ def test_preempted_requests_end_with_the_right_tokens(server: Server, stock: Sto
         return replies, await client.metric("vllm:num_preemptions_total")
 
     tellers = list(TALE_TELLERS) * 2
-    lengths = [600 - 20 * index for index in range(len(tellers))]
+    lengths = [320 - 12 * index for index in range(len(tellers))]
     questions = [
         Question(BASE if weights is None else f"a{weights}", TALE, tokens)
         for weights, tokens in zip(tellers, lengths, strict=True)

@@ -1,0 +1,148 @@
+"""Chameleon's routes and metrics on a real server."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.live.client import OK, Connection, Question
+from tests.live.servers import BASE, SHARED, Server, rank_of
+from tests.live.stock import PROMPTS
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.parametrize("server", [SHARED], indirect=True, ids=["shared"]),
+]
+BAD_REQUEST, NOT_FOUND = 400, 404
+LOADED = "vllm:lora_adapter_loaded"
+ADAPTER_FIELDS = {
+    *("name", "rank", "bytes", "tier", "blocks", "is_promoting"),
+    *("running", "queued", "is_pinned", "is_leaving", "cell"),
+}
+LANE_FIELDS = {
+    *("lane", "waiting", "loading", "running", "quota_tokens", "used_tokens"),
+    *("head", "head_adapter", "held", "why"),
+}
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def state(client: Connection) -> Any:
+    """GET /chameleon/state."""
+    status, text = await client.get("/chameleon/state")
+    assert OK == status
+    return json.loads(text)
+
+
+async def pin(client: Connection, name: str, verb: str = "pin") -> tuple[int, str]:
+    """POST to one of the two routes."""
+    return await client.post(f"/v1/{verb}_lora_adapter", {"lora_name": name})
+
+
+async def metrics(client: Connection) -> Series:
+    """Each series of GET /metrics, as Prometheus's own parser reads it."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    status, text = await client.get("/metrics")
+    assert OK == status
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def total(series: Series, name: str) -> float:
+    """The sum over all series of a name."""
+    return sum(value for (found, _), value in series.items() if found == name)
+
+
+def test_the_state_shows_lanes_tiers_and_adapters(server: Server) -> None:
+    """After a request its adapter is in a slot, with its rank; nobody waits."""
+
+    async def ask_then_look(client: Connection) -> Any:
+        await client.ask(Question(name, PROMPTS[0]))
+        return await state(client)
+
+    name = server.put(4)
+    found = server.run(ask_then_look)
+    assert (SHARED.slots, SHARED.seats) == (found["slots"], found["seats"])
+    assert found["kv_blocks"] > 0
+    assert ["disk", "loading", "host", "device", "slot"] == list(found["tiers"])
+    (adapter,) = (adapter for adapter in found["adapters"] if adapter["name"] == name)
+    assert ADAPTER_FIELDS == adapter.keys()
+    assert (rank_of(4), "slot", False) == tuple(adapter[k] for k in ("rank", "tier", "is_pinned"))
+    assert adapter["bytes"] > 0
+    assert all(LANE_FIELDS == lane.keys() for lane in found["lanes"])
+    assert 0 == sum(lane["waiting"] + lane["loading"] for lane in found["lanes"])
+
+
+def test_a_pinned_adapter_is_in_memory_until_unpinned(server: Server) -> None:
+    """The state and the metrics show the pin as soon as the route has answered."""
+
+    async def pin_and_unpin(client: Connection) -> list[Any]:
+        await client.ask(Question(name, PROMPTS[0]))
+        answers: list[Any] = []
+        for verb in ("pin", "unpin"):
+            answers.append(await pin(client, name, verb))
+            adapters = (await state(client))["adapters"]
+            (is_pinned,) = (a["is_pinned"] for a in adapters if a["name"] == name)
+            labels = [dict(pairs) for found, pairs in await metrics(client) if found == LOADED]
+            (label,) = (pairs["pinned"] for pairs in labels if pairs["adapter_name"] == name)
+            answers.append((is_pinned, label))
+        return answers
+
+    name = server.put(5)
+    assert [
+        (OK, f"Success: LoRA adapter '{name}' pinned successfully."),
+        (True, "true"),
+        (OK, f"Success: LoRA adapter '{name}' unpinned successfully."),
+        (False, "false"),
+    ] == server.run(pin_and_unpin)
+
+
+@pytest.mark.parametrize("name", ["nobody", BASE])
+@pytest.mark.parametrize("verb", ["pin", "unpin"])
+def test_only_adapters_can_be_pinned(server: Server, verb: str, name: str) -> None:
+    """Any other name, the base model's too, gets 404 in OpenAI's form."""
+    status, text = server.run(lambda client: pin(client, name, verb))
+    assert NOT_FOUND == status
+    error = json.loads(text)["error"]
+    assert ("NotFoundError", NOT_FOUND) == (error["type"], error["code"])
+    assert f"'{name}'" in error["message"]
+
+
+@pytest.mark.parametrize("body", [{}, {"lora_name": 3}, {"lora_name": ""}])
+def test_a_body_without_a_name_is_a_bad_request(server: Server, body: dict[str, Any]) -> None:
+    """400 in OpenAI's form, naming the field."""
+    status, text = server.run(lambda client: client.post("/v1/pin_lora_adapter", body))
+    assert BAD_REQUEST == status
+    assert "lora_name" in json.loads(text)["error"]["message"]
+
+
+def test_requests_move_the_metrics(server: Server) -> None:
+    """A cold adapter is one load, one activation from disk and one wait; vLLM's own are there."""
+
+    async def ask_between(client: Connection) -> tuple[Series, Series]:
+        before = await metrics(client)
+        await client.ask(Question(name, PROMPTS[0]))
+        return before, await metrics(client)
+
+    name = server.put(7)
+    before, after = server.run(ask_between)
+    for series, least in (
+        ("vllm:lora_adapter_load_seconds_count", 1),
+        ("chameleon:adapter_activations_total", 1),
+        ("chameleon:adapter_activation_stall_seconds_count", 1),
+        ("chameleon:adapter_wait_seconds_count", 1),
+        ("vllm:prompt_tokens_total", len(PROMPTS[0])),
+    ):
+        assert total(after, series) - total(before, series) >= least, series
+    from_disk = ("chameleon:adapter_activations_total", frozenset({("source", "disk")}))
+    assert after[from_disk] - before[from_disk] >= 1
+    labels = {("adapter_name", name), ("level", "gpu"), ("pinned", "false")}
+    loaded = [pairs for found, pairs in after if found == LOADED]
+    assert 1 == sum(labels < pairs for pairs in loaded)
+    gpu = after["vllm:num_gpu_loaded_lora_adapters", frozenset()]
+    assert gpu == sum(("level", "gpu") in pairs for pairs in loaded)
+    assert SHARED.slots == after["vllm:max_gpu_lora_adapters", frozenset()]
