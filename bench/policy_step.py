@@ -2,6 +2,7 @@
 
 10,000 registered adapters of five sizes with power-law popularity, 32 slots, host memory for about
 300 of them, at most 64 running; as many requests arrive as end, so about 1,000 wait all the time.
+Adapters are kept in idle KV blocks too, where requests leave any.
 Prints median, 99th percentile and maximum in microseconds, of `step` and of the facts, after a
 warm-up. Options: --steps, --seed, --preset, --waiting, --adapters, --cpu.
 """
@@ -11,15 +12,15 @@ import gc
 import heapq
 import random
 from bisect import bisect
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from time import perf_counter_ns, thread_time_ns
 
-from chameleon_lora.policy.admission import Room
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, Preset, preset
 
@@ -29,8 +30,14 @@ BYTES_PER_RANK = MIB // 2
 STEP_S = 0.02
 LOAD_STEPS = 2
 LIMITS = EngineLimits(
-    seats=64, slots=32, kv_tokens=64_000, kv_bytes_per_token=131_072, max_rank=128
+    seats=64,
+    slots=32,
+    kv_tokens=64_000,
+    kv_bytes_per_token=131_072,
+    max_rank=128,
+    block_bytes=16 * 131_072,
 )
+PROMOTION_STEPS = 2
 
 
 class Load:
@@ -50,6 +57,7 @@ class Load:
         self._step, self._count = 0, 0
         self._ends: list[tuple[int, int, RequestId, int]] = []
         self._loads: list[tuple[int, AdapterId]] = []
+        self._promotions: deque[tuple[int, int]] = deque()
         self._bytes = {}
         for n in range(adapters):
             rank = RANKS[n % len(RANKS)]
@@ -74,7 +82,18 @@ class Load:
         self._step += 1
         running = self.policy.backlog.running
         used = sum(self._kv[request_id] for request_id in running)
-        room = Room(64 - len(running), LIMITS.kv_tokens - used, 8192, is_empty=not running)
+        total, device = LIMITS.kv_blocks.count, self.policy.device
+        used_blocks = -(-used // LIMITS.block_tokens)
+        if device.held_blocks > total - used_blocks:
+            self._timed("reclaim", device.held_blocks - total + used_blocks, self._step * STEP_S)
+        room = Room(
+            seats=64 - len(running),
+            kv_tokens=LIMITS.kv_tokens - used,
+            batch_tokens=8192,
+            is_empty=not running,
+            free_blocks=total - used_blocks - device.held_blocks,
+            growth_blocks=len(running) // LIMITS.block_tokens,
+        )
         plan = self._timed("step", self._step * STEP_S, room)
         self._carry_out(plan)
 
@@ -91,6 +110,10 @@ class Load:
         for admission in plan.admit:
             end = self._step + self._output[admission.request_id]
             heapq.heappush(self._ends, (end, self._step, admission.request_id, end))
+        for promotion in plan.promotions:
+            self._promotions.append((self._step + PROMOTION_STEPS, promotion.serial))
+        while self._promotions and self._promotions[0][0] <= self._step:
+            self.policy.device.promoted(self._promotions.popleft()[1])
         for load in plan.loads:
             heapq.heappush(self._loads, (self._step + LOAD_STEPS, load.adapter_id))
         while self._loads and self._loads[0][0] <= self._step:
@@ -104,7 +127,7 @@ class Load:
                 self._timed("finished", request_id, self._output[request_id], now_s)
 
     def _timed(self, name: str, *args: object) -> StepPlan:
-        call = getattr(self.policy, name)
+        call = getattr(self.policy.device if name == "reclaim" else self.policy, name)
         start_ns = self._clock_ns()
         answer = call(*args)
         self.times_ns[name].append(self._clock_ns() - start_ns)
@@ -131,6 +154,10 @@ def main() -> None:
             load.step()
         if not measured:
             gc.collect()
+    device = load.policy.device
+    print(
+        f"{device.promotions} promotions, {device.held_blocks} of {device.limit_blocks} blocks held"
+    )
     for name, times_ns in sorted(load.times_ns.items(), key=lambda item: item[0] != "step"):
         micros = sorted(t / 1000 for t in times_ns)
         last = len(micros) - 1

@@ -6,11 +6,11 @@ It drives the policy as an engine does and checks at each step what must always 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from chameleon_lora.policy.admission import Room
 from chameleon_lora.policy.calibration import Cut
-from chameleon_lora.policy.plan import Activation, StepPlan
+from chameleon_lora.policy.plan import Activation, Promotion, StepPlan
 from chameleon_lora.policy.quota import Quota
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 
@@ -43,6 +43,7 @@ class EngineModel:
     step_s: float = 0.02
     copy_s: float = 0.004
     load_s: float = 0.1
+    promote_s: float = 0.05
     batch_tokens: int = 512
     broken: frozenset[AdapterId] = frozenset()
     true_bytes: dict[AdapterId, int] = field(default_factory=dict)  # where not as foretold
@@ -54,6 +55,9 @@ class EngineModel:
     loading: list[tuple[float, AdapterId]] = field(default_factory=list)
     host: set[AdapterId] = field(default_factory=set)
     cells: list[AdapterId | None] = field(default_factory=list)  # of all slots
+    lent: dict[AdapterId, int] = field(default_factory=dict)  # KV blocks, by who holds them
+    promoting: list[tuple[float, Promotion]] = field(default_factory=list)
+    begun_s: list[float] = field(default_factory=list)  # when promotions began
     done: dict[RequestId, Done] = field(default_factory=dict)
     plans: list[StepPlan] = field(default_factory=list)
     squashed: int = 0
@@ -123,6 +127,48 @@ class EngineModel:
             for r in self.running.values()
         )
 
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks that requests hold; a pool too small for one it runs is used up."""
+        return min(self.limits.kv_blocks.count, self.kv_used() // self.limits.block_tokens)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that neither requests nor adapters hold."""
+        return self.limits.kv_blocks.count - self.used_blocks - sum(self.lent.values())
+
+    @property
+    def growth_blocks(self) -> int:
+        """KV blocks that running requests take in this step."""
+        block = self.limits.block_tokens
+        return sum(
+            (r.request.input_tokens + r.generated + 1) % block == 0 for r in self.running.values()
+        )
+
+    def give_back(self, *adapter_ids: AdapterId) -> None:
+        """The blocks of these adapters are free."""
+        for adapter_id in adapter_ids:
+            assert self.lent.pop(adapter_id, 0), "blocks were given back twice"
+
+    def take_blocks(self, count: int) -> tuple[AdapterId, ...]:
+        """Requests are about to take so many blocks beyond the free ones; answers who gave them."""
+        before = sum(self.lent.values())
+        self.give_back(*self.policy.device.take_released())
+        lacking = count - (before - sum(self.lent.values()))
+        chosen = self.policy.device.reclaim(lacking, self.now_s)
+        self.give_back(*chosen)
+        return chosen
+
+    def end_promotion(
+        self, promotion: Promotion, *, is_failed: bool = False, is_final: bool = False
+    ) -> None:
+        """The copy ends now; or it was called off before, and this is its late ack."""
+        self.promoting = [item for item in self.promoting if item[1] is not promotion]
+        if is_failed:
+            self.policy.device.promotion_failed(promotion.serial, is_final=is_final)
+        else:
+            self.policy.device.promoted(promotion.serial)
+
     def room(self) -> Room:
         """What the policy is told before a step."""
         return Room(
@@ -130,13 +176,15 @@ class EngineModel:
             kv_tokens=self.limits.kv_tokens - self.kv_used(),
             batch_tokens=self.batch_tokens - len(self.running),
             is_empty=not self.running,
+            free_blocks=self.free_blocks,
+            growth_blocks=self.growth_blocks,
         )
 
     def step(self) -> StepPlan:
         """One engine step: plan, carry out, generate."""
         plan = self.plan()
         self._generate(len(plan.activations))
-        self._finish_loads()
+        self._finish_copies()
         return plan
 
     def plan(self) -> StepPlan:
@@ -169,6 +217,7 @@ class EngineModel:
         for load in plan.loads:
             assert load.adapter_id not in self.host
             self.loading.append((self.now_s + self.load_s, load.adapter_id))
+        self._lend(plan)
         for activation in plan.activations:
             assert activation.adapter_id in self.host, "activated from nowhere"
             self._copy(activation, in_use)
@@ -177,6 +226,23 @@ class EngineModel:
             request, true_output, generated = self.waiting.pop(admission.request_id)
             assert admission.adapter_id is None or admission.adapter_id in self.cells
             self.running[request.id] = Running(request, true_output, generated)
+        self._make_room()
+
+    def _lend(self, plan: StepPlan) -> None:
+        """KV blocks change hands between adapters."""
+        self.give_back(*plan.demotions)
+        for promotion in plan.promotions:
+            self.give_back(*promotion.evicts)
+            assert promotion.adapter_id in self.host, "promoted from nowhere"
+            assert 0 < promotion.blocks <= self.free_blocks, "promoted into blocks in use"
+            assert promotion.adapter_id not in self.lent
+            self.lent[promotion.adapter_id] = promotion.blocks
+            self.promoting.append((self.now_s + self.promote_s, promotion))
+            self.begun_s.append(self.now_s)
+
+    def _make_room(self) -> None:
+        if self.free_blocks < 0:
+            self.take_blocks(-self.free_blocks)
 
     def _copy(self, activation: Activation, in_use: set[AdapterId | None]) -> None:
         """Copy an adapter to its cells; whoever had one of them is in no slot any more."""
@@ -206,7 +272,12 @@ class EngineModel:
                 done.end_s = self.now_s
                 self.policy.finished(request_id, run.generated, self.now_s)
 
-    def _finish_loads(self) -> None:
+        self._make_room()
+
+    def _finish_copies(self) -> None:
+        for end_s, promotion in list(self.promoting):
+            if end_s <= self.now_s:
+                self.end_promotion(promotion)
         for end_s, adapter_id in list(self.loading):
             if end_s <= self.now_s:
                 self.end_load(adapter_id, is_broken=adapter_id in self.broken)

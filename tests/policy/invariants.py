@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from tests.policy.engine_model import EngineModel
 
 from chameleon_lora.policy.entry import NEVER, Tier
+from chameleon_lora.policy.groups import Group, _group_of
 from chameleon_lora.policy.lanes import Stage, Ticket, _Ready
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.scheduler import Scheduler
@@ -19,6 +20,7 @@ def check(engine: EngineModel) -> None:
     check_quota(policy)
     check_adapters(policy)
     check_engine_agrees(engine)
+    check_device(engine)
 
 
 def check_requests(engine: EngineModel) -> None:
@@ -130,6 +132,48 @@ def check_engine_agrees(engine: EngineModel) -> None:
     budget = engine.settings.cache.host_bytes
     if budget and not engine.true_bytes:
         assert residency.host_bytes <= budget
+
+
+def check_device(engine: EngineModel) -> None:
+    """KV blocks are free, a request's or an adapter's; policy and engine agree whose they are."""
+    policy, device = engine.policy, engine.policy.device
+    entries = policy.residency.entries
+    holders = {adapter_id: entry.blocks for adapter_id, entry in entries.items() if entry.blocks}
+    assert sum(holders.values()) == device.held_blocks <= device.limit_blocks
+    to_free = {adapter_id: engine.lent[adapter_id] for adapter_id in device._released}
+    assert holders | to_free == engine.lent
+    assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())
+    assert engine.free_blocks >= 0
+    under_way = {e.promotion: e for e in entries.values() if e.promotion}
+    assert under_way == device._under_way
+    assert len(under_way) <= policy.settings.device.max_promoting
+    assert under_way.keys() <= {promotion.serial for _, promotion in engine.promoting}
+    for adapter_id in holders:
+        assert entries[adapter_id].is_in_host
+    check_groups(policy)
+
+
+def check_groups(policy: Scheduler) -> None:
+    """Each adapter stands in the one group it belongs to, if the tier is on."""
+    groups = policy.device._groups
+    if not policy.device.limit_blocks:
+        assert not groups.holders()
+        return
+    for adapter_id, entry in policy.residency.entries.items():
+        fits = entry.is_packed and policy.device.can_hold(entry.adapter.nbytes)
+        group = _group_of(entry, may_hold=fits)
+        assert groups._group_of.get(adapter_id) is group
+        found = [g for g, members in zip(Group, groups._members, strict=True) if entry in members]
+        assert found == [group] * (group is not None)
+    assert groups._group_of.keys() <= policy.residency.entries.keys()
+
+
+def check_rate(engine: EngineModel) -> None:
+    """In any window of T seconds at most T * promotions_per_s + 1 promotions begin."""
+    rate, begun_s = engine.settings.device.promotions_per_s, engine.begun_s
+    for first, start_s in enumerate(begun_s):
+        for count, end_s in enumerate(begun_s[first:], 1):
+            assert count <= (end_s - start_s) * rate + 1 + 1e-6
 
 
 def check_idle(engine: EngineModel) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 from tests.policy.engine_model import EngineModel, adapter, request, two_lanes
 
-from chameleon_lora.policy.admission import Room
 from chameleon_lora.policy.plan import Held
 from chameleon_lora.policy.quota import Quota
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings

@@ -141,6 +141,52 @@ def test_gdsf_ages_old_popularity() -> None:
     assert victim([faded, fresh], KeepRule.GDSF, WEIGHTS) == faded
 
 
+@given(
+    candidates=st.lists(
+        st.builds(
+            adapter,
+            number=st.integers(0, 99),
+            nbytes=st.integers(1, 2**32),
+            last_use_s=st.floats(0, 1e6),
+            use_count=st.integers(0, 1000),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_density_orders_by_uses_per_byte(candidates: list[Candidate]) -> None:
+    """More uses per byte, by half a use and rounding or more, are never worth less."""
+    values = keep_values(candidates, KeepRule.DENSITY, WEIGHTS)
+    for one, value in zip(candidates, values, strict=True):
+        for other, other_value in zip(candidates, values, strict=True):
+            if one.use_count * other.nbytes > (other.use_count + 0.51) * one.nbytes:
+                assert value > other_value
+
+
+def test_density_evicts_the_large_of_equally_used() -> None:
+    """The memory of a large adapter holds many small ones, and as many more hits."""
+    large, small = adapter(1, LARGE, last_use_s=9.0), adapter(2, SMALL)
+    assert victim([large, small], KeepRule.DENSITY, WEIGHTS) == large
+
+
+def test_density_keeps_the_large_whose_uses_pay_for_its_bytes() -> None:
+    """Sixteen times as large but used seventeen times as often, it stays."""
+    large, small = adapter(1, 16 * SMALL, use_count=17), adapter(2, SMALL)
+    assert victim([large, small], KeepRule.DENSITY, WEIGHTS) == small
+
+
+def test_density_evicts_the_longest_unused_of_equals() -> None:
+    """Of equal uses and bytes, the longer unused goes."""
+    new, old = adapter(1, last_use_s=9.0), adapter(2, last_use_s=0.0)
+    assert victim([new, old], KeepRule.DENSITY, WEIGHTS) == old
+
+
+def test_density_counts_for_the_smallest_what_lfu_counts() -> None:
+    """Values are uses of as many bytes as the smallest candidate has: half of them at twice its size."""
+    small, large = adapter(1, SMALL, use_count=6), adapter(2, 2 * SMALL, use_count=6)
+    assert [6.0, 3.0] == keep_values([small, large], KeepRule.DENSITY, WEIGHTS)
+
+
 @pytest.mark.parametrize(
     "weights",
     [(-0.1, 0.1, 0.1), (0.0, 0.0, 0.0), (math.inf, 0.1, 0.1), (math.nan, 0.1, 0.1)],

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle
 
-from chameleon_lora.policy.admission import Room
 from chameleon_lora.policy.calibration import LaneSettings
 from chameleon_lora.policy.entry import Tier
 from chameleon_lora.policy.plan import Held, LaneState, StepPlan
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import CacheSettings
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import RETRY_AFTER_S
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 

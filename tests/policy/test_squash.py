@@ -3,9 +3,9 @@
 import pytest
 from tests.policy.engine_model import EngineModel, adapter, request
 
-from chameleon_lora.policy.admission import Room
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import Request
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, Order
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings

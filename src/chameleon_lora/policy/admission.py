@@ -14,26 +14,10 @@ from chameleon_lora.policy.plan import Held
 from chameleon_lora.policy.quota import QuotaBook
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import Residency
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder
 
 LeftTokens = Callable[[], Mapping[AdapterId | None, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What the engine has left for new requests in this step.
-
-    Attributes:
-        seats: requests it may still run at the same time.
-        kv_tokens: tokens that fit in free KV-cache blocks.
-        batch_tokens: tokens this step may still compute.
-        is_empty: no request runs, so whatever comes first is to be tried.
-    """
-
-    seats: int
-    kv_tokens: int
-    batch_tokens: int
-    is_empty: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +67,11 @@ class Round:
         self._reserved: dict[Entry, Reservation] = {}
         self.held: list[Held | None] = [None] * len(lanes)
         self.admitted: list[Ticket] = []
+
+    @property
+    def taken_tokens(self) -> int:
+        """Tokens of the KV blocks the admitted requests take now, if they find none cached."""
+        return sum(map(self._blocks, self.admitted))
 
     def run(self, left_tokens: LeftTokens, patience: Patience, now_s: float) -> None:
         """Admit whom Algorithm 1 admits; afterwards `held` says why each lane's head waits.

@@ -40,6 +40,11 @@ class Backlog:
         waiting = self._waiting_for.get(adapter_id)
         return next(iter(waiting.values())) if waiting else None
 
+    def has_passed(self, ticket: Ticket) -> bool:
+        """True if a ticket that stood before it in its lane still waits there."""
+        head = self.lanes[ticket.lane].head()
+        return head is not None and head.order < ticket.order
+
     def left_tokens(self, step: int) -> dict[AdapterId | None, int]:
         """For each adapter in use, predicted steps until the last of its requests ends."""
         left: dict[AdapterId | None, int] = {}

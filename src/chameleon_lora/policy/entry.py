@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -11,7 +12,11 @@ NEVER = 1 << 62  # after every sequence
 
 
 class Tier(IntEnum):
-    """The fastest place where an adapter is. Tiers are inclusive: SLOT implies HOST."""
+    """How far an adapter has come. Tiers are inclusive: SLOT implies HOST.
+
+    Beside HOST and SLOT it may have a copy in KV blocks on the device (`Entry.blocks`), which makes
+    its way from one to the other short (ADR 0016).
+    """
 
     DISK = 0
     LOADING = 1
@@ -28,6 +33,10 @@ class Entry:
         cells: length of that window.
         oldest: sequence of the request that waits for it since longest; NEVER if none does.
         is_leaving: unregistered while requests still name it; goes when the last one ends.
+        is_packed: its host copy is a plain run of bytes, which KV blocks can hold.
+        is_cold: it came from disk and has been in no slot since.
+        blocks: KV blocks that are kept for it; 0 for none.
+        promotion: serial of the copy into them that is under way; 0 when it is complete.
         inflation: GDSF's clock at the last use.
         uses_s: times of use inside the frequency window, oldest first.
     """
@@ -41,6 +50,10 @@ class Entry:
     oldest: int = NEVER
     is_pinned: bool = False
     is_leaving: bool = False
+    is_packed: bool = False
+    is_cold: bool = False
+    blocks: int = 0
+    promotion: int = 0
     last_use_s: float = 0.0
     inflation: float = 0.0
     uses_s: deque[float] = field(default_factory=deque)
@@ -55,6 +68,11 @@ class Entry:
         """True when it is in host memory, no request runs with it and nobody pinned it."""
         return self.is_in_host and not self.running and not self.is_pinned
 
+    @property
+    def is_on_device(self) -> bool:
+        """True when its copy in KV blocks is complete."""
+        return self.blocks > 0 and not self.promotion
+
     def uses_since(self, start_s: float) -> int:
         """How often it was used since `start_s`; older uses are forgotten."""
         while self.uses_s and self.uses_s[0] < start_s:
@@ -68,6 +86,9 @@ class EntrySet:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._place: dict[AdapterId, int] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
 
     def put(self, entry: Entry, is_member: bool) -> None:
         """Afterwards the entry is in the set, or is not."""

@@ -22,6 +22,7 @@ class KeepRule(Enum):
     LRU = "lru"  # recency
     LFU = "lfu"  # frequency, then recency
     GDSF = "gdsf"  # frequency * reload cost / size, with ageing
+    DENSITY = "density"  # frequency per byte, then recency: most hits for the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,19 @@ def keep_values(
     matter to CHAMELEON alone.
     """
     match rule:
-        case KeepRule.CHAMELEON:
-            return _weighted(candidates, weights)
-        case KeepRule.FAIR_SHARE:
-            return _weighted(candidates, _EQUAL)
+        case KeepRule.CHAMELEON | KeepRule.FAIR_SHARE:
+            return _weighted(candidates, weights if rule is KeepRule.CHAMELEON else _EQUAL)
         case KeepRule.LRU:
             return [candidate.last_use_s for candidate in candidates]
         case KeepRule.LFU:
-            recencies = _recencies(candidates)
-            return [c.use_count + r / 2 for c, r in zip(candidates, recencies, strict=True)]
+            return _frequencies(candidates)
         case KeepRule.GDSF:
             return [
                 c.inflation + c.use_count * (GDSF_FIXED_BYTES + c.nbytes) / c.nbytes
                 for c in candidates
             ]
+        case KeepRule.DENSITY:
+            return _densities(candidates)
         case _:
             assert_never(rule)
 
@@ -122,6 +122,19 @@ def _weighted(candidates: Sequence[Candidate], weights: KeepWeights) -> list[flo
         frequency * c.use_count + recency + size * c.nbytes
         for c, recency in zip(candidates, recencies, strict=True)
     ]
+
+
+def _frequencies(candidates: Sequence[Candidate]) -> list[float]:
+    """The uses within the window, plus up to half a use for recency, so that equals differ."""
+    recencies = _recencies(candidates)
+    return [c.use_count + r / 2 for c, r in zip(candidates, recencies, strict=True)]
+
+
+def _densities(candidates: Sequence[Candidate]) -> list[float]:
+    """Uses in as many bytes as the smallest candidate has: what its memory earns (ADR 0017)."""
+    smallest = min((c.nbytes for c in candidates), default=0)
+    uses = _frequencies(candidates)
+    return [use * smallest / c.nbytes for use, c in zip(uses, candidates, strict=True)]
 
 
 def _recencies(candidates: Sequence[Candidate]) -> list[float]:

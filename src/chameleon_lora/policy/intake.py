@@ -49,6 +49,11 @@ class Intake:
             stage=Stage.LOADING,
         )
 
+    def ended(self, request: Request, output_tokens: int, now_s: float) -> None:
+        """A request ran to its end: later ones of its adapter are expected to do alike."""
+        self.lengths.observe(request.adapter_id, output_tokens)
+        self._pace.ended(request.input_tokens + output_tokens, now_s)
+
     def _key(self, output_tokens: int, input_tokens: int, now_s: float) -> float:
         """Place in the lane. All age alike, so a later arrival's handicap stands for its youth."""
         match self._admission.order:

@@ -19,6 +19,16 @@ class Held(Enum):
     CADENCE = "cadence"  # this step admits nobody (S-LoRA's rule)
 
 
+class Freed(Enum):
+    """Why an adapter gave its KV blocks back."""
+
+    DEMAND = "demand"  # requests needed them
+    REPLACED = "replaced"  # an adapter worth more took them
+    RESET = "reset"  # the KV cache was emptied as a whole
+    DROPPED = "dropped"  # it left host memory, or is served no longer
+    FAILED = "failed"  # the copy could not be made
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """Run this request from this step on; it goes with the step's slot changes."""
@@ -39,10 +49,30 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Copy this adapter from host memory into its slot, from `cell` on, over whatever is there."""
+    """Copy this adapter into its slot, from `cell` on, over whatever is there.
+
+    Attributes:
+        is_cold: it came from disk for this, and has been in no slot since.
+    """
 
     adapter_id: AdapterId
     cell: int
+    is_cold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Copy this adapter from host memory into `blocks` KV blocks, in the background.
+
+    Attributes:
+        serial: tells it from earlier promotions of the same adapter.
+        evicts: whose blocks are given back first, to make room for it.
+    """
+
+    adapter_id: AdapterId
+    serial: int
+    blocks: int
+    evicts: tuple[AdapterId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +100,15 @@ class LaneState:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Everything a driver does in one step, in this order: fail, squash, drop, load, activate, admit.
+    """Everything a driver does in one step, in this order: fail, squash, drop, load, activate, admit,
+    give KV blocks back, promote.
 
     Attributes:
         admit: in the order in which the engine is to admit.
         squash: running requests that go back to their lanes, because the memory they took by
             bypass is now free for the head they passed.
         drops: adapters to forget in host memory (unregistered, or left unused by the keep rule).
+        demotions: adapters whose KV blocks are given back, besides those that promotions evict.
     """
 
     admit: tuple[Admission, ...] = ()
@@ -85,6 +117,8 @@ class StepPlan:
     drops: tuple[AdapterId, ...] = ()
     activations: tuple[Activation, ...] = ()
     fail: tuple[Failure, ...] = ()
+    demotions: tuple[AdapterId, ...] = ()
+    promotions: tuple[Promotion, ...] = ()
 
 
 @dataclass(slots=True)
@@ -96,13 +130,19 @@ class Draft:
     activations: list[Activation] = field(default_factory=list)
     fail: list[Failure] = field(default_factory=list)
 
-    def activate(self, adapter_id: AdapterId, cell: int) -> None:
+    def activate(self, adapter_id: AdapterId, cell: int, *, is_cold: bool) -> None:
         """An adapter is to be copied into its slot."""
-        self.activations.append(Activation(adapter_id, cell))
+        self.activations.append(Activation(adapter_id, cell, is_cold))
 
-    def plan(self, squash: tuple[RequestId, ...], loads: Iterable[Load]) -> StepPlan:
+    def plan(
+        self,
+        squash: tuple[RequestId, ...],
+        loads: Iterable[Load],
+        demotions: tuple[AdapterId, ...],
+        promotions: tuple[Promotion, ...],
+    ) -> StepPlan:
         """The plan, with what was decided in this step besides."""
         return StepPlan(
             tuple(self.admit), squash, tuple(loads), tuple(self.drops),
-            tuple(self.activations), tuple(self.fail),
+            tuple(self.activations), tuple(self.fail), demotions, promotions,
         )  # fmt: skip

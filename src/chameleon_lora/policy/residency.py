@@ -1,7 +1,8 @@
-"""Which adapter is where: disk -> host memory -> slot (PAPER §4.2).
+"""Which adapter is where: disk -> host memory -> KV blocks and slots (PAPER §4.2).
 
-Host memory has a budget in bytes, slots are counted. Requests run from slots only; everything in a
-slot is in host memory too, so giving a slot to another adapter costs a copy and never a read.
+Host memory has a budget in bytes, slots are counted, KV blocks are lent (`device.py`). Requests run
+from slots only; everything in a slot or in KV blocks is in host memory too, so giving either to
+another adapter costs a copy and never a read.
 """
 
 import random
@@ -9,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
+from chameleon_lora.policy.device import DeviceCache, DeviceSettings, KvBlocks
 from chameleon_lora.policy.entry import Entry, EntrySet, Tier
-from chameleon_lora.policy.eviction import Candidate, KeepRule, KeepWeights, keep_values
+from chameleon_lora.policy.eviction import KeepRule, KeepWeights
+from chameleon_lora.policy.keeper import Keeper
 from chameleon_lora.policy.request import Adapter, AdapterId
 from chameleon_lora.policy.slots import SlotTable
 
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
+NO_DEVICE = DeviceSettings(max_bytes=0)
+NO_BLOCKS = KvBlocks(0, 0)
 THOROUGH = 64  # but each so manieth looks at all, for a large one may need more than a sample
 
 
@@ -50,15 +55,23 @@ class Residency:
     pinned, is never evicted; no cell of a slot has two adapters.
     """
 
-    def __init__(self, settings: CacheSettings, slots: SlotTable, seed: int) -> None:
+    def __init__(
+        self,
+        settings: CacheSettings,
+        slots: SlotTable,
+        seed: int,
+        device: DeviceSettings = NO_DEVICE,
+        kv_blocks: KvBlocks = NO_BLOCKS,
+    ) -> None:
         self._settings = settings
         self._rng = random.Random(seed)
+        self._keeper = Keeper(settings.keep, settings.weights, settings.window_s)
         self._unneeded = EntrySet()  # evictable, and no waiting request names it
         self._needed = EntrySet()  # evictable, but waiting requests name it
-        self._inflation = 0.0
         self._tries = 0
         self.entries: dict[AdapterId, Entry] = {}
         self.slots = slots
+        self.device = DeviceCache(device, kv_blocks, self._keeper, self._rng)
         self.host_bytes = 0
 
     def register(self, adapter: Adapter) -> Entry:
@@ -84,7 +97,7 @@ class Residency:
             self.slots.busy(entry.cells)
         entry.running += 1
         entry.last_use_s = now_s
-        entry.inflation = self._inflation
+        entry.inflation = self._keeper.inflation
         entry.uses_s.append(now_s)
         self.queue(entry, -1)
 
@@ -115,11 +128,13 @@ class Residency:
         lacking = self.host_bytes + entry.adapter.nbytes - budget if budget else 0
         self._tries += 1
         count = SAMPLED if self._tries % THOROUGH else len(self.entries)
-        chosen = self._cheapest(self._unneeded.sample(count, self._rng), lacking, now_s)
+        chosen = self._keeper.cheapest(
+            self._unneeded.sample(count, self._rng), lacking, _nbytes, now_s
+        )
         lacking -= sum(victim.adapter.nbytes for victim in chosen)
         if lacking > 0:
             rivals = [e for e in self._needed.sample(count, self._rng) if e.oldest > sequence]
-            more = self._cheapest(rivals, lacking, now_s)
+            more = self._keeper.cheapest(rivals, lacking, _nbytes, now_s)
             lacking -= sum(victim.adapter.nbytes for victim in more)
             chosen += more
         if lacking > 0:
@@ -128,21 +143,23 @@ class Residency:
         self.host_bytes += entry.adapter.nbytes
         return tuple(self.evict(victim) for victim in chosen)
 
-    def loaded(self, entry: Entry, nbytes: int, rank: int) -> None:
+    def loaded(self, entry: Entry, nbytes: int, rank: int, *, is_packed: bool = True) -> None:
         """The load is done; size and rank are the true ones. Afterwards it is in host memory."""
         assert entry.tier is Tier.LOADING
         self.host_bytes += nbytes - entry.adapter.nbytes
         entry.adapter = Adapter(entry.adapter.id, entry.adapter.name, rank, nbytes)
         entry.cells = self.slots.needed(rank)
         entry.tier = Tier.HOST
+        entry.is_packed, entry.is_cold = is_packed, True
         self._place(entry)
 
     def evict(self, entry: Entry) -> AdapterId:
-        """Afterwards the adapter is on disk only, its bytes and slot are free. Answers its id."""
+        """Afterwards the adapter is on disk only, its bytes, blocks and slot free. Answers its id."""
         assert not entry.running, f"adapter {entry.adapter.name} is in use"
         assert entry.tier is not Tier.DISK
         self.host_bytes -= entry.adapter.nbytes
         self.slots.remove(entry)
+        self.device.drop(entry)
         entry.tier = Tier.DISK
         self._place(entry)
         return entry.adapter.id
@@ -152,12 +169,16 @@ class Residency:
         over = self.host_bytes - self._settings.host_bytes
         if not self._settings.host_bytes or over <= 0:
             return ()
-        chosen = self._cheapest(self._unneeded.sample(SAMPLED, self._rng), over, now_s)
+        chosen = self._keeper.cheapest(
+            self._unneeded.sample(SAMPLED, self._rng), over, _nbytes, now_s
+        )
         return tuple(self.evict(victim) for victim in chosen)
 
     def try_find_cell(self, entry: Entry, avoid: Sequence[range], now_s: float) -> int | None:
         """Where the adapter, which is in no slot, would go at the least cost; None without room."""
-        return self.slots.try_find(entry.cells, avoid, lambda found: self._worth(found, now_s))
+        return self.slots.try_find(
+            entry.cells, avoid, lambda found: self._keeper.worth(found, now_s)
+        )
 
     def activate(self, entry: Entry, cell: int) -> None:
         """Give the adapter, which is in host memory only, its cells in place of their tenants."""
@@ -168,35 +189,13 @@ class Residency:
             former.tier = Tier.HOST
         self.slots.put(entry, cell)
         entry.tier = Tier.SLOT
-
-    def _worth(self, entries: Sequence[Entry], now_s: float) -> list[float]:
-        """How much each is worth keeping, by the rule that was chosen."""
-        since_s = now_s - self._settings.window_s
-        candidates = [
-            Candidate(
-                e.adapter.id, e.adapter.nbytes, e.last_use_s, e.uses_since(since_s), e.inflation
-            )
-            for e in entries
-        ]
-        return keep_values(candidates, self._settings.keep, self._settings.weights)
-
-    def _cheapest(self, entries: Sequence[Entry], lacking: int, now_s: float) -> list[Entry]:
-        """The entries least worth keeping, enough for `lacking` bytes or all of them."""
-        if not entries or lacking <= 0:
-            return []
-        values = self._worth(entries, now_s)
-        chosen: list[Entry] = []
-        for value, _, entry in sorted(
-            (value, entry.adapter.id, entry) for value, entry in zip(values, entries, strict=True)
-        ):
-            if lacking <= 0:
-                break
-            chosen.append(entry)
-            lacking -= entry.adapter.nbytes
-            if self._settings.keep is KeepRule.GDSF:
-                self._inflation = max(self._inflation, value)
-        return chosen
+        entry.is_cold = False
 
     def _place(self, entry: Entry) -> None:
         self._unneeded.put(entry, is_member=entry.is_evictable and not entry.queued)
         self._needed.put(entry, is_member=entry.is_evictable and entry.queued > 0)
+        self.device.place(entry)
+
+
+def _nbytes(entry: Entry) -> int:
+    return entry.adapter.nbytes

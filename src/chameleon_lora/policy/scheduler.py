@@ -4,10 +4,10 @@ A driver tells what happened (`arrived`, `loaded`, `finished`, ...) and asks `st
 Time is an argument in seconds and never runs backwards. The same facts and seed give the same plans.
 """
 
-from chameleon_lora.policy.admission import Room, Round
+from chameleon_lora.policy.admission import Round
 from chameleon_lora.policy.backlog import Backlog
 from chameleon_lora.policy.calibration import Calibration
-from chameleon_lora.policy.entry import Entry, Tier
+from chameleon_lora.policy.entry import NEVER, Entry, Tier
 from chameleon_lora.policy.intake import Intake
 from chameleon_lora.policy.lanes import Stage, Ticket
 from chameleon_lora.policy.pace import Pace
@@ -17,8 +17,8 @@ from chameleon_lora.policy.prefetch import Prefetcher
 from chameleon_lora.policy.quota import Quota, QuotaBook
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.residency import Residency
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
-from chameleon_lora.policy.slots import SlotTable
 from chameleon_lora.policy.squash import promise_breakers
 
 RETRY_AFTER_S = 1.0  # a broken adapter is read again for a request that comes later than this
@@ -35,8 +35,10 @@ class Scheduler:
     def __init__(self, settings: PolicySettings, limits: EngineLimits) -> None:
         self.settings = settings
         self.limits = limits
-        slots = SlotTable(limits.slots, limits.slot_parts, limits.max_rank)
-        self.residency = Residency(settings.cache, slots, settings.seed)
+        self.residency = Residency(
+            settings.cache, limits.slot_table(), settings.seed, settings.device, limits.kv_blocks
+        )
+        self.device = self.residency.device
         self.backlog = Backlog()
         self._calibration = Calibration(settings.lanes, Quota(limits.kv_tokens, limits.seats))
         self._pace = Pace()
@@ -61,11 +63,13 @@ class Scheduler:
         entry.is_leaving = True
         self._forget_if_done(entry)
 
-    def loaded(self, adapter_id: AdapterId, nbytes: int, rank: int, now_s: float) -> None:
-        """An adapter is in host memory; `nbytes` and `rank` are its true ones."""
+    def loaded(
+        self, adapter_id: AdapterId, nbytes: int, rank: int, now_s: float, *, is_packed: bool = True
+    ) -> None:
+        """An adapter is in host memory, of this true size; packed, KV blocks can hold it too."""
         self._prefetcher.ended()
         entry = self.residency.entries[adapter_id]
-        self.residency.loaded(entry, nbytes, rank)
+        self.residency.loaded(entry, nbytes, rank, is_packed=is_packed)
         self._failed.pop(adapter_id, None)
         self.backlog.unpark(adapter_id)
         self._draft.drops += self.residency.overflow(now_s)
@@ -78,6 +82,15 @@ class Scheduler:
         self.residency.evict(entry)
         self._failed[adapter_id] = (reason, now_s)
         self._fail_waiting(entry, reason)
+
+    def pin(self, adapter_id: AdapterId, *, is_pinned: bool) -> None:
+        """Keep the adapter in memory from now on, reading it if need be; or no longer."""
+        entry = self.residency.entries[adapter_id]
+        self.residency.pin(entry, is_pinned=is_pinned)
+        if is_pinned:
+            self._prefetcher.want(entry, NEVER)
+        else:
+            self._forget_if_done(entry)
 
     # Facts about requests
 
@@ -114,9 +127,8 @@ class Scheduler:
         if ticket.stage is Stage.RUNNING:
             self._stop(ticket)
             if output_tokens:
-                self._intake.lengths.observe(ticket.request.adapter_id, output_tokens)
+                self._intake.ended(ticket.request, output_tokens, now_s)
                 self._calibration.finished(ticket.size, now_s - ticket.admitted_s)
-                self._pace.ended(ticket.request.input_tokens + output_tokens, now_s)
         elif entry is not None:
             self.residency.queue(entry, -1)
         self.backlog.remove(ticket)
@@ -129,20 +141,25 @@ class Scheduler:
         """What to do now. The plan is taken as carried out; `requeued` takes parts back."""
         self._step += 1
         if self._calibration.is_due(now_s):
-            self._recut(now_s)
+            cut = self._calibration.recut(now_s)
+            self._book.relimit(cut.quotas)
+            self.backlog.recut(cut.cutoffs)
         loads = self._prefetcher.plan(now_s)
         for evicted in (adapter_id for load in loads for adapter_id in load.evicts):
             self._park(evicted)
-        squash = self._admit(now_s, room, self._oldest_blocked())
+        squash, taken_blocks = self._admit(now_s, room, self._oldest_blocked())
+        promotions = self.device.plan(now_s, room.free_blocks, room.growth_blocks + taken_blocks)
         draft, self._draft = self._draft, Draft()
-        return draft.plan(squash, loads)
+        return draft.plan(squash, loads, self.device.take_released(), promotions)
 
-    def _admit(self, now_s: float, room: Room, blocked: Ticket | None) -> tuple[RequestId, ...]:
-        """Let in whom the round admits; answers whom it squashes."""
+    def _admit(
+        self, now_s: float, room: Room, blocked: Ticket | None
+    ) -> tuple[tuple[RequestId, ...], int]:
+        """Let in whom the round admits; answers whom it squashes, and what KV blocks it takes."""
         settings = self.settings.admission
         if self._step % settings.every_steps:
             self._held = [Held.CADENCE] * len(self.backlog.lanes)
-            return ()
+            return (), 0
         turn = Round(
             self.backlog.lanes, self._book, self.residency, room, settings, self.limits.block_tokens,
             lambda ticket, cell: self._run(ticket, cell, now_s),
@@ -153,7 +170,8 @@ class Scheduler:
             now_s,
         )
         self._held = turn.held
-        return promise_breakers(self.backlog, turn.held, turn.admitted, settings.squash_limit)
+        squashed = promise_breakers(self.backlog, turn.held, turn.admitted, settings.squash_limit)
+        return squashed, turn.taken_tokens // self.limits.block_tokens
 
     def _oldest_blocked(self) -> Ticket | None:
         """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
@@ -175,12 +193,10 @@ class Scheduler:
         ticket.admitted_step, ticket.admitted_s = self._step, now_s
         if entry is not None:
             if cell is not None:
+                self._draft.activate(entry.adapter.id, cell, is_cold=entry.is_cold)
                 self.residency.activate(entry, cell)
-                self._draft.activate(entry.adapter.id, cell)
             self.residency.start(entry, now_s)
-        head = self.backlog.lanes[ticket.lane].head()
-        is_bypass = head is not None and head.order < ticket.order
-        request = ticket.request
+        request, is_bypass = ticket.request, self.backlog.has_passed(ticket)
         self._draft.admit.append(Admission(request.id, request.adapter_id, ticket.lane, is_bypass))
 
     def lane_states(self) -> list[LaneState]:
@@ -232,8 +248,3 @@ class Scheduler:
             self.residency.forget(entry)
             self._failed.pop(entry.adapter.id, None)
             self._intake.lengths.forget(entry.adapter.id)
-
-    def _recut(self, now_s: float) -> None:
-        cut = self._calibration.recut(now_s)
-        self._book.relimit(cut.quotas)
-        self.backlog.recut(cut.cutoffs)

@@ -6,12 +6,14 @@ from typing import assert_never
 
 from chameleon_lora.policy.calibration import LaneSettings
 from chameleon_lora.policy.clusters import ClusterSettings
+from chameleon_lora.policy.device import DeviceSettings, KvBlocks
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.length import LengthSettings
 from chameleon_lora.policy.prefetch import PrefetchSettings
 from chameleon_lora.policy.residency import CacheSettings
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order, Reserve
 from chameleon_lora.policy.size import SizeSettings
+from chameleon_lora.policy.slots import SlotTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class PolicySettings:
     lanes: LaneSettings = field(default_factory=LaneSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
     prefetch: PrefetchSettings = field(default_factory=PrefetchSettings)
     seed: int = 0
 
@@ -42,6 +45,7 @@ class EngineLimits:
         kv_tokens: tokens the whole KV cache holds.
         kv_bytes_per_token: to express adapter bytes in KV tokens.
         block_tokens: tokens of one KV block.
+        block_bytes: of one KV block on one rank, over all layers; 0 if none can hold adapters.
     """
 
     seats: int
@@ -51,6 +55,16 @@ class EngineLimits:
     block_tokens: int = 16
     slot_parts: int = 1
     max_rank: int = 16
+    block_bytes: int = 0
+
+    def slot_table(self) -> SlotTable:
+        """The slots, empty."""
+        return SlotTable(self.slots, self.slot_parts, self.max_rank)
+
+    @property
+    def kv_blocks(self) -> KvBlocks:
+        """The KV cache as adapters see it."""
+        return KvBlocks(self.kv_tokens // self.block_tokens, self.block_bytes)
 
 
 class Preset(Enum):
@@ -64,6 +78,7 @@ class Preset(Enum):
 
 
 ONE_LANE = LaneSettings(cluster=ClusterSettings(max_lanes=1), has_quotas=False)
+HOST_ONLY = DeviceSettings(max_bytes=0)
 NO_PREFETCH = PrefetchSettings(queued=False, max_loading=1)
 
 
@@ -85,6 +100,7 @@ def preset(name: Preset) -> PolicySettings:
                     bypass=Bypass.ANY, squash_limit=0, order=Order.FIFO, overtake_limit=1 << 60
                 ),
                 cache=CacheSettings(keep=KeepRule.LRU),
+                device=HOST_ONLY,
                 prefetch=NO_PREFETCH,
             )
         case Preset.SLORA:
@@ -98,6 +114,7 @@ def preset(name: Preset) -> PolicySettings:
                     every_steps=10,
                 ),
                 cache=CacheSettings(keep=KeepRule.LRU, keeps_unused=False),
+                device=HOST_ONLY,
                 prefetch=NO_PREFETCH,
             )
         case Preset.SJF:
@@ -107,6 +124,7 @@ def preset(name: Preset) -> PolicySettings:
                     bypass=Bypass.ANY, squash_limit=0, order=Order.SJF, overtake_limit=1 << 60
                 ),
                 cache=CacheSettings(keep=KeepRule.LRU),
+                device=HOST_ONLY,
             )
         case _:
             assert_never(name)
