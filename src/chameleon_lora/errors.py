@@ -7,6 +7,7 @@ ChameleonError
 │   ├── AdapterInvalidError    its files are broken, incomplete or of an unsupported kind
 │   └── AdapterTooLargeError   its rank or its bytes are above the limit
 ├── UnsupportedEngineError the installed vLLM lacks something Chameleon stands on
+├── UnsupportedLayoutError this model's KV cache cannot hold adapters
 └── BenchError             a server did not start, or answered what no OpenAI server answers
 
 Each message gives the value, the limit and the way out.
@@ -39,6 +40,10 @@ class AdapterTooLargeError(AdapterError):
 
 class UnsupportedEngineError(ChameleonError):
     """The installed vLLM lacks something Chameleon stands on; the message names version and piece."""
+
+
+class UnsupportedLayoutError(ChameleonError):
+    """The engine's KV cache is laid out so that its blocks cannot hold adapters."""
 
 
 class BenchError(ChameleonError):

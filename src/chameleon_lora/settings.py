@@ -29,12 +29,16 @@ class ServingSettings:
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
+        debug_checks: compare the bytes of each adapter taken from the KV cache with its host copy,
+            and count all KV blocks whenever no request is left; an engine that finds a difference
+            ends. Slow.
     """
 
     adapters: str = ""
     scan_s: float = 1.0
     trusts_hints: bool = False
     slot_parts: int = 4
+    debug_checks: bool = False
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:

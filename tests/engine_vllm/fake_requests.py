@@ -6,8 +6,8 @@ from typing import Any
 from chameleon_lora.engine_vllm.catalog import Announcement, Version
 from chameleon_lora.engine_vllm.driver import Driver
 from chameleon_lora.engine_vllm.messages import LoadAdapter, Loaded
-from chameleon_lora.policy.admission import Room
 from chameleon_lora.policy.plan import StepPlan
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from chameleon_lora.settings import ServingSettings

@@ -94,6 +94,18 @@ class TestPlan:
         driver.acknowledge([Activated(version.id, 0, 0.01)], 1.0)
         assert 0 == driver.num_waiting
 
+    def test_a_cold_activation_counts_for_the_disk_once(self) -> None:
+        """What was read for its request; then what the worker says counts: KV blocks or host."""
+        driver = make_driver()
+        version = driver.announce(announced("a"))
+        driver.arrived(request_for("r", version))
+        carry_out(driver, 1.0)
+        carry_out(driver, 2.0)
+        acks = [Activated(version.id, 0, 0.01, from_device=d) for d in (False, True, False)]
+        driver.acknowledge(acks, 3.0)
+        stalls = driver.telemetry.counts()["activation_stall_seconds"]
+        assert {"disk": 1, "device": 1, "host": 1} == {s: sum(stalls[s]["counts"]) for s in stalls}
+
 
 class TestReconcile:
     @pytest.mark.parametrize(("end", "taught"), [("stop", 7), ("length", 7), ("abort", 128)])

@@ -1,24 +1,37 @@
-"""Chameleon under vLLM's LLM class: its answers are vLLM's own."""
+"""Chameleon under vLLM's LLM class: its answers are vLLM's own, wherever adapters come from."""
 
-import json
 import random
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.engine_vllm import offline_answers
-from tests.engine_vllm.offline_answers import BLOCK_TOKENS, Answer, Job, Question
 
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
 from chameleon_lora.engine_vllm import SCHEDULER
+from chameleon_lora.engine_vllm.offline import Job, Question, Result, Wave, run_offline
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 RANKS = (4, 8, 16, 4, 8, 16)
-TOKENS = 16
+TOKENS, BLOCK_TOKENS = 12, 32
 FIRST_TEXT_TOKEN, VOCABULARY = 3, 512
+ONE_SEAT: dict[str, Any] = {
+    "max_loras": 2,
+    "max_lora_rank": 16,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 64,
+    "max_model_len": 128,
+    "block_size": BLOCK_TOKENS,
+}
+CROWDED: dict[str, Any] = {**ONE_SEAT, "num_gpu_blocks_override": 24}
+"""A KV cache with room for a request and for about half of the adapters."""
+TWO_RANKS: dict[str, Any] = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+EAGER: dict[str, Any] = {
+    "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
+    "serving": {"debug_checks": True, "slot_parts": 1},
+}
+"""Adapters come into idle KV blocks as fast as they can; all bytes and blocks are checked."""
 
 
 @pytest.fixture(scope="module")
@@ -29,63 +42,120 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Six adapters, strong enough to change what is said."""
     root = tmp_path_factory.mktemp("adapters")
     dims = ModelDims.from_model(model)
     return [
-        make_adapter(root / f"a{seed}", dims, rank, seed=seed, scale=1.0)
+        str(make_adapter(root / f"a{seed}", dims, rank, seed=seed, scale=1.0))
         for seed, rank in enumerate(RANKS)
     ]
 
 
-def prompts(count: int) -> list[list[int]]:
-    """Random token ids, more than fill a block of the prefix cache."""
+@pytest.fixture(scope="module")
+def questions(adapters: list[str]) -> list[Question]:
+    """4 prompts to the base model and to each adapter, more than a block of the prefix cache long."""
     rng = random.Random(26)
-    sizes = [BLOCK_TOKENS + rng.randrange(1, BLOCK_TOKENS) for _ in range(count)]
-    return [[rng.randrange(FIRST_TEXT_TOKEN, VOCABULARY) for _ in range(n)] for n in sizes]
+    sizes = [BLOCK_TOKENS + rng.randrange(1, BLOCK_TOKENS) for _ in range(4)]
+    prompts = [[rng.randrange(FIRST_TEXT_TOKEN, VOCABULARY) for _ in range(n)] for n in sizes]
+    return [
+        Question(prompt=p, adapter=a, tokens=TOKENS) for p in prompts for a in (None, *adapters)
+    ]
 
 
-def ask(
-    model: Path, scheduler: str | None, questions: list[Question], folder: Path
-) -> list[Answer]:
-    """The answers of one vLLM in a process of its own."""
-    answers = folder / f"answers-{scheduler}.json"
-    job = Job(
-        model=str(model),
-        scheduler=scheduler,
-        questions=questions,
-        tokens=TOKENS,
-        answers=str(answers),
-    )
-    job_file = folder / f"job-{scheduler}.json"
-    job_file.write_text(json.dumps(job))
-    command = [sys.executable, str(offline_answers.__file__), str(job_file)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert 0 == process.returncode, process.stderr[-4000:]
-    found: list[Answer] = json.loads(answers.read_text())
+@pytest.fixture(scope="module")
+def stock(model: Path, questions: list[Question]) -> list[list[int]]:
+    """vLLM's own tokens."""
+    found = tokens_of(ask(model, None, questions, ONE_SEAT))
+    assert 1 + len(RANKS) == len({tuple(tokens) for tokens in found[: 1 + len(RANKS)]})
     return found
 
 
-def test_offline_answers_are_stock_vllms_and_a_broken_adapter_ends_its_own_requests(
-    model: Path, adapters: list[Path], tmp_path: Path
+def ask(
+    model: Path,
+    scheduler: str | None,
+    questions: list[Question],
+    engine: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+    resets: tuple[bool, ...] = (False,),
+) -> Result:
+    """The questions put at once, for each of `resets`; True empties the KV cache before."""
+    waves = [Wave(questions=questions, is_reset=is_reset) for is_reset in resets]
+    job = Job(
+        model=str(model), scheduler=scheduler, settings=settings or {}, engine=engine, waves=waves
+    )
+    return run_offline(job)
+
+
+def tokens_of(result: Result, wave: int = 0) -> list[list[int]]:
+    """What was answered."""
+    return [answer["tokens"] for answer in result["waves"][wave]["answers"]]
+
+
+def test_answers_are_stock_vllms_and_a_broken_adapter_ends_its_own_requests(
+    model: Path, questions: list[Question], stock: list[list[int]], tmp_path: Path
 ) -> None:
-    """4 prompts to 6 adapters and the base model, two slots: stock vLLM's tokens, whoever goes first.
+    """With Chameleon's own settings: stock vLLM's tokens, whoever goes first.
 
     Beside them, requests for a folder without weights end with an error that names it.
     """
     broken = make_adapter(tmp_path / "broken", ModelDims.from_model(model), 4, seed=9)
     (broken / WEIGHTS_NAME).unlink()
-    folders = (None, *map(str, adapters))
-    texts = prompts(4)
-    questions = [Question(prompt=text, adapter=folder) for text in texts for folder in folders]
-    doomed = [Question(prompt=text, adapter=str(broken)) for text in texts[:2]]
-
-    expected = ask(model, None, questions, tmp_path)
-    *found, first, second = ask(model, SCHEDULER, [*questions, *doomed], tmp_path)
-
-    assert expected == found
-    assert len(folders) == len({tuple(answer["tokens"]) for answer in expected[: len(folders)]})
+    doomed = [Question(**{**q, "adapter": str(broken)}) for q in questions[:2]]
+    result = ask(model, SCHEDULER, [*questions, *doomed], ONE_SEAT)
+    *_, first, second = result["waves"][0]["answers"]
+    assert stock == tokens_of(result)[:-2]
     for failed in (first, second):
         assert ("error", []) == (failed["finish_reason"], failed["tokens"])
         assert "Adapter 'broken' cannot be loaded" in str(failed["stop_reason"])
+
+
+@pytest.mark.parametrize("ranks", [{}, TWO_RANKS], ids=["one-rank", "two-ranks"])
+def test_answers_are_stock_vllms_while_adapters_come_and_go_in_kv_blocks(
+    model: Path, questions: list[Question], stock: list[list[int]], ranks: dict[str, Any]
+) -> None:
+    """Adapters come from KV blocks that change hands all the time, on one rank and on two.
+
+    Each that comes from there is compared with its host copy, on each rank; an engine that found a
+    difference, or a lost block, would have ended.
+    """
+    engine = {**CROWDED, **ranks}
+    result = ask(model, SCHEDULER, questions, engine, EAGER, resets=(False, True))
+    assert [stock, stock] == [tokens_of(result, 0), tokens_of(result, 1)]
+    assert 0 < result["counts"]["checks"]
+    assert 0 < result["demotions"]["reset"]
+    assert 0 < result["demotions"].get("demand", 0) + result["demotions"].get("replaced", 0)
+
+
+def test_the_cache_costs_no_step_and_no_preemption(
+    model: Path, adapters: list[str], questions: list[Question]
+) -> None:
+    """Where the KV cache is too small for all that runs: as many steps and preemptions as without."""
+    engine = {
+        **CROWDED,
+        "max_num_seqs": 8,
+        "num_gpu_blocks_override": 20,
+        "enable_prefix_caching": False,  # a preempted request may find its own blocks, or not
+    }
+    longer = [Question(**{**question, "tokens": 48}) for question in questions[:28]]
+    warm_up = [Question(prompt=[5, 6, 7], adapter=adapter, tokens=1) for adapter in adapters]
+    waves = [Wave(questions=asked, is_reset=False) for asked in (warm_up, longer)]
+    found = {}
+    for max_bytes in (0, -1):
+        settings = {
+            "preset": "vllm",  # an order that does not hang on the clock
+            "serving": EAGER["serving"],
+            "device": {**EAGER["device"], "max_bytes": max_bytes},
+        }
+        job = Job(
+            model=str(model), scheduler=SCHEDULER, settings=settings, engine=engine, waves=waves
+        )
+        found[max_bytes] = run_offline(job)
+    without, with_cache = (found[b]["waves"][-1] for b in (0, -1))
+    assert 0 < without["preemptions"]
+    assert (without["steps"], without["preemptions"]) == (
+        with_cache["steps"],
+        with_cache["preemptions"],
+    )
+    assert tokens_of(found[0], 1) == tokens_of(found[-1], 1)
+    assert 0 < found[-1]["promotions"]

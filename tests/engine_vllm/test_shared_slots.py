@@ -29,6 +29,8 @@ from tests.engine_vllm.layer_answers import (  # noqa: E402
     slot_bytes,
 )
 
+from chameleon_lora.engine_vllm.copier import ThreadCopier  # noqa: E402
+from chameleon_lora.engine_vllm.device_store import DeviceStore  # noqa: E402
 from chameleon_lora.engine_vllm.host_image import HostCopy, StockCopy  # noqa: E402
 from chameleon_lora.engine_vllm.loader import Loader  # noqa: E402
 from chameleon_lora.engine_vllm.manager import make_worker_adapters  # noqa: E402
@@ -308,14 +310,19 @@ def test_a_stock_copy_has_a_slot_for_itself(
     old = manager.adapters
     reader: Any = StockReader(manager, old._reader)
     manager.adapters = adapters = WorkerAdapters(
-        manager._adapter_manager, QUARTERS, Loader(reader), reader, None
+        manager._adapter_manager,
+        QUARTERS,
+        Loader(reader),
+        reader,
+        None,
+        DeviceStore(ThreadCopier()),
     )
     small = {1: 4, 4: 5, 2: 6, 6: 8}
     adapters.execute([load(number, folders[number]) for number in (*small, 50) if number != 50])
     adapters.execute([ActivateAdapter(*place) for place in small.items()])
     adapters.execute([load(50, folders[1]), ActivateAdapter(50, 4)])
-    ranks = {ack.adapter_id: ack.rank for ack in adapters.poll_acks() if isinstance(ack, Loaded)}
-    assert MAX_RANK == ranks[50]
+    loaded = {ack.adapter_id: ack for ack in adapters.poll_acks() if isinstance(ack, Loaded)}
+    assert (MAX_RANK, False, True) == (loaded[50].rank, loaded[50].is_packed, loaded[1].is_packed)
     layout = manager._adapter_manager.lora_index_to_id
     assert {4: 50, 8: 6} == {cell: number for cell, number in enumerate(layout) if number}
     assert_as_alone(manager, {**alone, 50: alone[1]}, [50, 6, 0])

@@ -187,3 +187,14 @@ def test_an_images_rank_is_its_widest_matrix(manager: Any, make_adapter: Any) ->
     image = pack(manager._adapter_manager, model)
     assert isinstance(image, HostImage)
     assert 4 == image.rank
+
+
+def test_an_image_is_zero_between_its_pieces(manager: Any, make_adapter: Any) -> None:
+    """Memory of any content would read as nan from a KV block."""
+    image = pack(manager._adapter_manager, merged(manager, make_adapter(8, rank=3)))
+    assert isinstance(image, HostImage)
+    is_gap = torch.ones(image.nbytes, dtype=torch.bool)
+    for piece in image.pieces:
+        is_gap[piece.offset_bytes : piece.offset_bytes + piece.nbytes] = False
+    assert bool(is_gap.any())
+    assert not bool(image.flat[is_gap].any())

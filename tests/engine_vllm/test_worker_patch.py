@@ -1,24 +1,32 @@
 """The patch of vLLM's workers: acks ride on outputs, and stock engines notice nothing."""
 
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from chameleon_lora.engine_vllm.messages import (
     ACKS_ATTRIBUTE,
+    COMMANDS_ATTRIBUTE,
     Ack,
     ActivateAdapter,
     Activated,
+    DemoteAdapter,
     DropAdapter,
     LoadAdapter,
     Loaded,
     LoadFailed,
+    PromoteAdapter,
+    Promoted,
+    PromotionFailed,
 )
 
 torch = pytest.importorskip("torch")
 
 from chameleon_lora.engine_vllm.worker_patch import (  # noqa: E402
+    _distrusting_slots,
+    _obeying,
     install,
     is_chameleon_scheduler,
     with_acks,
@@ -95,6 +103,53 @@ def test_no_news_changes_nothing() -> None:
     assert output is with_acks(output, News(()))
 
 
+class Diary(News):
+    """A manager that notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.calls: list[Any] = []
+        self.adapters = self
+
+    def attach(self, runner: Any) -> None:
+        """To be told before commands."""
+        self.calls.append(("attach", runner))
+
+    def execute(self, commands: Any) -> None:
+        """The commands of a step."""
+        self.calls.append(("execute", tuple(commands)))
+
+    def forget_slots(self) -> None:
+        """After others wrote into them."""
+        self.calls.append("forget_slots")
+
+
+def worker_of(manager: Any) -> Any:
+    """A worker as far as its manager."""
+    return SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager))
+
+
+def test_commands_come_before_the_step_and_after_its_runner() -> None:
+    """The manager knows whose KV cache to promote into; it is made before that cache."""
+    manager = Diary()
+    worker = worker_of(manager)
+    step = SimpleNamespace(**{COMMANDS_ATTRIBUTE: (DemoteAdapter(1),)})
+    _obeying(lambda *_: manager.calls.append("step"))(worker, step)
+    expected = [("attach", worker.model_runner), ("execute", (DemoteAdapter(1),)), "step"]
+    assert expected == manager.calls
+
+
+def test_waking_up_makes_slots_unknown() -> None:
+    """vLLM comes first, with its arguments; a stock manager is left alone."""
+    manager, stock = Diary(), object()
+    woken: list[Any] = []
+    wake_up = _distrusting_slots(lambda _worker, tags=None: woken.append((tags, *manager.calls)))
+    wake_up(worker_of(manager), tags=["weights"])
+    wake_up(worker_of(stock))
+    assert [(["weights"],), (None, "forget_slots")] == woken
+    assert ["forget_slots"] == manager.calls
+
+
 @pytest.mark.parametrize(
     ("scheduler_cls", "expected"),
     [
@@ -122,6 +177,10 @@ def test_messages_survive_pickling() -> None:
         Loaded(1, 10, 8, 0.5),
         LoadFailed(1, "reason"),
         Activated(1, 0, 0.5),
+        PromoteAdapter(1, 7, (3, 4)),
+        DemoteAdapter(1),
+        Promoted(1, 7, 0.5),
+        PromotionFailed(1, 7, "reason", is_final=True),
     )
     assert messages == pickle.loads(pickle.dumps(messages))
 
@@ -136,8 +195,9 @@ def test_install_wraps_once_and_reaches_every_worker() -> None:
     from vllm.v1.worker.gpu_worker import Worker
 
     install()
-    first = (Worker.execute_model, lora_model_runner_mixin.LRUCacheWorkerLoRAManager)
+    mixin = lora_model_runner_mixin
+    first = (Worker.execute_model, Worker.wake_up, mixin.LRUCacheWorkerLoRAManager)
     install()
-    assert first == (Worker.execute_model, lora_model_runner_mixin.LRUCacheWorkerLoRAManager)
+    assert first == (Worker.execute_model, Worker.wake_up, mixin.LRUCacheWorkerLoRAManager)
     assert Worker.execute_model is CPUWorker.execute_model
     assert Worker.sample_tokens is CPUWorker.sample_tokens

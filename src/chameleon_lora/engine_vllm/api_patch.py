@@ -1,5 +1,7 @@
 """What the API server does beyond vLLM's: adapters are offered without a load, and reasons arrive.
 
+It also has the routes of `control_api`.
+
 Each change asks first whether this server runs Chameleon's scheduler, and is vLLM's own otherwise.
 """
 
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
+from chameleon_lora.engine_vllm import control_api
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.failure import client_error, failure_reason
 from chameleon_lora.engine_vllm.shelf import Shelf
@@ -20,6 +23,7 @@ SHELF = "chameleon_shelf"
 
 def install() -> None:
     """Afterwards API servers of a Chameleon engine behave so. Idempotent."""
+    from vllm.entrypoints import serve
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.entrypoints.serve.engine.serving import BaseServing
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,6 +40,7 @@ def install() -> None:
         (BaseServing, "_check_model", _explaining),
         (AsyncLLM, "add_lora", _offering),
         (OutputProcessor, "process_outputs", _raising),
+        (serve, "register_vllm_serve_api_routers", _controlling),
     ):
         stock = getattr(owner, method)
         setattr(owner, method, functools.wraps(stock)(change(stock)))
@@ -130,6 +135,26 @@ def _raising(stock: Any) -> Any:
         return processed
 
     return process_outputs
+
+
+def _controlling(stock: Any) -> Any:
+    """In place of build_app, which some of vLLM's commands keep in a module of another name."""
+
+    def register_vllm_serve_api_routers(app: Any) -> None:
+        from vllm import envs
+
+        stock(app)
+        args = getattr(app.state, "args", None)
+        if is_chameleon_scheduler(getattr(args, "scheduler_cls", None)):
+            can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+            control_api.attach(app, _shelf_of, can_change=can_change)
+
+    return register_vllm_serve_api_routers
+
+
+def _shelf_of(models: Any) -> Shelf | None:
+    shelf: Shelf | None = getattr(models, SHELF)
+    return shelf
 
 
 def _error(message: str, kind: str, status: HTTPStatus) -> Any:

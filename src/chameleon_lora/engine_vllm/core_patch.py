@@ -1,13 +1,20 @@
-"""What the engine process understands beyond vLLM: adapters announced and withdrawn by name."""
+"""What the engine process understands beyond vLLM.
+
+Adapters announced, withdrawn and pinned by name, and questions about its state.
+"""
 
 import functools
 from typing import Any
 
 from chameleon_lora.engine_vllm.catalog import Announcement
 from chameleon_lora.engine_vllm.driver import Driver
+from chameleon_lora.engine_vllm.state import metrics_of, state_of
 
 ANNOUNCE = "chameleon_announce"
 WITHDRAW = "chameleon_withdraw"
+PIN = "chameleon_pin"
+STATE = "chameleon_state"
+METRICS = "chameleon_metrics"
 
 
 def install() -> None:
@@ -44,10 +51,34 @@ def install() -> None:
         return 0 if driver is None else sum(driver.withdraw(name) for name in names)
 
     EngineCore.add_lora = add_lora
-    setattr(EngineCore, ANNOUNCE, announce)
-    setattr(EngineCore, WITHDRAW, withdraw)
+    for name, utility in (
+        (ANNOUNCE, announce),
+        (WITHDRAW, withdraw),
+        (PIN, _pin),
+        (STATE, _state),
+        (METRICS, _metrics),
+    ):
+        setattr(EngineCore, name, utility)
 
 
 def driver_of(engine: Any) -> Driver | None:
     """The driver of a Chameleon engine, None for another engine."""
     return getattr(engine.scheduler, "chameleon", None)
+
+
+def _pin(engine: Any, name: str, is_pinned: bool) -> str:
+    """An empty string if it was done, else the reason why not."""
+    driver = driver_of(engine)
+    return "this engine has no adapters" if driver is None else driver.pin(name, is_pinned)
+
+
+def _state(engine: Any) -> dict[str, Any] | None:
+    """The page that explains waits; None for another engine."""
+    driver = driver_of(engine)
+    return None if driver is None else state_of(driver)
+
+
+def _metrics(engine: Any) -> dict[str, Any] | None:
+    """The numbers of the metrics page; None for another engine."""
+    driver = driver_of(engine)
+    return None if driver is None else metrics_of(driver)

@@ -4,11 +4,14 @@ It decides nothing. Which requests run is read off vLLM's own state at each step
 disconnect, a preemption and a normal end all return quota the same way.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from chameleon_lora.engine_vllm.catalog import Announcement, Catalog, Version
+from chameleon_lora.engine_vllm.idle_blocks import IdleBlocks
+from chameleon_lora.engine_vllm.lending import Lending
 from chameleon_lora.engine_vllm.messages import (
     Ack,
     ActivateAdapter,
@@ -18,13 +21,18 @@ from chameleon_lora.engine_vllm.messages import (
     LoadAdapter,
     Loaded,
     LoadFailed,
+    Promoted,
+    PromotionFailed,
 )
-from chameleon_lora.policy.admission import Room
+from chameleon_lora.engine_vllm.observe import EventLog
+from chameleon_lora.engine_vllm.telemetry import Source, Telemetry
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.settings import ServingSettings
 
+_logger = logging.getLogger(__name__)
 HINT = "output_tokens"  # key in vllm_xargs
 
 
@@ -33,15 +41,27 @@ class Driver:
 
     Attributes:
         planned: vLLM requests to admit in the step under way, in order.
+        lending: the KV blocks that adapters hold; None for an engine that lends none.
     """
 
-    def __init__(self, policy: Scheduler, serving: ServingSettings) -> None:
+    def __init__(
+        self,
+        policy: Scheduler,
+        serving: ServingSettings,
+        blocks: IdleBlocks | None = None,
+        log: EventLog | None = None,
+    ) -> None:
         self.policy = policy
         self.catalog = Catalog()
+        self.telemetry = Telemetry()
         self.planned: deque[Any] = deque()
         self._serving = serving
         self._requests: dict[RequestId, Any] = {}
         self._versions: dict[AdapterId, Version] = {}
+        self.lending = None if blocks is None else Lending(policy.device, blocks)
+        self._log = log
+        self._cold: set[AdapterId] = set()
+        self._load_waits_s: dict[AdapterId, float] = {}  # until the adapter is in a slot
         self._now_s = 0.0
 
     # What API servers say of adapters
@@ -55,6 +75,8 @@ class Driver:
                 Adapter(version.id, version.inner_name, source.rank, max(1, source.nbytes))
             )
         if former is not None:
+            is_pinned = self.policy.residency.entries[former.id].is_pinned
+            self.policy.pin(version.id, is_pinned=is_pinned)
             self.policy.unregistered(former.id)
         return version
 
@@ -64,6 +86,23 @@ class Driver:
         if version is not None:
             self.policy.unregistered(version.id)
         return version is not None
+
+    def pin(self, name: str, is_pinned: bool) -> str:
+        """Keep the adapter in memory from now on, or no longer. Why that cannot be, or ""."""
+        version = self.catalog.current(name)
+        if version is None:
+            return f"The lora adapter '{name}' cannot be found."
+        entries = self.policy.residency.entries
+        budget = self.policy.settings.cache.host_bytes
+        pinned = {i: e.adapter.nbytes for i, e in entries.items() if e.is_pinned}
+        pinned[version.id] = entries[version.id].adapter.nbytes
+        if is_pinned and budget and sum(pinned.values()) > budget:
+            return (
+                f"With '{name}', {sum(pinned.values())} bytes would be pinned, but host memory for "
+                f"adapters ends at cache.host_bytes = {budget}: unpin others or raise it."
+            )
+        self.policy.pin(version.id, is_pinned=is_pinned)
+        return ""
 
     # What vLLM's scheduler does with its queue
 
@@ -78,6 +117,8 @@ class Driver:
             self._finish(request_id, former)
         self._requests[request_id] = request
         adapter = request.lora_request
+        if adapter is not None and self._is_in_host(adapter.lora_int_id):
+            self.telemetry.admitted(0.0)
         self.policy.arrived(
             Request(
                 id=request_id,
@@ -120,6 +161,8 @@ class Driver:
             if request.is_finished():
                 self._finish(request_id, request)
         plan = self.policy.step(now_s, room)
+        if self.lending is not None:
+            self.lending.trade(plan, now_s)
         self.planned.extend(self._requests[admission.request_id] for admission in plan.admit)
         return plan
 
@@ -142,18 +185,72 @@ class Driver:
         drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
         loads = [self._load(load.adapter_id) for load in plan.loads]
         activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
-        return (*drops, *loads, *activations)
+        self._cold.update(a.adapter_id for a in plan.activations if a.is_cold)
+        trades = () if self.lending is None else self.lending.take_commands()
+        return (*drops, *loads, *activations, *trades)
 
     def acknowledge(self, acks: Iterable[Ack], now_s: float) -> None:
         """Tell the policy what the workers did."""
         for ack in acks:
             match ack:
                 case Loaded():
-                    self.policy.loaded(AdapterId(ack.adapter_id), ack.nbytes, ack.rank, now_s)
+                    self._loaded(ack, now_s)
                 case LoadFailed():
+                    self.telemetry.load_failed()
                     self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s)
                 case Activated():
-                    pass
+                    self._activated(ack)
+                case Promoted():
+                    self.telemetry.promoted(ack.seconds)
+                    self.policy.device.promoted(ack.serial)
+                case PromotionFailed():
+                    _logger.warning("Not kept in the KV cache: %s", ack.reason)
+                    self.telemetry.promotion_failed()
+                    self.policy.device.promotion_failed(ack.serial, is_final=ack.is_final)
+
+    def empty_device(self) -> None:
+        """Every adapter gives its KV blocks back: the KV cache is to be emptied."""
+        if self.lending is not None:
+            self.lending.empty()
+
+    def check_balance(self) -> None:
+        """For an engine without requests: AssertionError if a KV block is lost."""
+        if self.lending is not None:
+            self.lending.check_balance()
+
+    # What workers did
+
+    def _loaded(self, ack: Loaded, now_s: float) -> None:
+        adapter_id = AdapterId(ack.adapter_id)
+        self.telemetry.loaded(ack.seconds)
+        waits_s = [now_s - t.arrived_s for t in self.policy.backlog.waiting_for(adapter_id)]
+        for wait_s in waits_s:
+            self.telemetry.admitted(wait_s)
+        self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
+        self.policy.loaded(adapter_id, ack.nbytes, ack.rank, now_s, is_packed=ack.is_packed)
+        device = self.policy.device
+        if device.limit_blocks and ack.is_packed and not device.can_hold(ack.nbytes):
+            _logger.warning(
+                "Adapter %r is served from host memory only: its %d bytes are more than the KV "
+                "cache has for adapters, %d blocks of %d bytes. Raise --gpu-memory-utilization "
+                "or device.max_bytes to keep it there.",
+                self._versions[adapter_id].source.name, ack.nbytes,
+                device.limit_blocks, device.block_bytes,
+            )  # fmt: skip
+
+    def _activated(self, ack: Activated) -> None:
+        adapter_id = AdapterId(ack.adapter_id)
+        is_cold = adapter_id in self._cold
+        self._cold.discard(adapter_id)
+        warm: Source = "device" if ack.from_device else "host"
+        source = "disk" if is_cold else warm
+        self.telemetry.activated(source, ack.seconds, is_checked=ack.is_checked)
+        wait_s = self._load_waits_s.pop(adapter_id, 0.0) + ack.seconds
+        if self._log is not None:
+            self._log.record("adapter_wait", adapter_id, wait_s, in_step=False, source=source)
+
+    def _is_in_host(self, adapter_id: int) -> bool:
+        return self.policy.residency.entries[AdapterId(adapter_id)].is_in_host
 
     def _load(self, adapter_id: AdapterId) -> LoadAdapter:
         version = self._versions[adapter_id]

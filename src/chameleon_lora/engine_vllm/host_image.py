@@ -61,7 +61,8 @@ class HostImage:
     """A packed adapter.
 
     Attributes:
-        flat: uint8, owned by this image (no file mapping behind it); pinned when slots are on CUDA.
+        flat: uint8, owned by this image (no file mapping behind it), zero between pieces; pinned when
+            slots are on CUDA.
         pieces: where each matrix lies in `flat`; images of one geometry may share the tuple.
         views: the matrices, in the order of `pieces`.
     """
@@ -125,6 +126,7 @@ def pack(adapter_manager: Any, lora_model: Any) -> HostCopy:
     rank = max((p.rows, p.columns)[rank_axis(p, modules[p.module])] for p in pieces)
     image = image_over(flat, lora_model.id, rank, dtype, pieces)
     torch._foreach_copy_(image.views, [cut.matrix for _, cut in found])  # one call: no GIL held
+    torch._foreach_zero_(_gaps(flat, pieces))
     if not all(bool(view.isfinite().all()) for view in image.views):
         raise AdapterInvalidError("its weights hold nan or infinity; train or export it again")
     return image
@@ -263,6 +265,15 @@ def _lay_out(
         pieces.append(Piece(name, cut.index, cut.factor, rows, columns, offset, nbytes))
         offset += -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     return tuple(pieces), offset
+
+
+def _gaps(flat: torch.Tensor, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+    """The bytes between pieces, which KV blocks hold too and which must not read as nan there."""
+    begins = [*(piece.offset_bytes for piece in pieces[1:]), flat.numel()]
+    return [
+        flat[piece.offset_bytes + piece.nbytes : begin]
+        for piece, begin in zip(pieces, begins, strict=True)
+    ]
 
 
 def _model_bytes(lora_model: Any) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
+from chameleon_lora.engine_vllm.copier import copier_for
+from chameleon_lora.engine_vllm.device_store import DeviceStore
 from chameleon_lora.engine_vllm.image_file import ImageFile
 from chameleon_lora.engine_vllm.loader import Loader, VllmReader, prepare_loader_thread
 from chameleon_lora.engine_vllm.messages import Ack, Command
@@ -28,8 +30,9 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
 
         def create_lora_manager(self, model: Any, vllm_config: Any) -> Any:
             wrapped = super().create_lora_manager(model, vllm_config)
-            parts = settings_of(vllm_config).serving.slot_parts
-            self.adapters = make_worker_adapters(self, cells_of(vllm_config, parts))
+            serving = settings_of(vllm_config).serving
+            cells = cells_of(vllm_config, serving.slot_parts)
+            self.adapters = make_worker_adapters(self, cells, serving.debug_checks)
             return wrapped
 
         def execute(self, commands: Iterable[Command]) -> None:
@@ -75,9 +78,20 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
     return ChameleonLoRAManager
 
 
-def make_worker_adapters(worker_manager: Any, cells: Cells) -> WorkerAdapters:
+def make_worker_adapters(
+    worker_manager: Any, cells: Cells, debug_checks: bool = False
+) -> WorkerAdapters:
     """The command side of a manager whose slots exist already."""
-    device = worker_manager.device
+    prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
     reader = VllmReader(worker_manager, ImageFile(folder=None))
-    loader = Loader(reader, functools.partial(prepare_loader_thread, device))
-    return WorkerAdapters(worker_manager._adapter_manager, cells, loader, reader, event_log())
+    device = DeviceStore(
+        copier_for(worker_manager.device, prepare_thread), debug_checks=debug_checks
+    )
+    return WorkerAdapters(
+        worker_manager._adapter_manager,
+        cells,
+        Loader(reader, prepare_thread),
+        reader,
+        event_log(),
+        device,
+    )

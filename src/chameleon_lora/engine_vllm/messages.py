@@ -51,10 +51,37 @@ class ActivateAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class PromoteAdapter:
+    """Copy the host copy into these KV blocks, in the background, its bytes in the blocks' order.
+
+    Answered by Promoted or PromotionFailed, with the same serial.
+
+    Attributes:
+        serial: tells this promotion from earlier ones of the same adapter.
+        blocks: numbers of KV blocks that nobody else reads or writes until they are demoted.
+    """
+
+    adapter_id: int
+    serial: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoteAdapter:
+    """Forget the copy in KV blocks, which may be written from this step on. Not answered.
+
+    A copy still under way is waited for first; that of the host and of the slot stay.
+    """
+
+    adapter_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """The adapter is in host memory, ready to be activated.
 
     Attributes:
+        is_packed: it is a plain run of bytes, so KV blocks can hold it.
         nbytes: of the host copy on this rank, at the adapter's exact rank.
         rank: that it takes in a slot; the whole slot's for one that cannot share.
         seconds: from the start of the load; waiting for earlier loads not counted.
@@ -64,6 +91,7 @@ class Loaded:
     nbytes: int
     rank: int
     seconds: float
+    is_packed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +104,42 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Activated:
-    """The adapter is in its slot from this step on; `seconds` were spent inside the step."""
+    """The adapter is in its slot from this step on; `seconds` were spent inside the step.
+
+    Attributes:
+        from_device: it came from KV blocks, not from host memory.
+        is_checked: those blocks' bytes were compared with the host copy and equal (debugging).
+    """
 
     adapter_id: int
     cell: int
     seconds: float
+    from_device: bool = False
+    is_checked: bool = False
 
 
-Command = LoadAdapter | DropAdapter | ActivateAdapter
-Ack = Loaded | LoadFailed | Activated
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """The adapter is in its KV blocks, complete; `seconds` from the command on, outside steps."""
+
+    adapter_id: int
+    serial: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionFailed:
+    """The adapter is not in KV blocks; nothing writes to them for it.
+
+    Attributes:
+        is_final: this worker's KV cache can hold no adapter at all.
+    """
+
+    adapter_id: int
+    serial: int
+    reason: str
+    is_final: bool = False
+
+
+Command = LoadAdapter | DropAdapter | ActivateAdapter | PromoteAdapter | DemoteAdapter
+Ack = Loaded | LoadFailed | Activated | Promoted | PromotionFailed

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 OBSERVE_VARIABLE = "CHAMELEON_OBSERVE"
-Event = Literal["disk_load", "activate"]
+Event = Literal["disk_load", "activate", "adapter_wait"]
 
 
 def stopwatch_s() -> float:
@@ -26,14 +26,21 @@ class EventLog:
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
-    def record(self, event: Event, adapter_id: int, seconds: float, *, in_step: bool) -> None:
-        """Appends one line; `in_step` says that a step, so every running request, waited for it."""
+    def record(
+        self, event: Event, adapter_id: int, seconds: float, *, in_step: bool, source: str = ""
+    ) -> None:
+        """Appends one line.
+
+        `in_step` says that a step, so every running request, waited for it; `source`, where an
+        adapter was when its request needed it.
+        """
         line = json.dumps(
             {
                 "event": event,
                 "seconds": round(seconds, 6),
                 "in_step": in_step,
                 "adapter_id": adapter_id,
+                **({"source": source} if source else {}),
                 "t": time.time(),  # noqa: TID251  # to be matched with other processes' records
             }
         )

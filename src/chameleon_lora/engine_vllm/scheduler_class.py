@@ -18,12 +18,15 @@ from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.driver import Driver
 from chameleon_lora.engine_vllm.failure import failure_output
+from chameleon_lora.engine_vllm.idle_blocks import IdleBlocks, block_bytes_of
 from chameleon_lora.engine_vllm.lane_queue import EmptyQueue, LaneQueue
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
+from chameleon_lora.engine_vllm.observe import event_log
 from chameleon_lora.engine_vllm.touchpoints import check_engine
-from chameleon_lora.policy.admission import Room
+from chameleon_lora.errors import UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure
 from chameleon_lora.policy.request import RequestId
+from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits
 
@@ -43,8 +46,11 @@ def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
     )
 
 
-def limits_of(scheduler: Any, cells: Cells) -> EngineLimits:
-    """What this engine has in all, read off its configuration."""
+def limits_of(scheduler: Any, cells: Cells, *, has_device: bool) -> EngineLimits:
+    """What this engine has in all, read off its configuration.
+
+    `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them.
+    """
     blocks = scheduler.kv_cache_config.num_blocks
     spec = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec
     layers = len(scheduler.kv_cache_config.kv_cache_groups[0].layer_names)
@@ -56,11 +62,21 @@ def limits_of(scheduler: Any, cells: Cells) -> EngineLimits:
         kv_tokens=blocks * scheduler.block_size,
         kv_bytes_per_token=max(1, spec.page_size_bytes * layers // scheduler.block_size),
         block_tokens=scheduler.block_size,
+        block_bytes=block_bytes(scheduler) if has_device and scheduler.lora_config else 0,
     )
 
 
+def block_bytes(scheduler: Any) -> int:
+    """Bytes of one KV block; 0, with a warning, if blocks of this KV cache cannot hold adapters."""
+    try:
+        return block_bytes_of(scheduler.kv_cache_config)
+    except UnsupportedLayoutError as error:
+        _logger.warning("Adapters are not kept in idle KV memory, only in host memory: %s", error)
+        return 0
+
+
 @functools.cache
-def scheduler_class(base: type[Any]) -> type[Any]:  # one short class
+def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, all of it counted
     """Chameleon's subclass of vLLM's Scheduler or AsyncScheduler."""
 
     class ChameleonScheduler(base):
@@ -70,13 +86,17 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # one short class
             super().__init__(*args, **kwargs)
             settings = settings_of(self.vllm_config)
             cells = cells_of(self.vllm_config, settings.serving.slot_parts)
-            policy = Scheduler(settings.policy, limits_of(self, cells))
-            self.chameleon = Driver(policy, settings.serving)
+            limits = limits_of(self, cells, has_device=settings.policy.device.max_bytes != 0)
+            policy = Scheduler(settings.policy, limits)
+            pool = self.kv_cache_manager.block_pool
+            blocks = IdleBlocks(pool) if limits.block_bytes else None
+            self.chameleon = Driver(policy, settings.serving, blocks, event_log())
             self.lora_config: Any = with_room_for(self.vllm_config.lora_config, cells.count)
             self.waiting = LaneQueue(self.chameleon)
             if hasattr(self, "skipped_waiting"):  # vLLM 0.26
                 self.skipped_waiting = EmptyQueue(self.waiting)
             self._chameleon_failures: list[tuple[Any, Failure]] = []
+            self._chameleon_checks = settings.serving.debug_checks
 
         def add_request(self, request: Any) -> None:
             self.chameleon.tick(time.monotonic())  # noqa: TID251  # the driver's clock
@@ -101,12 +121,24 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # one short class
             acks = getattr(model_output, ACKS_ATTRIBUTE, ())
             self.chameleon.acknowledge(acks, time.monotonic())  # noqa: TID251
             outputs = super().update_from_output(scheduler_output, model_output)
+            if self._chameleon_checks and is_idle(self):
+                self.chameleon.check_balance()
             failures, self._chameleon_failures = self._chameleon_failures, []
             for request, failure in failures:
                 add_output(outputs, request.client_index, failure_output(request, failure.reason))
             return outputs
 
+        def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+            self.chameleon.empty_device()
+            return bool(super().reset_prefix_cache(*args, **kwargs))
+
     return ChameleonScheduler
+
+
+def is_idle(scheduler: Any) -> bool:
+    """Whether no request runs or waits, and none that ended still has KV blocks."""
+    has_requests = scheduler.running or len(scheduler.waiting)
+    return not has_requests and not getattr(scheduler, "deferred_frees", None)
 
 
 def with_room_for(lora_config: Any, adapters: int) -> Any:
@@ -126,16 +158,21 @@ def room_of(scheduler: Any) -> Room:
     running = scheduler.running
     seats = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
     busy = len(running) + getattr(scheduler, "num_waiting_for_streaming_input", 0)
-    planned = sum(
-        max(1, r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens)
-        for r in running
-    )
+    size, planned, growth_blocks = scheduler.block_size, 0, 0
+    for request in running:
+        done = request.num_computed_tokens
+        due = request.num_tokens_with_spec + request.num_output_placeholders
+        planned += max(1, due - done)
+        growth_blocks += max(0, -(-due // size) - -(-done // size))
     free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    lending = scheduler.chameleon.lending
     return Room(
         seats=seats - busy,
-        kv_tokens=free_blocks * scheduler.block_size,
+        kv_tokens=free_blocks * size,
         batch_tokens=scheduler.max_num_scheduled_tokens - planned,
         is_empty=not running,
+        free_blocks=free_blocks if lending is None else lending.free_blocks,
+        growth_blocks=growth_blocks,
     )
 
 

@@ -1,4 +1,4 @@
-"""Puts host copies into vLLM's LoRA slots, and knows what each slot still holds of its last tenant."""
+"""Puts adapters' copies into vLLM's LoRA slots, and knows what each slot still holds of its last tenant."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from chameleon_lora.engine_vllm.cells import Cells
+from chameleon_lora.engine_vllm.device_store import DeviceCopy
 from chameleon_lora.engine_vllm.host_image import (
     HostCopy,
     HostImage,
@@ -41,32 +42,32 @@ class SlotWriter:
         self._cells = cells
         self._unknown = set(range(cells.slots))
         self._written: dict[int, _Tenant] = {}
-        self._targets: dict[int, dict[int, tuple[tuple[Piece, ...], list[torch.Tensor]]]] = {}
+        self._corners: dict[int, dict[int, tuple[tuple[Piece, ...], list[torch.Tensor]]]] = {}
 
-    def write(self, host_copy: HostCopy, cell: int) -> None:
+    def write(self, source: HostCopy | DeviceCopy, cell: int) -> None:
         """Afterwards the slot holds this adapter from this cell on, and nothing of whom it overlaps.
 
         Without division of slots it is byte for byte what vLLM would leave there.
         """
         slot = self._cells.slot(cell)
-        if isinstance(host_copy, StockCopy):
+        if isinstance(source, StockCopy):
             self._unknown.add(slot)
             self._forget_in(range(slot * self._cells.parts, (slot + 1) * self._cells.parts))
-            self._write_stock(host_copy, slot)
+            self._write_stock(source, slot)
             return
         if slot in self._unknown:
             self._clear(slot)
             self._unknown.discard(slot)
-        taken = range(cell, cell + self._cells.needed(host_copy.rank))
+        taken = range(cell, cell + self._cells.needed(source.rank))
         leftovers = [
             corner
             for old in self._forget_in(taken)
-            for corner in self._leftovers(old, host_copy.pieces, cell)
+            for corner in self._leftovers(old, source.pieces, cell)
         ]
         if leftovers:
             torch._foreach_zero_(leftovers)
-        torch._foreach_copy_(self._targets_of(host_copy, cell), host_copy.views, non_blocking=True)
-        self._written[cell] = _Tenant(taken, host_copy.pieces)
+        torch._foreach_copy_(self._targets_of(source, cell), source.views, non_blocking=True)
+        self._written[cell] = _Tenant(taken, source.pieces)
 
     def forget(self) -> None:
         """Afterwards nothing is assumed about any slot: others may have written there."""
@@ -80,13 +81,23 @@ class SlotWriter:
             del self._written[tenant.cells.start]
         return found
 
-    def _targets_of(self, image: HostImage, cell: int) -> list[torch.Tensor]:
-        known = self._targets.setdefault(cell, {})
-        key = id(image.pieces)
+    def _targets_of(self, source: HostImage | DeviceCopy, cell: int) -> list[torch.Tensor]:
+        """Where each of the source's views goes."""
+        corners = self._corners_of(source.pieces, cell)
+        if isinstance(source, HostImage):
+            return corners
+        return [
+            corners[piece] if region is None else corners[piece][region]
+            for piece, region in source.parts
+        ]
+
+    def _corners_of(self, pieces: tuple[Piece, ...], cell: int) -> list[torch.Tensor]:
+        known = self._corners.setdefault(cell, {})
+        key = id(pieces)
         if key not in known:
             if len(known) >= 8:  # geometries alive at a time; the views are cheap to make again
                 known.clear()
-            known[key] = (image.pieces, [self._corner(piece, cell) for piece in image.pieces])
+            known[key] = (pieces, [self._corner(piece, cell) for piece in pieces])
         return known[key][1]
 
     def _corner(self, piece: Piece, cell: int) -> torch.Tensor:

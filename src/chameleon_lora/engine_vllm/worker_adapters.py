@@ -1,4 +1,4 @@
-"""Carries out the scheduler's commands in a worker: loads, drops, activations.
+"""Carries out the scheduler's commands in a worker: loads, drops, activations, copies in KV blocks.
 
 Slots belong to the scheduler. This class does what it says, checks before each step that the batch's
 adapters are in place, and heals what others undid (profile runs and weight reloads clear all slots).
@@ -10,6 +10,7 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.cpu_punica import CellMasks, adopt
+from chameleon_lora.engine_vllm.device_store import DeviceStore
 from chameleon_lora.engine_vllm.host_image import HostCopy, StockCopy
 from chameleon_lora.engine_vllm.loader import Delivery, Loader, VllmReader, reason_of
 from chameleon_lora.engine_vllm.messages import (
@@ -17,10 +18,12 @@ from chameleon_lora.engine_vllm.messages import (
     ActivateAdapter,
     Activated,
     Command,
+    DemoteAdapter,
     DropAdapter,
     LoadAdapter,
     Loaded,
     LoadFailed,
+    PromoteAdapter,
 )
 from chameleon_lora.engine_vllm.observe import EventLog, stopwatch_s
 from chameleon_lora.engine_vllm.slot_writer import SlotWriter
@@ -46,11 +49,13 @@ class WorkerAdapters:
         loader: Loader,
         reader: VllmReader,
         log: EventLog | None,
+        device: DeviceStore,
     ) -> None:
         self._manager = adapter_manager
         self._loader = loader
         self._reader = reader
         self._log = log
+        self._device = device
         self._cells = cells
         self._masks = CellMasks(cells)
         self._writer = SlotWriter(adapter_manager, cells)
@@ -69,8 +74,12 @@ class WorkerAdapters:
         """The adapters in host memory."""
         return frozenset(self._copies)
 
+    def attach(self, runner: Any) -> None:
+        """Makes this vLLM model runner's KV cache the one that adapters are promoted into."""
+        self._device.runner = runner
+
     def execute(self, commands: Iterable[Command]) -> None:
-        """Carries the commands out in their order; loads only begin.
+        """Carries the commands out in their order; loads and promotions only begin.
 
         Raises:
             AdapterError: an adapter is to be activated that this worker could not load.
@@ -83,12 +92,17 @@ class WorkerAdapters:
                     self._drop(command.adapter_id)
                 case ActivateAdapter():
                     self._activate(command)
+                case PromoteAdapter():
+                    self._finish_load(command.adapter_id)
+                    self._device.promote(command, self._loaded(command.adapter_id))
+                case DemoteAdapter():
+                    self._device.demote(command.adapter_id)
 
     def poll_acks(self) -> tuple[Ack, ...]:
         """What happened since the last call; never waits."""
         for delivery in self._loader.poll():
             self._deliver(delivery)
-        acks, self._acks = tuple(self._acks), []
+        acks, self._acks = (*self._acks, *self._device.poll()), []
         return acks
 
     def ensure_active(self, requests: Iterable[Any]) -> None:
@@ -113,6 +127,10 @@ class WorkerAdapters:
         """To be called when others may have written into slots, or cleared them."""
         self._layout = None
 
+    def forget_device(self) -> None:
+        """To be called before the KV cache's memory goes."""
+        self._device.forget()
+
     def lend_slots(self) -> None:
         """Afterwards vLLM may fill slots its own way, all of them; the next step takes them back."""
         manager = self._manager
@@ -123,7 +141,8 @@ class WorkerAdapters:
         self.forget_slots()
 
     def close(self) -> None:
-        """Ends the loader's thread and gives its disk space back."""
+        """Ends the threads and gives the loader's disk space back."""
+        self._device.close()
         self._loader.close()
         self._reader.close()
 
@@ -134,6 +153,7 @@ class WorkerAdapters:
         self._loader.submit(ticket, command)
 
     def _drop(self, adapter_id: int) -> None:
+        self._device.demote(adapter_id)
         self._copies.pop(adapter_id, None)
         self._failed.pop(adapter_id, None)
         ticket = self._tickets.pop(adapter_id, None)
@@ -153,8 +173,9 @@ class WorkerAdapters:
             self._acks.append(LoadFailed(adapter_id, outcome))
             return
         self._copies[adapter_id] = outcome
-        rank = self._cells.max_rank if isinstance(outcome, StockCopy) else outcome.rank
-        self._acks.append(Loaded(adapter_id, outcome.nbytes, rank, delivery.seconds))
+        is_packed = not isinstance(outcome, StockCopy)
+        rank = outcome.rank if is_packed else self._cells.max_rank
+        self._acks.append(Loaded(adapter_id, outcome.nbytes, rank, delivery.seconds, is_packed))
         if self._log is not None:
             self._log.record("disk_load", adapter_id, delivery.seconds, in_step=False)
 
@@ -166,18 +187,31 @@ class WorkerAdapters:
             del self._assigned[former]
         self._assigned[command.adapter_id] = window
         self._take_slots()
-        self._place(command.adapter_id, host_copy, window)
+        from_device = self._place(command.adapter_id, host_copy, window)
+        is_checked = from_device and self._device.debug_checks
         seconds = stopwatch_s() - start
-        self._acks.append(Activated(command.adapter_id, command.cell, seconds))
+        self._acks.append(
+            Activated(command.adapter_id, command.cell, seconds, from_device, is_checked)
+        )
 
     def _wait_for(self, adapter_id: int) -> HostCopy:
-        """This rank's own host copy: the scheduler knows of rank 0's only."""
+        """This rank's own host copy."""
+        self._finish_load(adapter_id)
+        found = self._loaded(adapter_id)
+        if isinstance(found, str):
+            raise AdapterError(f"Adapter {adapter_id} cannot be activated: {found}")
+        return found
+
+    def _finish_load(self, adapter_id: int) -> None:
+        """Waits for this rank's own load: the scheduler knows of rank 0's only."""
         while adapter_id in self._tickets:
             self._deliver(self._loader.wait())
-        if adapter_id not in self._copies:
-            reason = self._failed.get(adapter_id, "it was never loaded here")
-            raise AdapterError(f"Adapter {adapter_id} cannot be activated: {reason}")
-        return self._copies[adapter_id]
+
+    def _loaded(self, adapter_id: int) -> HostCopy | str:
+        """The host copy, or the reason why there is none."""
+        if adapter_id in self._copies:
+            return self._copies[adapter_id]
+        return self._failed.get(adapter_id, "it was never loaded here")
 
     def _take_slots(self) -> list[int | None]:
         """Afterwards vLLM tells rows apart by cell, not by slot. Answers who begins in which cell.
@@ -208,15 +242,17 @@ class WorkerAdapters:
         self._manager.deactivate_adapter(adapter_id)
         self._present.pop(adapter_id, None)
 
-    def _place(self, adapter_id: int, host_copy: HostCopy, window: range) -> None:
+    def _place(self, adapter_id: int, host_copy: HostCopy, window: range) -> bool:
+        """Puts the adapter into its window; whether it came from KV blocks."""
         manager, cell = self._manager, window.start
         if manager.lora_index_to_id[cell] == adapter_id:
-            return
+            return False
         start = stopwatch_s()
         self._vacate(adapter_id)  # it may be in another slot
         for tenant in overlapping(self._present, window):
             self._vacate(tenant)
-        self._writer.write(host_copy, cell)
+        device_copy = self._device.try_get(adapter_id, host_copy)
+        self._writer.write(device_copy or host_copy, cell)
         whole = isinstance(host_copy, StockCopy)
         self._masks.set(cell, self._cells.max_rank if whole else host_copy.rank)
         self._present[adapter_id] = window
@@ -226,6 +262,7 @@ class WorkerAdapters:
         if self._log is not None:
             seconds = stopwatch_s() - start
             self._log.record("activate", adapter_id, seconds, in_step=True)
+        return device_copy is not None
 
     def _recover(self, request: Any, wanted: dict[int, Any]) -> None:
         """Puts one adapter back where the scheduler has it, or anywhere if it has it nowhere."""

@@ -28,6 +28,8 @@ def install() -> None:
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = _manager_factory(stock)
     Worker.execute_model = _obeying(Worker.execute_model)
     Worker.sample_tokens = _answering(Worker.sample_tokens)
+    Worker.sleep = _ending_copies(Worker.sleep)
+    Worker.wake_up = _distrusting_slots(Worker.wake_up)
 
 
 def is_chameleon_scheduler(scheduler_cls: str | Callable[..., Any] | None) -> bool:
@@ -83,6 +85,7 @@ def _obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
         manager = _manager_of(worker)
         if manager is None:
             return execute_model(worker, scheduler_output)
+        manager.adapters.attach(worker.model_runner)  # whose KV cache came after the manager
         with torch.inference_mode():
             manager.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
         return with_acks(execute_model(worker, scheduler_output), manager)
@@ -98,6 +101,29 @@ def _answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
         return output if manager is None else with_acks(output, manager)
 
     return sample_then_answer
+
+
+def _ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(sleep)
+    def end_then_sleep(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = _manager_of(worker)
+        if manager is not None:
+            manager.adapters.forget_device()  # the KV cache's memory is about to go
+        return sleep(worker, *args, **kwargs)
+
+    return end_then_sleep
+
+
+def _distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(wake_up)
+    def wake_then_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        woken = wake_up(worker, *args, **kwargs)
+        manager = _manager_of(worker)
+        if manager is not None:
+            manager.adapters.forget_slots()
+        return woken
+
+    return wake_then_forget
 
 
 def _manager_of(worker: Any) -> Any | None:
