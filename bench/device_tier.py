@@ -22,6 +22,8 @@ from chameleon_lora.metrics.summary import percentile
 
 TEXT_TOKENS = (3, 512)  # the tiny model's ids; those before are special
 OFF: dict[str, Any] = {"device": {"max_bytes": 0}}
+FAST: dict[str, Any] = {"promotions_per_s": 1000.0}
+IGNORE: dict[str, Any] = {"prefix_half_life_s": 0.0}
 IN_TURN: dict[str, Any] = {"preset": "vllm", "serving": {"slot_parts": 1}}
 """First come, first served: an order that does not hang on the clock."""
 EAGER: dict[str, Any] = {
@@ -55,7 +57,7 @@ def pressure(args: argparse.Namespace) -> str:
     engine = engine_of(args, max_num_seqs=8, num_gpu_blocks_override=24, max_loras=2)
     engine["enable_prefix_caching"] = args.prefix_caching
     warm_up = [question(rng, adapter, 8, 1) for adapter in adapters]
-    waves = [Wave(questions=asked, is_reset=False) for asked in (warm_up, questions)]
+    waves = [Wave(questions=asked, before="nothing") for asked in (warm_up, questions)]
     found = {
         name: run(settings, engine, waves)
         for name, settings in {"without": IN_TURN, "with": EAGER}.items()
@@ -80,9 +82,9 @@ def burst(args: argparse.Namespace) -> str:
     waves = []
     for _ in range(args.repeats):
         waves += [
-            Wave(questions=fill, is_reset=True),
-            Wave(questions=crowd, is_reset=False),  # meets a full cache
-            Wave(questions=crowd, is_reset=True),  # and an empty one
+            Wave(questions=fill, before="reset"),
+            Wave(questions=crowd, before="nothing"),  # meets a full cache
+            Wave(questions=crowd, before="reset"),  # and an empty one
         ]
     engine = engine_of(args, max_num_seqs=32, num_gpu_blocks_override=130, max_loras=4)
     engine["max_num_batched_tokens"] = 2048
@@ -109,7 +111,7 @@ def resident(args: argparse.Namespace) -> str:
     engine = engine_of(args, max_num_seqs=2, num_gpu_blocks_override=2400, max_loras=2)
     engine["max_lora_rank"] = max(ranks)
     settings = {"device": {"promotions_per_s": 1000.0, "headroom_share": 0.0}}
-    found = run(settings, engine, [Wave(questions=questions, is_reset=False)] * 2)
+    found = run(settings, engine, [Wave(questions=questions, before="nothing")] * 2)
     wave = found["waves"][-1]
     held_bytes = wave["held_blocks"] * found["block_bytes"]
     slot_bytes = found["slot_bytes"]
@@ -133,21 +135,24 @@ def prefix(args: argparse.Namespace) -> str:
             asked = question(rng, None, 8, 8)
             asked["prompt"] = rng.choice(prefixes) + asked["prompt"]
             questions += [asked, question(rng, rng.choice(adapters), 16, 8)]
-        waves.append(Wave(questions=questions, is_reset=False))
+        waves.append(Wave(questions=questions, before="nothing"))
     engine = engine_of(args, max_num_seqs=2, num_gpu_blocks_override=160, max_loras=2)
     rows = []
     for name, settings in {
         "no cache of adapters": OFF,
-        "headroom 0": {"device": {"promotions_per_s": 1000.0, "headroom_share": 0.0}},
-        "headroom 0.1 (default)": {"device": {"promotions_per_s": 1000.0}},
-        "headroom 0.3": {"device": {"promotions_per_s": 1000.0, "headroom_share": 0.3}},
+        "headroom 0, misses ignored": {"device": {**FAST, "headroom_share": 0.0, **IGNORE}},
+        "headroom 0.1, misses ignored": {"device": {**FAST, **IGNORE}},
+        "headroom 0.3, misses ignored": {"device": {**FAST, "headroom_share": 0.3, **IGNORE}},
+        "headroom 0.1, misses heeded (default)": {"device": FAST},
     }.items():
         found = run(settings, engine, waves)
         hits = sum(wave["cached_tokens"] for wave in found["waves"])
         asked_tokens = sum(len(q["prompt"]) for wave in waves for q in wave["questions"])
         rows.append((name, f"{hits / asked_tokens:.3f}", found["waves"][-1]["held_adapters"],
-                     found["promotions"], found["demotions"].get("demand", 0)))  # fmt: skip
-    head = ("arm", "prefix tokens found", "adapters in blocks", "promotions", "demoted on demand")
+                     found["promotions"], found["demotions"].get("demand", 0),
+                     found["demotions"].get("prefix", 0)))  # fmt: skip
+    head = ("arm", "prefix tokens found", "adapters in blocks", "promotions", "demoted on demand",
+            "for prefixes")  # fmt: skip
     return table(head, rows)
 
 

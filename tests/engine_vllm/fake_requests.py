@@ -41,6 +41,7 @@ class FakeRequest:
     max_tokens: int = 20
     sampling_params: FakeParams | None = field(default_factory=FakeParams)
     num_output_tokens: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)
     end: str | None = None
 
     def is_finished(self) -> bool:

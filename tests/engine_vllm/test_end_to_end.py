@@ -1,8 +1,9 @@
 """Chameleon under vLLM's LLM class: its answers are vLLM's own, wherever adapters come from."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -77,10 +78,10 @@ def ask(
     questions: list[Question],
     engine: dict[str, Any],
     settings: dict[str, Any] | None = None,
-    resets: tuple[bool, ...] = (False,),
+    befores: Sequence[Literal["nothing", "reset", "sleep"]] = ("nothing",),
 ) -> Result:
-    """The questions put at once, for each of `resets`; True empties the KV cache before."""
-    waves = [Wave(questions=questions, is_reset=is_reset) for is_reset in resets]
+    """The questions put at once, for each of `befores`, which happens first."""
+    waves = [Wave(questions=questions, before=before) for before in befores]
     job = Job(
         model=str(model), scheduler=scheduler, settings=settings or {}, engine=engine, waves=waves
     )
@@ -116,12 +117,13 @@ def test_answers_are_stock_vllms_while_adapters_come_and_go_in_kv_blocks(
 ) -> None:
     """Adapters come from KV blocks that change hands all the time, on one rank and on two.
 
-    Each that comes from there is compared with its host copy, on each rank; an engine that found a
+    The KV cache is emptied in between, by a reset and by sleep. Each that comes from there is compared with its host copy, on each rank; an engine that found a
     difference, or a lost block, would have ended.
     """
     engine = {**CROWDED, **ranks}
-    result = ask(model, SCHEDULER, questions, engine, EAGER, resets=(False, True))
-    assert [stock, stock] == [tokens_of(result, 0), tokens_of(result, 1)]
+    befores: list[Any] = ["nothing", "reset"] if ranks else ["nothing", "reset", "sleep"]
+    result = ask(model, SCHEDULER, questions, engine, EAGER, befores)
+    assert [stock] * len(befores) == [tokens_of(result, wave) for wave in range(len(befores))]
     assert 0 < result["counts"]["checks"]
     assert 0 < result["demotions"]["reset"]
     assert 0 < result["demotions"].get("demand", 0) + result["demotions"].get("replaced", 0)
@@ -139,7 +141,7 @@ def test_the_cache_costs_no_step_and_no_preemption(
     }
     longer = [Question(**{**question, "tokens": 48}) for question in questions[:28]]
     warm_up = [Question(prompt=[5, 6, 7], adapter=adapter, tokens=1) for adapter in adapters]
-    waves = [Wave(questions=asked, is_reset=False) for asked in (warm_up, longer)]
+    waves = [Wave(questions=asked, before="nothing") for asked in (warm_up, longer)]
     found = {}
     for max_bytes in (0, -1):
         settings = {

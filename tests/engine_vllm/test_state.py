@@ -127,7 +127,7 @@ def test_a_copy_in_kv_blocks_counts_when_it_is_complete() -> None:
         adapters(driver)["a"][key] for key in ("tier", "blocks", "is_promoting")
     )
     shown, device = state_of(driver)["device"], driver.policy.device
-    assert (8, device.limit_blocks, device.headroom_blocks, BLOCK_BYTES) == tuple(
+    assert (8, device.limit_blocks, device.headroom.last_blocks, BLOCK_BYTES) == tuple(
         shown[key] for key in ("held_blocks", "limit_blocks", "headroom_blocks", "block_bytes")
     )
     numbers = metrics_of(driver)

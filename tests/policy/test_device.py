@@ -7,13 +7,14 @@ from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle, check_rate
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.device import DeviceSettings, KvBlocks
+from chameleon_lora.policy.device import DeviceSettings
 from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.groups import Group
 from chameleon_lora.policy.plan import Freed, Promotion, StepPlan
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import CacheSettings, Residency
+from chameleon_lora.policy.room import KvBlocks
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 from chameleon_lora.policy.slots import SlotTable
 

@@ -96,7 +96,7 @@ class DeviceMachine(SchedulerMachine):
         for promotion in plan.promotions:
             gained = sum(lent[evicted] for evicted in promotion.evicts)
             left = free + gained - promotion.blocks
-            assert left >= device.headroom_blocks + growth or gained >= promotion.blocks
+            assert left >= device.headroom.last_blocks + growth or gained >= promotion.blocks
         assert not plan.promotions or (device.block_bytes and engine.settings.device.max_bytes)
         check_rate(engine)
         return plan

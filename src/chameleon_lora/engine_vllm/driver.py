@@ -119,6 +119,8 @@ class Driver:
         adapter = request.lora_request
         if adapter is not None and self._is_in_host(adapter.lora_int_id):
             self.telemetry.admitted(0.0)
+        if self.lending is not None:
+            self.lending.arrived(request.block_hashes, self._now_s)
         self.policy.arrived(
             Request(
                 id=request_id,

@@ -8,6 +8,7 @@ admits, grows and preempts exactly as it would without them.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from chameleon_lora.engine_vllm.prefix_watch import PrefixWatch
 from chameleon_lora.errors import UnsupportedLayoutError
 from chameleon_lora.policy.request import AdapterId
 
@@ -23,6 +24,7 @@ class IdleBlocks:
         self._take = pool.get_new_blocks
         self._count_free: Callable[[], int] = pool.get_num_free_blocks
         self._blocks: dict[AdapterId, list[Any]] = {}
+        self.prefixes = PrefixWatch(pool)
         self.held = 0
 
     @property
@@ -52,7 +54,8 @@ class IdleBlocks:
         """The numbers of so many free blocks, which are the adapter's from now on."""
         assert adapter_id not in self._blocks, f"adapter {adapter_id} holds blocks already"
         assert count <= self.free, f"{count} blocks are to be lent, {self.free} are free"
-        blocks = self._blocks[adapter_id] = self._take(count)
+        with self.prefixes.lending():
+            blocks = self._blocks[adapter_id] = self._take(count)
         self.held += count
         return tuple(block.block_id for block in blocks)
 

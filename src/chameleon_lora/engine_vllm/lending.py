@@ -4,6 +4,9 @@ The policy counts blocks; here they have numbers. What workers are to do about i
 same step that the blocks change hands in, and they do it before that step writes any block.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from chameleon_lora.engine_vllm.idle_blocks import IdleBlocks
 from chameleon_lora.engine_vllm.messages import Command, DemoteAdapter, PromoteAdapter
 from chameleon_lora.policy.device import DeviceCache
@@ -29,6 +32,12 @@ class Lending:
     def free_blocks(self) -> int:
         """KV blocks that neither requests nor adapters hold."""
         return self._blocks.free
+
+    def arrived(self, block_hashes: Sequence[Any], now_s: float) -> None:
+        """A request came whose full prompt blocks have these hashes."""
+        missed = self._blocks.prefixes.missed(block_hashes)
+        if missed:
+            self._device.headroom.missed(missed, now_s)
 
     def trade(self, plan: StepPlan, now_s: float) -> None:
         """Blocks change hands as planned."""

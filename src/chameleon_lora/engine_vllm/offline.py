@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from chameleon_lora.engine_vllm.config import CONFIG_KEY
 from chameleon_lora.engine_vllm.host_image import stacked_tensors
@@ -37,10 +37,10 @@ class Question(TypedDict):
 
 
 class Wave(TypedDict):
-    """Requests put at once and run to their ends; `is_reset` empties the KV cache before."""
+    """Requests put at once and run to their ends, and what the engine does before."""
 
     questions: list[Question]
-    is_reset: bool
+    before: Literal["nothing", "reset", "sleep"]
 
 
 class Job(TypedDict):
@@ -130,8 +130,14 @@ class OfflineEngine:
         """Puts the wave's questions and waits for all answers."""
         from vllm import SamplingParams
 
-        if wave["is_reset"]:
-            assert self._llm.reset_prefix_cache(), "requests still hold KV blocks"
+        match wave["before"]:
+            case "reset":
+                assert self._llm.reset_prefix_cache(), "requests still hold KV blocks"
+            case "sleep":
+                self._llm.sleep(level=1)
+                self._llm.wake_up()
+            case "nothing":
+                pass
         self._steps = self._preemptions = 0
         start = stopwatch_s()
         done = self._llm.generate(

@@ -146,7 +146,7 @@ def _device(driver: Driver) -> dict[str, Any]:
     return {
         "held_blocks": device.held_blocks,
         "limit_blocks": device.limit_blocks,
-        "headroom_blocks": device.headroom_blocks,
+        "headroom_blocks": device.headroom.last_blocks,
         "block_bytes": device.block_bytes,
         "promoting": sum(entry.promotion > 0 for entry in entries),
         "promotions": device.promotions,

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.groups import HOLDERS, Group, Groups
+from chameleon_lora.policy.headroom import Headroom
 from chameleon_lora.policy.keeper import Keeper
 from chameleon_lora.policy.plan import Freed, Promotion
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.room import KvBlocks
 
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
 WISHES = 8  # a promotion, one step in a few, at no more that wish and no more that could go
@@ -32,12 +34,15 @@ class DeviceSettings:
         promotions_per_s: adapters copied there in a second at most, so that a nearly full KV cache
             does not copy the same adapters in and out.
         max_promoting: copies under way at one time.
+        prefix_half_life_s: blocks that requests missed in the prefix cache because adapters had taken
+            them are left to it from then on, half as many after this time; 0 turns this off.
     """
 
     max_bytes: int = -1
     headroom_share: float = 0.1
     promotions_per_s: float = 20.0
     max_promoting: int = 2
+    prefix_half_life_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.max_bytes < -1:
@@ -53,19 +58,10 @@ class DeviceSettings:
             )
         if self.max_promoting < 1:
             raise ConfigError(f"device.max_promoting is {self.max_promoting}; use 1 or more")
-
-
-@dataclass(frozen=True, slots=True)
-class KvBlocks:
-    """The KV cache as adapters see it.
-
-    Attributes:
-        count: blocks in all.
-        nbytes: of one block on one rank, over all layers; 0 if blocks cannot hold adapters.
-    """
-
-    count: int
-    nbytes: int
+        if self.prefix_half_life_s < 0.0:
+            raise ConfigError(
+                f"device.prefix_half_life_s is {self.prefix_half_life_s}; use 0 (off) or more"
+            )
 
 
 class DeviceCache:
@@ -76,7 +72,7 @@ class DeviceCache:
 
     Attributes:
         limit_blocks: that adapters may hold in all, never the headroom; 0 turns this tier off.
-        headroom_blocks: that promotions leave idle.
+        headroom: what promotions leave idle.
         promotions: begun so far.
         demotions: blocks given back so far, in adapters, by reason.
     """
@@ -97,8 +93,9 @@ class DeviceCache:
         self._next_s = 0.0
         self.block_bytes = kv_blocks.nbytes
         bound = settings.max_bytes // kv_blocks.nbytes if kv_blocks.nbytes else 0
-        self.headroom_blocks = int(settings.headroom_share * kv_blocks.count)
-        most = kv_blocks.count - self.headroom_blocks
+        fixed = int(settings.headroom_share * kv_blocks.count)
+        self.headroom = Headroom(fixed, kv_blocks.count, settings.prefix_half_life_s)
+        most = kv_blocks.count - fixed
         self.limit_blocks = (most if bound < 0 else min(bound, most)) if kv_blocks.nbytes else 0
         self.held_blocks = 0
         self.promotions = 0
@@ -126,8 +123,11 @@ class DeviceCache:
         is_due = now_s >= self._next_s and len(self._under_way) < self._settings.max_promoting
         if not is_due or not self.limit_blocks:
             return ()
-        idle = max(0, free_blocks - need_blocks - self.headroom_blocks)
-        idle = min(idle, self.limit_blocks - self.held_blocks)
+        idle = free_blocks - need_blocks - self.headroom.blocks(now_s)
+        if idle < 0 and self.headroom.is_raised(now_s):
+            self._yield(-idle, now_s)
+            return ()
+        idle = min(max(0, idle), self.limit_blocks - self.held_blocks)
         for wish in self._wishes(now_s):
             self._next_s = now_s + 1.0 / self._settings.promotions_per_s
             victims = self._outranked(wish, self.blocks_for(wish.adapter.nbytes) - idle, now_s)
@@ -184,6 +184,12 @@ class DeviceCache:
         for entry in holders:
             self._take_back(entry, Freed.RESET)
         return tuple(entry.adapter.id for entry in holders)
+
+    def _yield(self, blocks: int, now_s: float) -> None:
+        """Idle adapters give so many blocks to the prefix cache with the next plan."""
+        idle = self._groups.sample(Group.IDLE, WISHES)
+        for victim in self._keeper.cheapest(idle, blocks, _blocks, now_s):
+            self.drop(victim, Freed.PREFIX)
 
     def _wishes(self, now_s: float) -> Iterator[Entry]:
         """Whom to promote next: whose request waits longest, else who is most worth keeping.

@@ -24,6 +24,7 @@ class Freed(Enum):
 
     DEMAND = "demand"  # requests needed them
     REPLACED = "replaced"  # an adapter worth more took them
+    PREFIX = "prefix"  # the prefix cache lacked them
     RESET = "reset"  # the KV cache was emptied as a whole
     DROPPED = "dropped"  # it left host memory, or is served no longer
     FAILED = "failed"  # the copy could not be made

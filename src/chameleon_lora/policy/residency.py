@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.device import DeviceCache, DeviceSettings, KvBlocks
+from chameleon_lora.policy.device import DeviceCache, DeviceSettings
 from chameleon_lora.policy.entry import Entry, EntrySet, Tier
 from chameleon_lora.policy.eviction import KeepRule, KeepWeights
 from chameleon_lora.policy.keeper import Keeper
 from chameleon_lora.policy.request import Adapter, AdapterId
+from chameleon_lora.policy.room import KvBlocks
 from chameleon_lora.policy.slots import SlotTable
 
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)

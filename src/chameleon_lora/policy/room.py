@@ -1,4 +1,4 @@
-"""What an engine has left: a fact it tells the policy at each step."""
+"""What memory and time an engine has: in all, and left in a step."""
 
 from dataclasses import dataclass
 
@@ -22,3 +22,16 @@ class Room:
     is_empty: bool = False
     free_blocks: int = 0
     growth_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvBlocks:
+    """The KV cache as adapters see it.
+
+    Attributes:
+        count: blocks in all.
+        nbytes: of one block on one rank, over all layers; 0 if blocks cannot hold adapters.
+    """
+
+    count: int
+    nbytes: int

@@ -6,11 +6,12 @@ from typing import assert_never
 
 from chameleon_lora.policy.calibration import LaneSettings
 from chameleon_lora.policy.clusters import ClusterSettings
-from chameleon_lora.policy.device import DeviceSettings, KvBlocks
+from chameleon_lora.policy.device import DeviceSettings
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.length import LengthSettings
 from chameleon_lora.policy.prefetch import PrefetchSettings
 from chameleon_lora.policy.residency import CacheSettings
+from chameleon_lora.policy.room import KvBlocks
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order, Reserve
 from chameleon_lora.policy.size import SizeSettings
 from chameleon_lora.policy.slots import SlotTable
