@@ -78,10 +78,10 @@ def ask(
     questions: list[Question],
     engine: dict[str, Any],
     settings: dict[str, Any] | None = None,
-    befores: Sequence[Literal["nothing", "reset", "sleep"]] = ("nothing",),
+    openings: Sequence[Literal["nothing", "reset", "sleep"]] = ("nothing",),
 ) -> Result:
-    """The questions put at once, for each of `befores`, which happens first."""
-    waves = [Wave(questions=questions, before=before) for before in befores]
+    """The questions put at once, for each of `openings`, which happens first."""
+    waves = [Wave(questions=questions, before=before) for before in openings]
     job = Job(
         model=str(model), scheduler=scheduler, settings=settings or {}, engine=engine, waves=waves
     )
@@ -121,9 +121,9 @@ def test_answers_are_stock_vllms_while_adapters_come_and_go_in_kv_blocks(
     difference, or a lost block, would have ended.
     """
     engine = {**CROWDED, **ranks}
-    befores: list[Any] = ["nothing", "reset"] if ranks else ["nothing", "reset", "sleep"]
-    result = ask(model, SCHEDULER, questions, engine, EAGER, befores)
-    assert [stock] * len(befores) == [tokens_of(result, wave) for wave in range(len(befores))]
+    openings: list[Any] = ["nothing", "reset"] if ranks else ["nothing", "reset", "sleep"]
+    result = ask(model, SCHEDULER, questions, engine, EAGER, openings)
+    assert [stock] * len(openings) == [tokens_of(result, wave) for wave in range(len(openings))]
     assert 0 < result["counts"]["checks"]
     assert 0 < result["demotions"]["reset"]
     assert 0 < result["demotions"].get("demand", 0) + result["demotions"].get("replaced", 0)
