@@ -33,6 +33,10 @@ EAGER: dict[str, Any] = {
 }
 
 
+CALM: dict[str, Any] = {**EAGER, "device": {**EAGER["device"], "promotions_per_s": 20.0}}
+"""The same at the default rate of promotions."""
+
+
 def main() -> None:
     """Run one study and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -60,7 +64,7 @@ def pressure(args: argparse.Namespace) -> str:
     waves = [Wave(questions=asked, before="nothing") for asked in (warm_up, questions)]
     found = {
         name: run(settings, engine, waves)
-        for name, settings in {"without": IN_TURN, "with": EAGER}.items()
+        for name, settings in {"without": IN_TURN, "with": EAGER, "with, calm": CALM}.items()
     }
     rows = [
         (name, r["waves"][-1]["steps"], r["waves"][-1]["preemptions"], r["promotions"],
@@ -68,7 +72,7 @@ def pressure(args: argparse.Namespace) -> str:
         for name, r in found.items()
     ]  # fmt: skip
     tokens = [[a["tokens"] for a in r["waves"][-1]["answers"]] for r in found.values()]
-    same = sum(one == other for one, other in zip(*tokens, strict=True))
+    same = sum(one == two == three for one, two, three in zip(*tokens, strict=True))
     head = ("cache", "steps", "preemptions", "promotions", "demoted on demand", "bytes checked")
     return f"{table(head, rows)}\n\n{same} of {len(questions)} answers are the same tokens."
 
