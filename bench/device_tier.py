@@ -1,6 +1,7 @@
 """What adapters in idle KV memory cost and give, in one process, on the real engine.
 
     .venv/bin/python bench/device_tier.py pressure   # steps and preemptions, with and without
+    .venv/bin/python bench/device_tier.py checks     # bytes from KV blocks against host copies
     .venv/bin/python bench/device_tier.py burst      # a burst meets a full cache, and an empty one
     .venv/bin/python bench/device_tier.py resident   # adapters on the device for the same bytes
     .venv/bin/python bench/device_tier.py prefix     # prefix hits, with and without headroom
@@ -13,14 +14,17 @@ import random
 import statistics
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
-from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.adapters.make import LINEAR_MODULES, ModelDims, make_adapter
+from chameleon_lora.bench.demo_adapters import TARGET_MODULES
 from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.offline import Job, Question, Result, Wave, run_offline
 from chameleon_lora.metrics.summary import percentile
 
 TEXT_TOKENS = (3, 512)  # the tiny model's ids; those before are special
+
 OFF: dict[str, Any] = {"device": {"max_bytes": 0}}
 FAST: dict[str, Any] = {"promotions_per_s": 1000.0}
 IGNORE: dict[str, Any] = {"prefix_half_life_s": 0.0}
@@ -39,15 +43,15 @@ CALM: dict[str, Any] = {**EAGER, "device": {**EAGER["device"], "promotions_per_s
 
 def main() -> None:
     """Run one study and print its table."""
+    studies = {f.__name__: f for f in (pressure, checks, burst, resident, prefix)}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=["pressure", "burst", "resident", "prefix"])
+    parser.add_argument("study", choices=list(studies))
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--prefix-caching", action="store_true", help="for pressure")
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    study = {"pressure": pressure, "burst": burst, "resident": resident, "prefix": prefix}
-    print(study[args.study](args))
+    print(studies[args.study](args))
 
 
 def pressure(args: argparse.Namespace) -> str:
@@ -75,6 +79,31 @@ def pressure(args: argparse.Namespace) -> str:
     same = sum(one == two == three for one, two, three in zip(*tokens, strict=True))
     head = ("cache", "steps", "preemptions", "promotions", "demoted on demand", "bytes checked")
     return f"{table(head, rows)}\n\n{same} of {len(questions)} answers are the same tokens."
+
+
+def checks(args: argparse.Namespace) -> str:
+    """Short requests over 16 adapters in 2 slots: each activation from KV blocks is compared."""
+    adapters = make_adapters("mixed", 16, (4, 8, 16))
+    rng = random.Random(5)
+    waves = []
+    for _ in range(4):
+        asked = [question(rng, rng.choice(adapters), 6, 2) for _ in range(args.requests)]
+        waves.append(Wave(questions=asked, before="nothing"))
+    engine = engine_of(args, max_num_seqs=2, num_gpu_blocks_override=48, max_loras=2)
+    rows = []
+    for name, settings in {"without": IN_TURN, "with": EAGER}.items():
+        found = run(settings, engine, waves)
+        counts, demotions = found["counts"], found["demotions"]
+        sources = {
+            source: sum(stall["counts"])
+            for source, stall in counts["activation_stall_seconds"].items()
+        }
+        answers = [a["tokens"] for wave in found["waves"] for a in wave["answers"]]
+        rows.append((name, sources["device"], sources["host"], sources["disk"], counts["checks"],
+                     found["promotions"], sum(demotions.values()), crc32(str(answers).encode())))  # fmt: skip
+    head = ("cache", "from device", "from host", "from disk", "checked and equal", "promotions",
+            "demotions", "CRC of all tokens")  # fmt: skip
+    return table(head, rows)
 
 
 def burst(args: argparse.Namespace) -> str:
@@ -109,21 +138,22 @@ def burst(args: argparse.Namespace) -> str:
 def resident(args: argparse.Namespace) -> str:
     """Ranks 8 to 128 in equal number: bytes of an adapter in blocks against vLLM's padded slot."""
     ranks = (8, 16, 32, 64, 128)
-    adapters = make_adapters("wide", 20, ranks)
-    rng = random.Random(3)
-    questions = [question(rng, adapter, 8, 8) for adapter in adapters * 3]
-    engine = engine_of(args, max_num_seqs=2, num_gpu_blocks_override=2400, max_loras=2)
-    engine["max_lora_rank"] = max(ranks)
-    settings = {"device": {"promotions_per_s": 1000.0, "headroom_share": 0.0}}
-    found = run(settings, engine, [Wave(questions=questions, before="nothing")] * 2)
-    wave = found["waves"][-1]
-    held_bytes = wave["held_blocks"] * found["block_bytes"]
-    slot_bytes = found["slot_bytes"]
-    rows = [(wave["held_adapters"], wave["held_blocks"], f"{held_bytes / 1e6:.2f}",
-             f"{slot_bytes / 1e6:.2f}", f"{held_bytes / slot_bytes:.2f}",
-             f"{wave['held_adapters'] * slot_bytes / held_bytes:.2f}")]  # fmt: skip
-    head = ("adapters in blocks", "blocks", "MB", "MB of one padded slot", "slots for these MB",
-            "adapters in blocks / in slots")  # fmt: skip
+    rows = []
+    for name, layers in {"q, k, v, o": TARGET_MODULES, "all linear": LINEAR_MODULES}.items():
+        adapters = make_adapters(f"ranks-{len(layers)}", 20, ranks, layers)
+        rng = random.Random(3)
+        questions = [question(rng, adapter, 8, 8) for adapter in adapters * 3]
+        engine = engine_of(args, max_num_seqs=2, num_gpu_blocks_override=2400, max_loras=2)
+        engine["max_lora_rank"] = max(ranks)
+        settings = {"device": {"promotions_per_s": 1000.0, "headroom_share": 0.0}}
+        found = run(settings, engine, [Wave(questions=questions, before="nothing")] * 2)
+        wave = found["waves"][-1]
+        held_bytes, slot_bytes = wave["held_blocks"] * found["block_bytes"], found["slot_bytes"]
+        rows.append((name, wave["held_adapters"], wave["held_blocks"], f"{held_bytes / 1e6:.2f}",
+                     f"{slot_bytes / 1e6:.2f}", f"{held_bytes / slot_bytes:.2f}",
+                     f"{wave['held_adapters'] * slot_bytes / held_bytes:.2f}"))  # fmt: skip
+    head = ("adapters change", "adapters in blocks", "blocks", "MB", "MB of one padded slot",
+            "slots for these MB", "adapters in blocks / in slots")  # fmt: skip
     return table(head, rows)
 
 
@@ -187,14 +217,24 @@ def run(settings: dict[str, Any], engine: dict[str, Any], waves: list[Wave]) -> 
     return run_offline(job)
 
 
-def make_adapters(name: str, count: int, ranks: Sequence[int]) -> list[str]:
+def make_adapters(
+    name: str, count: int, ranks: Sequence[int], layers: Sequence[str] = ()
+) -> list[str]:
     """Their folders, made once."""
     dims = ModelDims.from_model(ensure_tiny_model(default_cache_dir()))
     root = default_cache_dir() / f"bench-{name}"
     paths = [root / f"a{index}" for index in range(count)]
     for index, path in enumerate(paths):
         if not path.exists():
-            make_adapter(path, dims, ranks[index % len(ranks)], seed=index, scale=1.0)
+            rank = ranks[index % len(ranks)]
+            make_adapter(
+                path,
+                dims,
+                rank,
+                seed=index,
+                scale=1.0,
+                target_modules=tuple(layers or LINEAR_MODULES),
+            )
     return [str(path) for path in paths]
 
 
