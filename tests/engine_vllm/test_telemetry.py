@@ -61,7 +61,7 @@ def test_each_fact_has_its_counter() -> None:
     telemetry.promoted(0.5)
     telemetry.promoted(0.25)
     telemetry.promotion_failed()
-    telemetry.admitted(0.0)
+    telemetry.waited(0.0)
     counts = telemetry.counts()
     stalls, load, wait = (
         counts.pop(name) for name in ("activation_stall_seconds", "load_seconds", "wait_seconds")

@@ -118,7 +118,7 @@ class Driver:
         self._requests[request_id] = request
         adapter = request.lora_request
         if adapter is not None and self._is_in_host(adapter.lora_int_id):
-            self.telemetry.admitted(0.0)
+            self.telemetry.waited(0.0)
         if self.lending is not None:
             self.lending.arrived(request.block_hashes, self._now_s)
         self.policy.arrived(
@@ -227,7 +227,7 @@ class Driver:
         self.telemetry.loaded(ack.seconds)
         waits_s = [now_s - t.arrived_s for t in self.policy.backlog.waiting_for(adapter_id)]
         for wait_s in waits_s:
-            self.telemetry.admitted(wait_s)
+            self.telemetry.waited(wait_s)
         self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
         self.policy.loaded(adapter_id, ack.nbytes, ack.rank, now_s, is_packed=ack.is_packed)
         device = self.policy.device

@@ -90,9 +90,9 @@ class Telemetry:
         """A copy in KV blocks could not be made."""
         self._promotion_failures += 1
 
-    def admitted(self, adapter_wait_s: float) -> None:
-        """A request's adapter reached host memory so long after the request came; 0 if it was there."""
-        self._waits.observe(adapter_wait_s)
+    def waited(self, seconds: float) -> None:
+        """A request waited so long for host memory to have its adapter; 0 if it was there."""
+        self._waits.observe(seconds)
 
     def counts(self) -> dict[str, Any]:
         """Everything, as what JSON and msgpack know."""

@@ -38,6 +38,8 @@ TOUCHPOINTS = (
     Touchpoint("vllm.v1.core.block_pool", "BlockPool.get_num_free_blocks"),
     Touchpoint("vllm.v1.core.block_pool", "BlockPool.get_new_blocks", ("num_blocks",)),
     Touchpoint("vllm.v1.core.block_pool", "BlockPool.free_blocks", ("ordered_blocks",)),
+    Touchpoint("vllm.v1.core.block_pool", "BlockPool._maybe_evict_cached_block", ("block",)),
+    Touchpoint("vllm.v1.core.kv_cache_utils", "make_block_hash_with_group_id"),
     Touchpoint("vllm.v1.request", "Request.update_block_hashes"),
     Touchpoint("vllm.v1.request", "Request.get_finished_reason"),
     Touchpoint("vllm.v1.request", "RequestStatus.FINISHED_ERROR"),
