@@ -1,4 +1,4 @@
-"""The Azure trace and the table made from it."""
+"""The Azure traces of 2023 and 2024, and the table made from the first."""
 
 import gzip
 from pathlib import Path
@@ -6,50 +6,81 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.workload.azure import read_azure_lengths, representative_pairs
-from chameleon_lora.workload.lengths import AZURE_CONVERSATION
+from chameleon_lora.workload.lengths import AZURE_CONVERSATION, representative_pairs
+from chameleon_lora.workload.trace import TraceRow, read_trace, recorded_rate_per_s
 
 SHARED_TRACE = Path(__file__).parents[2].parent / "shared/data/traces/azure2023_conv.csv.gz"
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+FIRST = "2023-11-16 18:15:46.6805900,374,44\n"
+WITH_SHARED_TRACE = pytest.mark.skipif(
+    not SHARED_TRACE.exists(), reason="the Azure trace is not on this machine"
+)
 
 
-def test_groups_of_one_stand_for_themselves() -> None:
-    """Four requests in 2 x 2 groups: halves by input, each ordered by output."""
-    rows = [(40, 3), (2, 10), (30, 4), (1, 20)]
-    assert representative_pairs(rows, 2) == ((2, 10), (1, 20), (40, 3), (30, 4))
+def read(folder: Path, text: str) -> tuple[TraceRow, ...]:
+    """What is read from a file of this text."""
+    path = folder / "trace.csv"
+    path.write_text(text, "utf8")
+    return read_trace(path)
 
 
-def test_a_pair_is_its_groups_mean() -> None:
-    """One group of three requests gives the mean of both lengths."""
-    assert representative_pairs([(1, 30), (2, 10), (6, 20)], 1) == ((3, 20),)
+def test_times_of_2023_count_from_the_first_row(tmp_path: Path) -> None:
+    """Seven decimals without a zone; the seventh is dropped."""
+    rows = read(tmp_path, f"{HEADER}{FIRST}2023-11-16 18:15:50.9951699,396,109\n")
+    assert (TraceRow(0.0, None, 374, 44), TraceRow(4.314579, None, 396, 109)) == rows
 
 
-def test_a_gzipped_trace_is_read_in_order(tmp_path: Path) -> None:
-    """Two rows give two pairs of input and output tokens."""
-    path = tmp_path / "trace.csv.gz"
-    path.write_bytes(gzip.compress(f"{HEADER}t1,374,44\nt2,396,109\n".encode()))
-    assert read_azure_lengths(path) == ((374, 44), (396, 109))
+def test_times_of_2024_carry_a_zone(tmp_path: Path) -> None:
+    """Midnight and 1.5 s after it, in two zones."""
+    text = f"{HEADER}2024-05-10 00:00:00.009930+00:00,9,1\n2024-05-10 01:00:01.509930+01:00,8,2\n"
+    assert (TraceRow(0.0, None, 9, 1), TraceRow(1.5, None, 8, 2)) == read(tmp_path, text)
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
-    """A file without the trace's columns is an error that names its own."""
-    path = tmp_path / "other.csv"
-    path.write_text("a,b\n1,2\n", "utf8")
-    with pytest.raises(ConfigError, match=r"has the columns \['a', 'b'\]"):
-        read_azure_lengths(path)
+def test_a_gzipped_trace_with_crlf_is_read(tmp_path: Path) -> None:
+    """What is packed is told by content, not by name; line ends and blank lines do not matter."""
+    path = tmp_path / "trace"
+    path.write_bytes(gzip.compress(f"\ufeff{HEADER}{FIRST}\n".replace("\n", "\r\n").encode()))
+    assert (TraceRow(0.0, None, 374, 44),) == read_trace(path)
 
 
-@pytest.mark.skipif(not SHARED_TRACE.exists(), reason="the Azure trace is not on this machine")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2023-11-16 18:15:47,12", r"line 3: '2023-11-16 18:15:47,12'; expected time,input tokens"),
+        ("yesterday,1,1", "line 3: 'yesterday'; expected in TIMESTAMP a time as 2023-11-16"),
+        ("2023-11-16 18:15:47,many,1", "line 3: 'many'; expected in ContextTokens a whole number"),
+        ("2023-11-16 18:15:47,1,-2", "line 3: -2; expected in GeneratedTokens a whole number"),
+        ("2023-11-16 18:15:47,1,9999999999", "expected in GeneratedTokens .* from 0 to 1,000,000"),
+        ("2023-11-16 18:15:45,1,1", r"time not before the line above \(1\.68059 s later\)"),
+    ],
+)
+def test_a_malformed_row_is_told_with_its_line(tmp_path: Path, line: str, message: str) -> None:
+    """File, line, what is there and what was expected."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(tmp_path, f"{HEADER}{FIRST}{line}\n")
+    assert "trace.csv', line 3" in str(caught.value)
+
+
+@WITH_SHARED_TRACE
 def test_the_table_is_what_the_trace_gives() -> None:
     """The committed 64 pairs are the trace's own, made again."""
-    assert representative_pairs(read_azure_lengths(SHARED_TRACE), 8) == AZURE_CONVERSATION
+    lengths = [row.lengths for row in read_trace(SHARED_TRACE)]
+    assert AZURE_CONVERSATION == representative_pairs(lengths, 8)
 
 
-@pytest.mark.skipif(not SHARED_TRACE.exists(), reason="the Azure trace is not on this machine")
+@WITH_SHARED_TRACE
 def test_the_table_keeps_the_means() -> None:
     """Means of input and output tokens agree with the trace's to half a token."""
-    rows = read_azure_lengths(SHARED_TRACE)
+    rows = [row.lengths for row in read_trace(SHARED_TRACE)]
     for column in (0, 1):
         of_trace = sum(row[column] for row in rows) / len(rows)
         of_table = sum(pair[column] for pair in AZURE_CONVERSATION) / len(AZURE_CONVERSATION)
-        assert of_table == pytest.approx(of_trace, abs=0.5)
+        assert pytest.approx(of_trace, abs=0.5) == of_table
+
+
+@WITH_SHARED_TRACE
+def test_the_recorded_rate_is_the_published_one() -> None:
+    """19,366 requests in 0.97 h are 5.5 a second."""
+    rate = recorded_rate_per_s(read_trace(SHARED_TRACE))
+    assert rate is not None
+    assert pytest.approx(5.53, abs=0.01) == rate

@@ -1,57 +1,60 @@
-"""Reads the Azure LLM inference trace and reduces its lengths to a small table.
+"""What does a line of an Azure LLM inference trace hold?
 
-Source: Azure/AzurePublicDataset, "Azure LLM inference trace 2023", conversation part
-(AzureLLMInferenceTrace_conv.csv), licence CC-BY 4.0; described in Patel et al., "Splitwise:
-Efficient Generative LLM Inference Using Phase Splitting", ISCA 2024.
+Source: Azure/AzurePublicDataset, "Azure LLM inference trace" of 2023 and of 2024 (TIMESTAMP,
+ContextTokens, GeneratedTokens), licence CC-BY 4.0; described in Patel et al., "Splitwise: Efficient
+Generative LLM Inference Using Phase Splitting", ISCA 2024, and Stojkovic et al., "DynamoLLM",
+HPCA 2025.
 """
 
-import csv
-import gzip
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from pathlib import Path
+from datetime import UTC, datetime
 
-from chameleon_lora.errors import ConfigError
+from chameleon_lora.workload.reading import MalformedError, Reading, tokens
 
-LengthPair = tuple[int, int]
-"""Input and output tokens of one request."""
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_ROW = "time,input tokens,output tokens, as 2023-11-16 18:15:46.6805900,374,44"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def read_azure_lengths(path: Path) -> tuple[LengthPair, ...]:
-    """The lengths of each request of the trace, in the file's order; `.gz` is unpacked.
+def is_azure_header(line: str) -> bool:
+    """Whether `line` names the trace's columns, in its order."""
+    return tuple(name.strip().strip('"') for name in line.split(",")) == COLUMNS
+
+
+def parse_azure(line: str) -> Reading:
+    """The request of one line below the header, to the microsecond; a time without zone is UTC.
 
     Raises:
-        ConfigError: the file lacks the trace's columns.
+        MalformedError: the line does not hold a time and two numbers of tokens.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf8", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"ContextTokens", "GeneratedTokens"} <= set(rows.fieldnames or ()):
-            raise ConfigError(
-                f"{path} has the columns {rows.fieldnames}; the Azure trace of 2023 has "
-                "TIMESTAMP, ContextTokens, GeneratedTokens"
-            )
-        return tuple((int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows)
+    cells = line.split(",")
+    if len(cells) != len(COLUMNS):
+        raise MalformedError(line, _ROW)
+    when, context, generated = cells
+    return Reading(
+        _microseconds(when),
+        None,
+        tokens(_whole(context), "ContextTokens"),
+        tokens(_whole(generated), "GeneratedTokens"),
+    )
 
 
-def representative_pairs(lengths: Sequence[LengthPair], bins: int) -> tuple[LengthPair, ...]:
-    """`bins` * `bins` equally likely pairs that stand for the joint distribution of `lengths`.
-
-    The requests are cut into `bins` equal groups by input, each of these into `bins` equal groups
-    by output; a pair is its group's mean, rounded. So the means of both lengths and the dependence
-    of output on input are kept, while the outermost tails are drawn in to their group's mean.
-    Needs at least bins * bins lengths.
-    """
-    pairs: list[LengthPair] = []
-    for column in _equal_groups(sorted(lengths), bins):
-        for cell in _equal_groups(sorted(column, key=lambda pair: (pair[1], pair[0])), bins):
-            inputs, outputs = zip(*cell, strict=True)
-            pairs.append((round(sum(inputs) / len(cell)), round(sum(outputs) / len(cell))))
-    return tuple(pairs)
+def _microseconds(text: str) -> int:
+    """Since 1970. The 2023 trace has seven decimals; the last is dropped."""
+    try:
+        when = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise MalformedError(
+            text,
+            "in TIMESTAMP a time as 2023-11-16 18:15:46.6805900 or "
+            "2024-05-10 00:00:00.009930+00:00",
+        ) from error
+    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def _equal_groups(ordered: Sequence[LengthPair], groups: int) -> Iterator[Sequence[LengthPair]]:
-    """Consecutive runs of `ordered` whose sizes differ by at most one."""
-    cuts = [len(ordered) * index // groups for index in range(groups + 1)]
-    for start, end in pairwise(cuts):
-        yield ordered[start:end]
+def _whole(text: str) -> object:
+    """A number, or the text itself, which is then refused by name."""
+    try:
+        return int(text)
+    except ValueError:
+        return text.strip()
