@@ -1,5 +1,6 @@
 """vLLM's requests as far as the driver reads them, and drivers over the real policy."""
 
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class FakeRequest:
     request_id: str
     lora_request: FakeLora | None = None
     num_prompt_tokens: int = 10
+    prompt_token_ids: Sized | None = None
     max_tokens: int = 20
     sampling_params: FakeParams | None = field(default_factory=FakeParams)
     num_output_tokens: int = 0
@@ -53,9 +55,15 @@ class FakeRequest:
         return self.end
 
 
-def make_driver(*, trusts_hints: bool = False, limits: EngineLimits = LIMITS) -> Driver:
+def make_driver(
+    *,
+    trusts_hints: bool = False,
+    limits: EngineLimits = LIMITS,
+    settings: PolicySettings | None = None,
+) -> Driver:
     """A driver over Chameleon's own policy."""
-    return Driver(Scheduler(PolicySettings(), limits), ServingSettings(trusts_hints=trusts_hints))
+    policy = Scheduler(settings or PolicySettings(), limits)
+    return Driver(policy, ServingSettings(trusts_hints=trusts_hints))
 
 
 def announced(name: str, fingerprint: str = "1", path: str | None = None) -> Announcement:

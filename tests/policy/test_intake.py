@@ -1,21 +1,23 @@
 """What a request is taken for when it arrives."""
 
+from dataclasses import replace
+
+import pytest
 from tests.policy.engine_model import adapter, request
 
 from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.intake import Intake
 from chameleon_lora.policy.length import LengthSettings
-from chameleon_lora.policy.pace import Pace
-from chameleon_lora.policy.rules import AdmissionSettings, Order, Reserve
+from chameleon_lora.policy.rules import AdmissionSettings, Order
 from chameleon_lora.policy.settings import PolicySettings
 
 FIFO = AdmissionSettings(order=Order.FIFO)
 
 
-def make(admission: AdmissionSettings = FIFO, pace: Pace | None = None) -> Intake:
+def make(admission: AdmissionSettings = FIFO) -> Intake:
     """An intake that expects 50 tokens of output and counts 100 bytes as one token."""
     settings = PolicySettings(admission=admission, length=LengthSettings(prior_tokens=50))
-    return Intake(settings, 100, pace or Pace())
+    return Intake(settings, 100)
 
 
 def test_sequences_count_arrivals() -> None:
@@ -44,11 +46,29 @@ def test_cost_is_input_output_and_adapter_in_tokens() -> None:
     assert (19, 10) == (ticket.cost_tokens, ticket.prefill_tokens)
 
 
-def test_worst_case_reservation_charges_the_clients_limit() -> None:
-    """With Reserve.MAXIMUM the cost has 90 instead of the foretold 5."""
-    intake = make(AdmissionSettings(order=Order.FIFO, reserve=Reserve.MAXIMUM))
-    ticket = intake.ticket(request("a", limit=90), None, 0.0)
-    assert (100, 5) == (ticket.cost_tokens, ticket.output_tokens)
+def test_a_quantile_is_charged_instead_of_the_prediction() -> None:
+    """Where answers had three times what was foretold, 90 tokens are charged for 30; order is by 30."""
+    length = LengthSettings(reserve_quantile=0.9)
+    intake = Intake(PolicySettings(admission=FIFO, length=length), 100)
+    for _ in range(64):
+        intake.ended(intake.ticket(request("a", output=30, limit=90), None, 0.0), 90, 1.0)
+    ticket = intake.ticket(request("b", output=30, limit=1000), None, 2.0)
+    assert 30 == ticket.output_tokens
+    assert 10 + 90 == pytest.approx(ticket.cost_tokens, abs=12)
+    assert 10 + 40 == intake.ticket(request("c", output=30, limit=40), None, 2.0).cost_tokens
+
+
+def test_an_end_teaches_what_the_words_of_the_prompt_mean() -> None:
+    """Requests whose prompts hold word 1 had long answers, those with 2 short ones."""
+    intake = make()
+    for turn in range(200):
+        taught = replace(request("a", output=0, limit=900), words=(1 + turn % 2,))
+        intake.ended(intake.ticket(taught, None, 0.0), 10 if turn % 2 else 500, 1.0)
+    long, short = (
+        intake.ticket(replace(request("b", output=0, limit=900), words=(word,)), None, 2.0)
+        for word in (1, 2)
+    )
+    assert short.output_tokens * 5 < long.output_tokens
 
 
 def test_fifo_orders_by_arrival() -> None:
@@ -70,11 +90,11 @@ def test_sjf_orders_by_output_with_an_allowance_for_age() -> None:
 
 def test_boost_orders_by_arrival_less_a_head_start_for_small_ones() -> None:
     """Where requests wait 10 s, a small one passes a large one that came a little before, not long."""
-    pace = Pace()
+    intake = make(AdmissionSettings(order=Order.BOOST))
     for tenth in range(1000):
-        pace.admitted(10.0)
-        pace.ended(100, tenth / 10)
-    intake = make(AdmissionSettings(order=Order.BOOST), pace)
+        ticket = intake.ticket(request("before"), None, tenth / 10)
+        intake.admitted(ticket, tenth / 10 + 10.0)
+        intake.ended(ticket, 90, tenth / 10 + 10.0)
     large = intake.ticket(request("large", tokens=30_000), None, 200.0)
     small = intake.ticket(request("small"), None, 201.0)
     much_later = intake.ticket(request("later"), None, 400.0)

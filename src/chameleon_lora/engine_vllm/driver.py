@@ -26,10 +26,12 @@ from chameleon_lora.engine_vllm.messages import (
 )
 from chameleon_lora.engine_vllm.observe import EventLog
 from chameleon_lora.engine_vllm.telemetry import Source, Telemetry
+from chameleon_lora.policy.length import Predictor
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.words import excerpt
 from chameleon_lora.settings import ServingSettings
 
 _logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Driver:
         self.telemetry = Telemetry()
         self.planned: deque[Any] = deque()
         self._serving = serving
+        self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
         self._requests: dict[RequestId, Any] = {}
         self._versions: dict[AdapterId, Version] = {}
         self.lending = None if blocks is None else Lending(policy.device, blocks)
@@ -128,6 +131,7 @@ class Driver:
                 input_tokens=max(1, request.num_prompt_tokens),
                 max_output_tokens=max(1, request.max_tokens),
                 output_hint_tokens=self._hint(request),
+                words=self._words(request),
             ),
             self._now_s,
         )
@@ -272,3 +276,7 @@ class Driver:
         hint = params.extra_args.get(HINT)
         is_count = isinstance(hint, int) and not isinstance(hint, bool) and hint > 0
         return hint if is_count else None
+
+    def _words(self, request: Any) -> tuple[int, ...]:
+        token_ids = request.prompt_token_ids if self._reads_prompts else None
+        return excerpt(token_ids or ())  # a prompt given as embeddings has none

@@ -7,7 +7,7 @@ from chameleon_lora.policy.lanes import Stage, Ticket
 from chameleon_lora.policy.length import LengthEstimator
 from chameleon_lora.policy.pace import Pace
 from chameleon_lora.policy.request import Adapter, Request
-from chameleon_lora.policy.rules import Order, Reserve
+from chameleon_lora.policy.rules import Order
 from chameleon_lora.policy.settings import PolicySettings
 from chameleon_lora.policy.size import Sizer
 
@@ -15,8 +15,8 @@ from chameleon_lora.policy.size import Sizer
 class Intake:
     """Estimates at arrival. Numbers requests in order of arrival, from 1."""
 
-    def __init__(self, settings: PolicySettings, kv_bytes_per_token: int, pace: Pace) -> None:
-        self._pace = pace
+    def __init__(self, settings: PolicySettings, kv_bytes_per_token: int) -> None:
+        self._pace = Pace()
         self._admission = settings.admission
         self._kv_bytes_per_token = kv_bytes_per_token
         self._sizer = Sizer(settings.size)
@@ -30,10 +30,10 @@ class Intake:
     def ticket(self, request: Request, entry: Entry | None, now_s: float) -> Ticket:
         """A new ticket for the request, not in any lane yet."""
         limit = request.max_output_tokens
-        hint = request.output_hint_tokens or self.lengths.predict(request.adapter_id, limit)
+        hint = request.output_hint_tokens or self.lengths.predict(request)
         output = max(1, min(hint, limit))
+        charged = self.lengths.reserve(request, output)
         nbytes = entry.adapter.nbytes if entry else None
-        charged = limit if self._admission.reserve is Reserve.MAXIMUM else output
         self._sequence += 1
         return Ticket(
             request=request,
@@ -49,10 +49,15 @@ class Intake:
             stage=Stage.LOADING,
         )
 
-    def ended(self, request: Request, output_tokens: int, now_s: float) -> None:
+    def admitted(self, ticket: Ticket, now_s: float) -> None:
+        """The ticket is about to run; the first time, it tells how long requests wait."""
+        if not ticket.admitted_step:
+            self._pace.admitted(now_s - ticket.arrived_s)
+
+    def ended(self, ticket: Ticket, output_tokens: int, now_s: float) -> None:
         """A request ran to its end: later ones of its adapter are expected to do alike."""
-        self.lengths.observe(request.adapter_id, output_tokens)
-        self._pace.ended(request.input_tokens + output_tokens, now_s)
+        self.lengths.observe(ticket.request, ticket.output_tokens, output_tokens)
+        self._pace.ended(ticket.request.input_tokens + output_tokens, now_s)
 
     def _key(self, output_tokens: int, input_tokens: int, now_s: float) -> float:
         """Place in the lane. All age alike, so a later arrival's handicap stands for its youth."""

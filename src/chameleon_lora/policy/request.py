@@ -31,6 +31,8 @@ class Request:
         input_tokens: prompt length, >= 1.
         max_output_tokens: the client's limit, >= 1.
         output_hint_tokens: output length foretold from outside, or None to let the policy estimate.
+        words: numbers >= 0 that stand for the prompt's words, such as token ids; at most those that
+            `words.excerpt` leaves. Empty if they are unknown or not wanted.
     """
 
     id: RequestId
@@ -38,3 +40,4 @@ class Request:
     input_tokens: int
     max_output_tokens: int
     output_hint_tokens: int | None = None
+    words: tuple[int, ...] = ()
