@@ -20,11 +20,13 @@ def entry(number: int = 1, **fields: Any) -> Entry:
     [
         ({"blocks": 2}, Group.IDLE),
         ({"blocks": 2, "queued": 1}, Group.QUEUED),
+        ({"blocks": 2, "is_expected": True}, Group.QUEUED),
         ({"blocks": 2, "queued": 1, "running": 1}, Group.BUSY),
         ({"blocks": 2, "queued": 1, "running": 1, "is_pinned": True}, Group.PINNED),
         ({"blocks": 2, "queued": 1, "is_pinned": True, "promotion": 7}, Group.PROMOTING),
         ({"queued": 1}, Group.WISHED),
         ({"is_pinned": True}, Group.WISHED),
+        ({"is_expected": True}, Group.WISHED),
         ({"tier": Tier.SLOT, "running": 1}, Group.WISHED_IDLE),
         ({}, Group.WISHED_IDLE),
         ({"tier": Tier.LOADING, "queued": 1}, None),

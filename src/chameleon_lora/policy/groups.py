@@ -11,11 +11,11 @@ class Group(IntEnum):
     """What an adapter is to the KV cache. Those with blocks give them back in this order."""
 
     IDLE = 0
-    QUEUED = 1  # waiting requests name it
+    QUEUED = 1  # waiting requests name it, or are expected to
     BUSY = 2  # requests run with it, from its slot
     PINNED = 3
     PROMOTING = 4  # the copy is under way: taking its blocks costs a wait for it
-    WISHED = 5  # no blocks yet, in host memory, and wanted by a waiting request or pinned
+    WISHED = 5  # no blocks yet, in host memory, and queued for, expected or pinned
     WISHED_IDLE = 6  # no blocks yet, in host memory
 
 
@@ -47,6 +47,10 @@ class Groups:
         """All of a group if they are no more than `count`, else that many."""
         return self._members[group].sample(count, self._rng)
 
+    def has(self, group: Group) -> bool:
+        """True if somebody is in the group."""
+        return bool(self._members[group])
+
     def holders(self) -> list[Entry]:
         """Everybody with blocks."""
         return [entry for group in HOLDERS for entry in self._members[group]]
@@ -57,7 +61,8 @@ def _group_of(entry: Entry, *, may_hold: bool) -> Group | None:
         return _group_of_holder(entry)
     if not may_hold or entry.tier < Tier.HOST:
         return None
-    return Group.WISHED if entry.queued or entry.is_pinned else Group.WISHED_IDLE
+    is_wished = entry.queued or entry.is_expected or entry.is_pinned
+    return Group.WISHED if is_wished else Group.WISHED_IDLE
 
 
 def _group_of_holder(entry: Entry) -> Group:
@@ -67,4 +72,4 @@ def _group_of_holder(entry: Entry) -> Group:
         return Group.PINNED
     if entry.running:
         return Group.BUSY
-    return Group.QUEUED if entry.queued else Group.IDLE
+    return Group.QUEUED if entry.queued or entry.is_expected else Group.IDLE

@@ -1,10 +1,14 @@
-"""What to bring into host memory next: the adapters that waiting requests lack (PAPER §4.2.3)."""
+"""What to bring into host memory next: the adapters that waiting requests lack (PAPER §4.2.3).
+
+After those, if asked to predict, the ones whose next request is expected soon (ADR 0019).
+"""
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.entry import Entry, Tier
+from chameleon_lora.policy.entry import NEVER, Entry, Tier
+from chameleon_lora.policy.forecast import Forecast, ForecastSettings
 from chameleon_lora.policy.plan import Load
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import Residency
@@ -17,10 +21,14 @@ class PrefetchSettings:
     Attributes:
         queued: True loads for every waiting request, oldest first; False for the oldest only.
         max_loading: loads under way at one time; more would share one disk.
+        predicted: True also loads, and keeps longer, adapters that are expected to be asked for soon;
+            of two or more loads at a time one is left to waiting requests.
     """
 
     queued: bool = True
     max_loading: int = 2
+    predicted: bool = False
+    forecast: ForecastSettings = field(default_factory=ForecastSettings)
 
     def __post_init__(self) -> None:
         if self.max_loading < 1:
@@ -29,6 +37,9 @@ class PrefetchSettings:
 
 class Prefetcher:
     """The adapters that waiting requests lack, in the order in which the first of them came.
+
+    Invariant: an adapter is marked as expected from the beginning of its window to the next request
+    that names it, or to the end of the window.
 
     Attributes:
         blocked: the adapter to load next, if the last plan found no room for it.
@@ -42,7 +53,21 @@ class Prefetcher:
             tuple[int, AdapterId]
         ] = []  # heap; may hold entries no longer missing
         self._loading = 0
+        self._forecast = Forecast(settings.forecast) if settings.predicted else None
         self.blocked: Entry | None = None
+
+    def arrived(self, entry: Entry | None, now_s: float) -> None:
+        """A request came in for this adapter or, with None, for the base model."""
+        if self._forecast is not None and entry is not None and not entry.is_leaving:
+            self._forecast.arrived(entry.adapter.id, now_s)
+            if entry.is_expected:
+                self._residency.expect(entry, is_expected=False)
+
+    def withdrawn(self, entry: Entry) -> None:
+        """No request will name this adapter any more."""
+        if self._forecast is not None:
+            self._forecast.forget(entry.adapter.id)
+            self._residency.expect(entry, is_expected=False)
 
     def want(self, entry: Entry, sequence: int) -> None:
         """A request waits for this adapter, which is on disk or being loaded."""
@@ -61,27 +86,51 @@ class Prefetcher:
 
     def plan(self, now_s: float) -> list[Load]:
         """The loads to begin now."""
+        self._look_ahead(now_s)
         loads: list[Load] = []
         self.blocked = None
-        limit = self._settings.max_loading if self._settings.queued else 1
-        while self._oldest_first and self._loading < limit:
-            sequence, adapter_id = self._oldest_first[0]
-            if self._missing.get(adapter_id) == sequence:
-                load = self._try_load(adapter_id, sequence, now_s)
-                if (
-                    load is None
-                ):  # the oldest goes first: a smaller one behind it would take its room
-                    self.blocked = self._residency.entries[adapter_id]
-                    break
+        while (found := self._first()) is not None:
+            sequence, entry = found
+            is_guess = sequence == NEVER and not entry.is_pinned
+            if self._loading >= self._limit(is_guess=is_guess):
+                break
+            load = self._try_load(entry, sequence, now_s)
+            if load is not None:
                 loads.append(load)
-            heapq.heappop(self._oldest_first)
+            elif not is_guess:  # the oldest goes first: a smaller one would take its room
+                self.blocked = entry
+                break
+            self.unwant(entry)  # of a guess without room too: its request will want it anew
         return loads
 
-    def _try_load(self, adapter_id: AdapterId, sequence: int, now_s: float) -> Load | None:
-        entry = self._residency.entries[adapter_id]
+    def _look_ahead(self, now_s: float) -> None:
+        """Mark who is expected from now on, and who no longer."""
+        for outlook in () if self._forecast is None else self._forecast.due(now_s):
+            entry = self._residency.entries[outlook.adapter_id]
+            self._residency.expect(entry, is_expected=outlook.is_expected)
+            if outlook.is_expected:
+                self.want(entry, NEVER)
+
+    def _first(self) -> tuple[int, Entry] | None:
+        """The next that is still wanted, with the sequence of its oldest request."""
+        while self._oldest_first:
+            sequence, adapter_id = self._oldest_first[0]
+            if self._missing.get(adapter_id) == sequence:
+                entry = self._residency.entries[adapter_id]
+                if sequence < NEVER or entry.is_pinned or entry.is_expected:
+                    return sequence, entry
+                self.unwant(entry)
+            heapq.heappop(self._oldest_first)
+        return None
+
+    def _limit(self, *, is_guess: bool) -> int:
+        """Loads that may be under way at one time."""
+        limit = self._settings.max_loading if self._settings.queued else 1
+        return max(1, limit - 1) if is_guess else limit
+
+    def _try_load(self, entry: Entry, sequence: int, now_s: float) -> Load | None:
         evicts = self._residency.try_load(entry, sequence, now_s)
         if evicts is None:
             return None
-        del self._missing[adapter_id]
         self._loading += 1
-        return Load(adapter_id, evicts)
+        return Load(entry.adapter.id, evicts)
