@@ -23,7 +23,7 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
-from chameleon_lora.policy.device import DeviceSettings
+from chameleon_lora.policy.device_settings import DeviceSettings
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import PolicySettings
 from chameleon_lora.settings import ServingSettings

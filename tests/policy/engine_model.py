@@ -66,7 +66,8 @@ class EngineModel:
 
     def __post_init__(self) -> None:
         self.policy = Scheduler(self.settings, self.limits)
-        self.cells = [None] * (self.limits.slots * self.limits.slot_parts)
+        cells = 0 if self.limits.is_paged else self.limits.slots * self.limits.slot_parts
+        self.cells = [None] * cells
 
     def register(self, *adapters: Adapter) -> None:
         """These adapters can be named from now on."""
@@ -91,7 +92,8 @@ class EngineModel:
 
     def abort(self, request_id: RequestId) -> None:
         """The client goes away."""
-        self.running.pop(request_id, None)
+        if (run := self.running.pop(request_id, None)) is not None:
+            self._left(run.request.adapter_id)
         self.waiting.pop(request_id, None)
         self.done.pop(request_id, None)
         self.policy.finished(request_id, 0, self.now_s)
@@ -103,6 +105,7 @@ class EngineModel:
 
     def _take_back(self, request_id: RequestId) -> None:
         run = self.running.pop(request_id)
+        self._left(run.request.adapter_id)
         self.waiting[request_id] = (run.request, run.true_output, run.generated)
         self.policy.requeued(request_id, run.generated)
 
@@ -128,9 +131,21 @@ class EngineModel:
         )
 
     @property
+    def in_use(self) -> set[AdapterId]:
+        """The adapters of the batch."""
+        named = (run.request.adapter_id for run in self.running.values())
+        return {adapter_id for adapter_id in named if adapter_id is not None}
+
+    @property
+    def busy_blocks(self) -> int:
+        """KV blocks from which adapters run; 0 where they run from slots."""
+        return sum(self.lent[a] for a in self.in_use) if self.limits.is_paged else 0
+
+    @property
     def used_blocks(self) -> int:
         """KV blocks that requests hold; a pool too small for one it runs is used up."""
-        return min(self.limits.kv_blocks.count, self.kv_used() // self.limits.block_tokens)
+        most = self.limits.kv_blocks.count - self.busy_blocks
+        return min(most, self.kv_used() // self.limits.block_tokens)
 
     @property
     def free_blocks(self) -> int:
@@ -173,7 +188,9 @@ class EngineModel:
         """What the policy is told before a step."""
         return Room(
             seats=self.limits.seats - len(self.running),
-            kv_tokens=self.limits.kv_tokens - self.kv_used(),
+            kv_tokens=self.limits.kv_tokens
+            - self.kv_used()
+            - self.busy_blocks * self.limits.block_tokens,
             batch_tokens=self.batch_tokens - len(self.running),
             is_empty=not self.running,
             free_blocks=self.free_blocks,
@@ -209,22 +226,28 @@ class EngineModel:
         for request_id in plan.squash:
             self._take_back(request_id)
             self.squashed += 1
-        in_use = {r.request.adapter_id for r in self.running.values()}
+        in_use = self.in_use
         for dropped in (*plan.drops, *(e for load in plan.loads for e in load.evicts)):
             assert dropped not in in_use, "an adapter in use was evicted"
             self.host.discard(dropped)
             self._clear(dropped)
         for load in plan.loads:
             assert load.adapter_id not in self.host
+            entry = self.policy.residency.entries[load.adapter_id]
+            assert entry.queued or entry.is_pinned or entry.is_expected, "loaded for nobody"
             self.loading.append((self.now_s + self.load_s, load.adapter_id))
         self._lend(plan)
         for activation in plan.activations:
             assert activation.adapter_id in self.host, "activated from nowhere"
-            self._copy(activation, in_use)
+            if self.limits.is_paged:
+                self._page_in(activation)
+            else:
+                self._copy(activation, in_use)
             in_use.add(activation.adapter_id)
         for admission in plan.admit:
             request, true_output, generated = self.waiting.pop(admission.request_id)
-            assert admission.adapter_id is None or admission.adapter_id in self.cells
+            places = self.lent if self.limits.is_paged else self.cells
+            assert admission.adapter_id is None or admission.adapter_id in places
             self.running[request.id] = Running(request, true_output, generated)
         self._make_room()
 
@@ -241,10 +264,35 @@ class EngineModel:
             self.begun_s.append(self.now_s)
 
     def _make_room(self) -> None:
+        """Idle adapters give their blocks; where those in use hold some too, preemption does the rest."""
         if self.free_blocks < 0:
             self.take_blocks(-self.free_blocks)
+        while self.limits.is_paged and self.lacking_blocks > 0:
+            self.take_blocks(self.lacking_blocks)
+            if self.lacking_blocks <= 0 or len(self.running) == 1:
+                break
+            self.preempt(next(reversed(self.running)))
 
-    def _copy(self, activation: Activation, in_use: set[AdapterId | None]) -> None:
+    @property
+    def lacking_blocks(self) -> int:
+        """By how much requests and adapters together are above the pool."""
+        held = sum(self.lent.values())
+        return self.kv_used() // self.limits.block_tokens + held - self.limits.kv_blocks.count
+
+    def _left(self, adapter_id: AdapterId | None) -> None:
+        """A request runs no more. The last one of an adapter may take it out of its slot."""
+        if adapter_id is None or adapter_id in self.in_use:
+            return
+        is_pinned = self.policy.residency.entries[adapter_id].is_pinned
+        if not (self.settings.cache.keeps_unused or is_pinned):
+            self._clear(adapter_id)
+
+    def _page_in(self, activation: Activation) -> None:
+        """Requests run with the adapter from its blocks, which it gets if it has none."""
+        nbytes = self.policy.residency.entries[activation.adapter_id].adapter.nbytes
+        self.lent.setdefault(activation.adapter_id, -(-nbytes // self.limits.block_bytes))
+
+    def _copy(self, activation: Activation, in_use: set[AdapterId]) -> None:
         """Copy an adapter to its cells; whoever had one of them is in no slot any more."""
         adapter_id, cell, limits = activation.adapter_id, activation.cell, self.limits
         assert adapter_id not in self.cells, "an adapter was copied to a second place"
@@ -269,6 +317,7 @@ class EngineModel:
             done.first_s = done.first_s or self.now_s
             if run.generated >= run.true_output:
                 del self.running[request_id]
+                self._left(run.request.adapter_id)
                 done.end_s = self.now_s
                 self.policy.finished(request_id, run.generated, self.now_s)
 

@@ -9,7 +9,9 @@ from chameleon_lora.policy.entry import NEVER, Tier
 from chameleon_lora.policy.groups import Group, _group_of
 from chameleon_lora.policy.lanes import Stage, Ticket, _Ready
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.residency import Residency
 from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.slots import Paged
 
 
 def check(engine: EngineModel) -> None:
@@ -21,6 +23,7 @@ def check(engine: EngineModel) -> None:
     check_adapters(policy)
     check_engine_agrees(engine)
     check_device(engine)
+    check_prefetch(policy)
 
 
 def check_requests(engine: EngineModel) -> None:
@@ -105,16 +108,38 @@ def check_adapters(policy: Scheduler) -> None:
         assert (entry.cell is not None) is (entry.tier is Tier.SLOT)
         assert not entry.running or entry.tier is Tier.SLOT
         needed, unneeded = residency._needed._place, residency._unneeded._place
+        is_free = entry.is_evictable and not entry.queued
+        assert (adapter_id in residency._expected._place) is (is_free and entry.is_expected)
         assert (adapter_id in needed) is (entry.is_evictable and entry.queued > 0)
-        assert (adapter_id in unneeded) is (entry.is_evictable and entry.queued == 0)
+        assert (adapter_id in unneeded) is (is_free and not entry.is_expected)
+    check_slots(residency)
+    held = [e.adapter.nbytes for e in residency.entries.values() if e.tier is not Tier.DISK]
+    assert sum(held) == residency.host_bytes
+
+
+def check_slots(residency: Residency) -> None:
+    """Each adapter has just its cells; where there are none, those that run and no others have one."""
+    in_slots = [entry for entry in residency.entries.values() if entry.cell is not None]
+    assert sum(entry.cells for entry in in_slots if entry.running) == residency.slots.busy_cells
+    if isinstance(residency.slots, Paged):
+        assert all(entry.running for entry in in_slots)
+        return
     cells = residency.slots._cells
     for index, tenant in enumerate(cells):
         assert tenant is None or index in range(tenant.cell or 0, (tenant.cell or 0) + tenant.cells)
-    in_slots = [entry for entry in residency.entries.values() if entry.cell is not None]
     assert sum(entry.cells for entry in in_slots) == len(cells) - cells.count(None)
-    assert sum(entry.cells for entry in in_slots if entry.running) == residency.slots.busy_cells
-    held = [e.adapter.nbytes for e in residency.entries.values() if e.tier is not Tier.DISK]
-    assert sum(held) == residency.host_bytes
+
+
+def check_prefetch(policy: Scheduler) -> None:
+    """Only what is on disk and wanted is to be loaded; only a forecast makes an adapter expected."""
+    prefetcher, entries = policy._prefetcher, policy.residency.entries
+    for adapter_id, sequence in prefetcher._missing.items():
+        assert entries[adapter_id].tier is Tier.DISK
+        assert entries[adapter_id].queued or sequence == NEVER
+    expected = {adapter_id for adapter_id, entry in entries.items() if entry.is_expected}
+    habits = prefetcher._forecast._habits if prefetcher._forecast else {}
+    assert expected == {adapter_id for adapter_id, habit in habits.items() if habit.is_expected}
+    assert not any(entries[adapter_id].is_leaving for adapter_id in habits)
 
 
 def check_engine_agrees(engine: EngineModel) -> None:
@@ -126,7 +151,8 @@ def check_engine_agrees(engine: EngineModel) -> None:
     assert in_host | to_drop == engine.host
     assert loading == {adapter_id for _, adapter_id in engine.loading}
     assert len(loading) == engine.policy._prefetcher._loading
-    for believed, true in zip(residency.slots._cells, engine.cells, strict=True):
+    believed_cells = [] if isinstance(residency.slots, Paged) else residency.slots._cells
+    for believed, true in zip(believed_cells, engine.cells, strict=True):
         believed_id = believed.adapter.id if believed else None
         assert believed_id == true or (believed is None and true in to_drop)
     budget = engine.settings.cache.host_bytes
@@ -139,11 +165,15 @@ def check_device(engine: EngineModel) -> None:
     policy, device = engine.policy, engine.policy.device
     entries = policy.residency.entries
     holders = {adapter_id: entry.blocks for adapter_id, entry in entries.items() if entry.blocks}
-    assert sum(holders.values()) == device.held_blocks <= device.limit_blocks
+    assert sum(holders.values()) == device.held_blocks
+    assert device.held_blocks - device.busy_blocks <= device.limit_blocks or device.is_paged
+    assert engine.busy_blocks == device.busy_blocks
+    assert not device.is_paged or engine.in_use <= holders.keys()
     to_free = {adapter_id: engine.lent[adapter_id] for adapter_id in device._released}
     assert holders | to_free == engine.lent
     assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())
     assert engine.free_blocks >= 0
+    assert not device.is_paged or engine.lacking_blocks <= 0 or len(engine.running) == 1
     under_way = {e.promotion: e for e in entries.values() if e.promotion}
     assert under_way == device._under_way
     assert len(under_way) <= policy.settings.device.max_promoting
@@ -156,7 +186,7 @@ def check_device(engine: EngineModel) -> None:
 def check_groups(policy: Scheduler) -> None:
     """Each adapter stands in the one group it belongs to, if the tier is on."""
     groups = policy.device._groups
-    if not policy.device.limit_blocks:
+    if not (policy.device.limit_blocks or policy.device.is_paged):
         assert not groups.holders()
         return
     for adapter_id, entry in policy.residency.entries.items():

@@ -7,7 +7,7 @@ from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle, check_rate
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.device import DeviceSettings
+from chameleon_lora.policy.device_settings import DeviceSettings
 from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.groups import Group
@@ -281,9 +281,13 @@ class TestScheduler:
         seats=4, slots=2, kv_tokens=1600, kv_bytes_per_token=100, block_bytes=BLOCK
     )
 
-    def engine(self, settings: PolicySettings | None = None, **limits: int) -> EngineModel:
+    def engine(
+        self, settings: PolicySettings | None = None, block_bytes: int = BLOCK
+    ) -> EngineModel:
         """Eight adapters of ten blocks on disk; 100 blocks."""
-        engine = EngineModel(settings or PolicySettings(), replace(self.LIMITS, **limits))
+        engine = EngineModel(
+            settings or PolicySettings(), replace(self.LIMITS, block_bytes=block_bytes)
+        )
         engine.register(*(adapter(number, 10 * BLOCK) for number in range(1, 9)))
         return engine
 
@@ -310,12 +314,21 @@ class TestScheduler:
         found = [replace(plan, promotions=(), demotions=()) for plan in self.serve(self.engine())]
         assert self.serve(self.engine(block_bytes=0)) == found
 
-    @pytest.mark.parametrize("name", [Preset.VLLM, Preset.SLORA, Preset.SJF])
+    @pytest.mark.parametrize("name", [Preset.VLLM, Preset.SJF])
     def test_published_policies_have_it_off(self, name: Preset) -> None:
         """Their plans are those of an engine whose blocks cannot hold adapters."""
         plans = self.serve(self.engine(preset(name)))
         assert self.serve(self.engine(preset(name), block_bytes=0)) == plans
         assert not any(plan.promotions or plan.demotions for plan in plans)
+
+    def test_slora_promotes_for_waiting_requests_only(self) -> None:
+        """When nobody names an adapter any more it holds no block."""
+        engine = self.engine(preset(Preset.SLORA))
+        plans = self.serve(engine)
+        assert sum(len(plan.promotions) for plan in plans) > 8
+        for _ in range(40):
+            engine.step()
+        assert {} == engine.lent
 
     def test_max_bytes_bounds_what_is_held(self) -> None:
         """2,500 bytes hold two adapters of ten blocks."""
@@ -324,7 +337,7 @@ class TestScheduler:
         assert (25, 20) == (engine.policy.device.limit_blocks, engine.policy.device.held_blocks)
 
     def test_a_pinned_cold_adapter_is_read_and_promoted(self) -> None:
-        """Pinning is enough, no request names it; it is the last to go under pressure."""
+        """Pinning is enough, no request names it; of complete copies it goes last under pressure."""
         engine = self.engine()
         engine.policy.pin(AdapterId(3), is_pinned=True)
         for _ in range(20):
@@ -333,6 +346,8 @@ class TestScheduler:
         assert entry.is_on_device
         self.serve(engine)
         assert len(engine.lent) > 1
+        for _, promotion in engine.promoting:
+            engine.end_promotion(promotion)
         chosen = engine.take_blocks(99 - engine.used_blocks)
         assert AdapterId(3) == chosen[-1]
 

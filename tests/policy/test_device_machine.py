@@ -14,7 +14,7 @@ from tests.policy.test_scheduler_machine import (
     policies,
 )
 
-from chameleon_lora.policy.device import DeviceSettings
+from chameleon_lora.policy.device_settings import DeviceSettings
 from chameleon_lora.policy.groups import HOLDERS
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import AdapterId

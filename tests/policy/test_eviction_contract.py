@@ -30,6 +30,7 @@ CANDIDATES = st.lists(
         last_use_s=st.floats(0, 1e6),
         use_count=st.integers(0, 10_000),
         inflation=st.floats(0, 1e6),
+        next_use_s=st.floats(0, 1e6),
     ),
     min_size=1,
     max_size=12,
@@ -66,13 +67,14 @@ def test_order_and_repetition_are_irrelevant(
 def test_candidate_that_is_colder_in_every_way_goes_first(
     rule: KeepRule, candidates: list[Candidate], weights: KeepWeights, used: int, later_s: int
 ) -> None:
-    """Of two adapters of one size, the one used less and longer ago has the lower value."""
+    """Of two of one size, the one used less, longer ago and later next has the lower value."""
     cold = candidates[0]
     warm = replace(
         cold,
         adapter_id=AdapterId(2000),
         last_use_s=cold.last_use_s + later_s,
         use_count=cold.use_count + used,
+        next_use_s=cold.next_use_s - later_s,
     )
     values = keep_values([*candidates, warm], rule, weights)
     assert values[0] < values[-1]

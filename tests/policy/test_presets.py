@@ -1,5 +1,7 @@
 """The published policies, each by what it is known for."""
 
+from dataclasses import replace
+
 import pytest
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check_idle
@@ -39,32 +41,63 @@ def test_every_policy_serves_everybody(name: Preset) -> None:
 
 class TestSlora:
     def test_admits_in_every_tenth_step(self) -> None:
-        """Two requests that come in steps 1 and 11 run in steps 10 and 20."""
+        """After one was let in, those that come in steps 2 and 3 run from step 11 on."""
         model = make(Preset.SLORA)
-        model.arrive(request("a"), 1)
-        for _ in range(10):
+        for name in "abc":
+            model.arrive(request(name), 30)
             model.step()
-        model.arrive(request("b"), 1)
-        for _ in range(10):
-            model.step()
-        assert {"a": 10, "b": 20} == first_steps(model)
-
-    def test_reserves_for_the_longest_possible_output(self) -> None:
-        """Two requests that may take 600 of 1,000 tokens run one after the other."""
-        model = make(Preset.SLORA)
-        for name in "ab":
-            model.arrive(request(name, limit=590), 2)
         for _ in range(20):
             model.step()
-        assert {"a": 10, "b": 20} == first_steps(model)
+        assert {"a": 1, "b": 11, "c": 11} == first_steps(model)
 
-    def test_nothing_is_kept_after_use(self) -> None:
-        """When its last request has ended the adapter is dropped."""
+    def test_does_not_wait_for_the_tenth_step_once_nobody_was_let_in(self) -> None:
+        """One that comes in step 15, long after the last admission, runs at once."""
+        model = make(Preset.SLORA)
+        model.arrive(request("a"), 30)
+        for _ in range(14):
+            model.step()
+        model.arrive(request("b"), 1)
+        model.step()
+        assert {"a": 1, "b": 15} == first_steps(model)
+
+    def test_an_empty_engine_admits_at_once(self) -> None:
+        """When everybody has ended the next does not wait for the tenth step."""
+        model = make(Preset.SLORA)
+        for name in "ab":
+            model.arrive(request(name), 1)
+            model.step()
+        assert {"a": 1, "b": 2} == first_steps(model)
+
+    @pytest.mark.parametrize(("limit", "expected"), [(489, 1), (490, 3)])
+    def test_reserves_for_the_longest_possible_output(self, limit: int, expected: int) -> None:
+        """Two that may take 499 of 1,000 tokens each run together; at 500 one after the other."""
+        model = make(Preset.SLORA)
+        for name in "ab":
+            model.arrive(request(name, limit=limit), 2)
+        for _ in range(20):
+            model.step()
+        assert {"a": 1, "b": expected} == first_steps(model)
+
+    def test_nothing_is_kept_on_the_device_after_use(self) -> None:
+        """When its last request has ended the adapter is in host memory only."""
         model = make(Preset.SLORA)
         model.arrive(request("a", 1), 1)
         model.run_until_idle()
-        assert (1,) == model.step().drops
-        assert set() == model.host
+        assert () == model.step().drops
+        assert ({1}, [None]) == (model.host, model.cells)
+
+    def test_reads_the_next_adapters_halfway_between_two_admissions(self) -> None:
+        """One that waits from step 2 on is copied into KV blocks in step 6, for step 11."""
+        limits = replace(LIMITS, slots=2, block_bytes=100)
+        model = EngineModel(preset(Preset.SLORA), limits)
+        model.preload(*(adapter(number, 1000) for number in (1, 2)))
+        model.arrive(request("a", 1), 30)
+        model.step()
+        model.arrive(request("b", 2), 1)
+        for _ in range(12):
+            model.step()
+        begun = [n for n, plan in enumerate(model.plans, 1) if plan.promotions]
+        assert ([6], 11) == (begun, first_steps(model)["b"])
 
     def test_nobody_passes(self) -> None:
         """A request of the resident adapter waits behind one of another."""

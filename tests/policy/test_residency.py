@@ -138,13 +138,14 @@ class TestHostMemory:
         assert () == residency.overflow(0.0)
         assert KIB + 500 == c.adapter.nbytes
 
-    def test_can_hold_asks_the_whole_budget(self) -> None:
-        """An adapter above the budget never fits; without a budget all do."""
+    def test_too_large_is_what_the_whole_budget_cannot_hold(self) -> None:
+        """An adapter above the budget never fits, and the reason names both; else all do."""
         residency, (a,) = make(1, budget=KIB)
-        assert residency.can_hold(a)
+        assert residency.why_too_large(a) is None
         a.adapter = adapter(0, KIB + 1)
-        assert not residency.can_hold(a)
-        assert make(1)[0].can_hold(a)
+        reason = residency.why_too_large(a)
+        assert f"its {KIB + 1} bytes are above cache.host_bytes, {KIB}" == reason
+        assert make(1)[0].why_too_large(a) is None
 
     def test_one_larger_than_a_sample_gets_room_in_the_end(self) -> None:
         """Where 64 adapters are not enough to go, one try in 64 looks at all."""

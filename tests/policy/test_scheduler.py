@@ -12,12 +12,11 @@ from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle
 
 from chameleon_lora.policy.calibration import LaneSettings
-from chameleon_lora.policy.entry import Tier
+from chameleon_lora.policy.entry import RETRY_AFTER_S, Tier
 from chameleon_lora.policy.plan import Held, LaneState, StepPlan
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import CacheSettings
 from chameleon_lora.policy.room import Room
-from chameleon_lora.policy.scheduler import RETRY_AFTER_S
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,14 +75,15 @@ class TestWayOfARequest:
     def test_aborted_requests_teach_nothing(self) -> None:
         """Only outputs of requests that ended well count for the estimate."""
         model = make()
-        before = model.policy._intake.lengths.predict(None, 1 << 30)
+        probe = request("probe", output=0, limit=1 << 30)
+        before = model.policy._intake.lengths.predict(probe)
         model.arrive(request("a", output=900), 900)
         model.step()
         model.abort(request("a").id)
-        assert before == model.policy._intake.lengths.predict(None, 1 << 30)
+        assert before == model.policy._intake.lengths.predict(probe)
         model.arrive(request("b", output=900), 900)
         model.run_until_idle()
-        assert before < model.policy._intake.lengths.predict(None, 1 << 30)
+        assert before < model.policy._intake.lengths.predict(probe)
 
     def test_wait_is_measured_once(self) -> None:
         """A preempted request does not count as one that waited since its arrival."""
@@ -91,10 +91,10 @@ class TestWayOfARequest:
         model.arrive(request("a"), 50)
         model.step()
         model.now_s += 1000.0
-        before = model.policy._pace._wait_s
+        before = model.policy._intake._pace._wait_s
         model.preempt(request("a").id)
         model.step()
-        assert before == model.policy._pace._wait_s
+        assert before == model.policy._intake._pace._wait_s
 
     def test_preempted_request_is_charged_for_what_it_generated(self) -> None:
         """Its next prefill has its prompt and its 3 tokens."""
@@ -312,6 +312,8 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
 def test_cadence_is_told_as_the_reason() -> None:
     """Where a step admits nobody by rule, each lane's head waits for that."""
     model = EngineModel(preset(Preset.SLORA), LIMITS)
-    model.arrive(request("a"), 1)
-    assert () == model.policy.step(0.0, Room(4, 4000, 512)).admit
+    model.arrive(request("a"), 5)
+    assert 1 == len(model.step().admit)
+    model.arrive(request("b"), 1)
+    assert () == model.policy.step(0.1, Room(3, 4000, 512)).admit
     assert [Held.CADENCE] == [state.held for state in states(model)]

@@ -10,8 +10,9 @@ from tests.policy.invariants import check, check_idle
 
 from chameleon_lora.policy.clusters import ClusterSettings
 from chameleon_lora.policy.eviction import KeepRule
+from chameleon_lora.policy.forecast import ForecastSettings
 from chameleon_lora.policy.request import AdapterId, Request, RequestId
-from chameleon_lora.policy.rules import Bypass, LaneOrder, Order
+from chameleon_lora.policy.rules import Bypass, LaneOrder, Order, Reserve
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 
 T = TypeVar("T")
@@ -19,6 +20,7 @@ T = TypeVar("T")
 KV_TOKENS = 2048
 MAX_OUTPUT = 20
 NEVER_S = 1e9
+EAGER = ForecastSettings(least_gaps=2, least_variation=0.0)
 LIMITS = st.builds(
     EngineLimits,
     seats=st.integers(1, 6),
@@ -45,6 +47,8 @@ def policies(draw: st.DrawFn) -> PolicySettings:
             lane_order=draw(st.sampled_from(LaneOrder)),
             squash_limit=draw(st.integers(0, 2)),
             overtake_limit=draw(st.integers(1, 6)),
+            reserve=draw(st.sampled_from(Reserve)),
+            every_steps=draw(st.sampled_from((1, 1, 2, 5))),
         )
         cache = replace(cache, keep=draw(st.sampled_from(KeepRule)))
     cluster = ClusterSettings(max_lanes=min(3, settings.lanes.cluster.max_lanes), elbow_share=0.01)
@@ -53,6 +57,7 @@ def policies(draw: st.DrawFn) -> PolicySettings:
         admission=admission,
         lanes=replace(settings.lanes, cluster=cluster, first_after=4, period_s=5.0),
         cache=replace(cache, host_bytes=draw(st.sampled_from((0, 2500, 4000, 9000)))),
+        prefetch=replace(settings.prefetch, predicted=draw(st.booleans()), forecast=EAGER),
     )
 
 
@@ -80,13 +85,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         output=st.integers(1, MAX_OUTPUT),
         slack=st.integers(0, 3000),
         hint=st.none() | st.integers(1, MAX_OUTPUT),
+        again_s=st.sampled_from((0.1, 1.0, 10.0, float("inf"))),
     )
     def arrive(
-        self, pick: int, is_base: bool, tokens: int, output: int, slack: int, hint: int | None
+        self,
+        pick: int,
+        is_base: bool,
+        tokens: int,
+        output: int,
+        slack: int,
+        hint: int | None,
+        again_s: float,
     ) -> None:
+        """A request; whoever knows the future says when the next one of its adapter comes."""
         self.count += 1
         named = None if is_base or not self.registered else self.pick(self.registered, pick)
         request = Request(RequestId(f"r{self.count}"), named, tokens, output + slack, hint)
+        if named is not None:
+            entry = self.engine.policy.residency.entries[named]
+            entry.next_use_s = self.engine.now_s + again_s
         self.engine.arrive(request, output)
 
     @rule(steps=st.integers(1, 4))
@@ -98,6 +115,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(dt_s=st.sampled_from((0.001, 0.5, 6.0, 400.0)))
     def advance(self, dt_s: float) -> None:
         self.engine.now_s += dt_s
+
+    @precondition(lambda self: self.registered)
+    @rule(pick=PICKS, period_s=st.sampled_from((0.5, 6.0)), is_aborted=st.booleans())
+    def come_regularly(self, pick: int, period_s: float, is_aborted: bool) -> None:
+        """One adapter is asked for at one distance, until it is foretold to be again."""
+        for _ in range(3):
+            self.arrive(pick, is_base=False, tokens=5, output=5, slack=0, hint=5, again_s=period_s)
+            if is_aborted:
+                self.engine.abort(RequestId(f"r{self.count}"))
+            self.engine.now_s += 0.95 * period_s
 
     @precondition(lambda self: self.engine.running or self.engine.waiting)
     @rule(pick=PICKS)

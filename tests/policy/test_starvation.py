@@ -66,14 +66,18 @@ class Siege:
 
 
 def engine(
-    admission: AdmissionSettings, lanes: LaneSettings = UNCUT, host_bytes: int = 0, **limits: int
+    admission: AdmissionSettings,
+    lanes: LaneSettings = UNCUT,
+    host_bytes: int = 0,
+    seats: int = 4,
+    kv_tokens: int = 10_000,
 ) -> EngineModel:
     """An engine with two slots, four seats, five adapters of 1,000 bytes."""
-    given_limits = {"seats": 4, "slots": 2, "kv_tokens": 10_000, "kv_bytes_per_token": 1000}
+    limits = EngineLimits(seats=seats, slots=2, kv_tokens=kv_tokens, kv_bytes_per_token=1000)
     settings = PolicySettings(
         admission=admission, lanes=lanes, cache=CacheSettings(host_bytes=host_bytes)
     )
-    model = EngineModel(settings, EngineLimits(**(given_limits | limits)), load_s=0.0)
+    model = EngineModel(settings, limits, load_s=0.0)
     model.register(*(adapter(number, 1000) for number in range(1, 6)))
     return model
 
@@ -179,9 +183,9 @@ def test_host_memory_filled_by_adapters_always_in_use(limit: int) -> None:
 def test_boosted_requests_pass_no_more_often_than_others() -> None:
     """BOOST's head start is no way round the limit: the oldest is let in after 2 * limit others."""
     siege = Siege(engine(replace(FIFO, order=Order.BOOST), seats=1))
-    siege.engine.policy._pace.admitted(1e6)  # waits were long, so head starts are
+    siege.engine.policy._intake._pace.admitted(1e6)  # waits were long, so head starts are
     for tenth in range(3):
-        siege.engine.policy._pace.ended(1000, tenth / 10)
+        siege.engine.policy._intake._pace.ended(1000, tenth / 10)
     siege.arrive(BASE, 5000, output=100)
     assert not siege.lasts(lambda _: siege.send(BASE, 1, 1, hint=1))
     assert 0 < siege.admitted <= BOUND

@@ -4,15 +4,15 @@ One `Round` carries the budgets of one step and dies with it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
-from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.lanes import Lane, Stage, Ticket
 from chameleon_lora.policy.patience import Patience
+from chameleon_lora.policy.peak import Peak
 from chameleon_lora.policy.plan import Held
 from chameleon_lora.policy.quota import QuotaBook
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.reservations import Reservations
 from chameleon_lora.policy.residency import Residency
 from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder
@@ -20,24 +20,14 @@ from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder
 LeftTokens = Callable[[], Mapping[AdapterId | None, int]]
 
 
-@dataclass(slots=True, eq=False)
-class Reservation:
-    """A window of cells that will come free for `head`, which waits for one.
-
-    Attributes:
-        left_tokens: predicted decode steps until the last request on it ends.
-    """
-
-    head: Ticket
-    window: range
-    left_tokens: int
-
-
 class Round:
     """One step's admission.
 
     `admit` is called for each request let in, in order, with the cell its adapter goes to, or None if
     it is in a slot already or there is none.
+
+    Attributes:
+        taken_tokens: of the KV blocks that the admitted take now, if they find none cached.
     """
 
     def __init__(
@@ -56,6 +46,7 @@ class Round:
         self._settings = settings
         self._block_tokens = block_tokens
         self._admit = admit
+        self._peak: Peak | None = None
         self._seats = room.seats
         self._kv_tokens = room.kv_tokens
         self._batch_tokens = room.batch_tokens
@@ -63,22 +54,23 @@ class Round:
         self._patience = Patience(lambda: None, None, 1)
         self._urgent_held: Held | None = None
         self._now_s = 0.0
-        self._reservations: list[Reservation] = []
-        self._reserved: dict[Entry, Reservation] = {}
+        self._reservations = Reservations(residency.slots, settings.bypass)
         self.held: list[Held | None] = [None] * len(lanes)
         self.admitted: list[Ticket] = []
+        self.taken_tokens = 0
 
-    @property
-    def taken_tokens(self) -> int:
-        """Tokens of the KV blocks the admitted requests take now, if they find none cached."""
-        return sum(map(self._blocks, self.admitted))
-
-    def run(self, left_tokens: LeftTokens, patience: Patience, now_s: float) -> None:
+    def run(
+        self,
+        left_tokens: LeftTokens,
+        patience: Patience,
+        now_s: float,
+        peak: Peak | None = None,
+    ) -> None:
         """Admit whom Algorithm 1 admits; afterwards `held` says why each lane's head waits.
 
         `left_tokens`: for each adapter in use, predicted steps until its last request ends.
         """
-        self._patience, self._now_s = patience, now_s
+        self._patience, self._now_s, self._peak = patience, now_s, peak
         if self._seats > 0 and self._batch_tokens > 0:
             self._reserve_slots(left_tokens)
         while (first := patience.urgent) and first.stage is Stage.READY:
@@ -106,19 +98,9 @@ class Round:
         if urgent and urgent.stage is Stage.READY and urgent not in heads:
             heads.append(urgent)
         waiting = [h for h in heads if self._needs_slot(h) and self._find_cell(h) is None]
-        if not waiting or self._settings.bypass is Bypass.ANY:
-            return
-        waiting.sort(key=lambda head: (head is not urgent, head.sequence))
-        slots = self._residency.slots
-        left = slots.by_cell(left_tokens())
-        for head in waiting[: max(1, slots.count // 4)]:
-            assert head.entry is not None
-            taken = [r.window for r in self._reservations]
-            found = slots.first_to_end(head.entry.cells, left, taken)
-            assert found is not None, "a reservation takes one slot at most, and there are more"
-            reservation = Reservation(head, *found)
-            self._reservations.append(reservation)
-            self._reserved.update(dict.fromkeys(slots.at(found[0]), reservation))
+        if waiting and self._settings.bypass is not Bypass.ANY:
+            waiting.sort(key=lambda head: (head is not urgent, head.sequence))
+            self._reservations.promise(waiting, left_tokens())
 
     def _needs_slot(self, ticket: Ticket) -> bool:
         return ticket.entry is not None and ticket.entry.cell is None
@@ -126,7 +108,7 @@ class Round:
     def _find_cell(self, ticket: Ticket) -> int | None:
         """Where the ticket's adapter may go, outside what is promised to older heads."""
         assert ticket.entry is not None
-        kept = [r.window for r in self._reservations if r.head.sequence < ticket.sequence]
+        kept = self._reservations.kept_from(ticket)
         return self._residency.try_find_cell(ticket.entry, kept, self._now_s)
 
     def _phase(self, lanes: Iterable[int], sources: Callable[[int], Sequence[int]]) -> None:
@@ -171,9 +153,11 @@ class Round:
 
     def _try(self, ticket: Ticket, sources: Sequence[int]) -> Held | None:
         """Admit the ticket and answer None, or answer what it waits for and change nothing."""
-        held = self._lacks_engine(ticket) or self._breaks_promise(ticket)
+        held = self._lacks_engine(ticket)
         if held is not None:
             return held
+        if self._reservations.are_broken_by(ticket, self._lanes[ticket.lane].head()):
+            return Held.SLOTS
         cell = self._find_cell(ticket) if self._needs_slot(ticket) else None
         if cell is None and self._needs_slot(ticket):
             return Held.SLOTS
@@ -181,9 +165,13 @@ class Round:
         charge = self._book.try_charge(need, sources)
         if charge is None:
             return Held.QUOTA
+        if self._peak is not None:
+            self._peak.add(ticket, self._adapter_tokens(ticket))
         ticket.charge = charge
         self._seats -= 1
-        self._kv_tokens -= self._blocks(ticket)
+        taken = self._blocks(ticket)
+        self._kv_tokens -= taken
+        self.taken_tokens += taken
         self._batch_tokens -= ticket.prefill_tokens
         self._is_empty = False
         self.admitted.append(ticket)
@@ -192,9 +180,16 @@ class Round:
         return None
 
     def _blocks(self, ticket: Ticket) -> int:
-        """Tokens of the KV blocks its prefill and first output token take."""
+        """Tokens of the KV blocks that it takes: for its prefill, first output token and adapter."""
         size = self._block_tokens
-        return (ticket.prefill_tokens // size + 1) * size
+        return (ticket.prefill_tokens // size + 1) * size + self._adapter_tokens(ticket)
+
+    def _adapter_tokens(self, ticket: Ticket) -> int:
+        """Of them, for an adapter that begins to be in use: where adapters have no slots."""
+        device, entry = self._residency.device, ticket.entry
+        if not device.is_paged or entry is None or entry.running:
+            return 0
+        return device.blocks_for(entry.adapter.nbytes) * self._block_tokens
 
     def _lacks_engine(self, ticket: Ticket) -> Held | None:
         if self._seats <= 0:
@@ -202,6 +197,9 @@ class Round:
         if self._batch_tokens <= 0:
             return Held.BATCH
         if self._blocks(ticket) > self._kv_tokens and not self._is_empty:
+            return Held.KV_MEMORY
+        peak = self._peak
+        if peak and not peak.fits(ticket, self._adapter_tokens(ticket)) and not self._is_empty:
             return Held.KV_MEMORY
         return self._yields(ticket)
 
@@ -220,19 +218,3 @@ class Round:
             leaves_room = self._seats > 1 and not self._needs_slot(ticket)
             may_pass = self._urgent_held is Held.SLOTS and leaves_room
         return None if may_pass and not self._patience.is_spent else Held.URGENT
-
-    def _breaks_promise(self, ticket: Ticket) -> Held | None:
-        """SLOTS if running the ticket would keep an older head from the slot it was promised."""
-        ticket.promised_to = None
-        if not self._reserved:
-            return None
-        reservation = self._reserved.get(ticket.entry) if ticket.entry else None
-        if reservation is None and self._settings.bypass is Bypass.PAPER:
-            passed = self._lanes[ticket.lane].head()
-            reservation = next((r for r in self._reservations if r.head is passed), None)
-        if reservation is None or reservation.head.sequence >= ticket.sequence:
-            return None
-        if ticket.output_tokens > reservation.left_tokens:
-            return Held.SLOTS
-        ticket.promised_to = reservation.head.sequence
-        return None

@@ -1,5 +1,6 @@
 """Which lanes there are and what each may hold, from what was seen lately (PAPER §4.3.2-3)."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ class LaneSettings:
         period_s: time between two cuts (the paper's five minutes).
         first_after: requests seen before the first cut; it is repeated at each doubling until one
             period has passed, for a short memory is a poor guide (ADR 0010).
+        is_static: lanes are cut once, after `first_after` requests, and never again.
         has_quotas: False lets every lane use the whole engine (for baselines with one lane).
         slo_s: time in which a request should be through its lane's queue and service.
     """
@@ -26,6 +28,7 @@ class LaneSettings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     period_s: float = 300.0
     first_after: int = 64
+    is_static: bool = False
     has_quotas: bool = True
     slo_s: float = 5.0
 
@@ -80,7 +83,9 @@ class Calibration:
 
     def recut(self, now_s: float) -> Cut:
         """Cut lanes from the last arrivals. Takes milliseconds; a driver calls it once a period."""
-        if self._next_s is not None and now_s >= self._next_s:
+        if self._settings.is_static:
+            self._next_s, self._next_count = math.inf, 1 << 62
+        elif self._next_s is not None and now_s >= self._next_s:
             self._next_s = now_s + self._settings.period_s
             self._next_count = 1 << 62
         else:

@@ -8,9 +8,8 @@ Every adapter with a copy here is in host memory too, so giving blocks back lose
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from chameleon_lora.errors import ConfigError
+from chameleon_lora.policy.device_settings import DeviceSettings
 from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.groups import HOLDERS, Group, Groups
 from chameleon_lora.policy.headroom import Headroom
@@ -23,47 +22,6 @@ SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
 WISHES = 8  # a promotion, one step in a few, at no more that wish and no more that could go
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSettings:
-    """How adapters are kept in idle KV-cache memory.
-
-    Attributes:
-        max_bytes: of KV-cache memory that adapters may hold; 0 is none, -1 all but the headroom.
-        headroom_share: of all KV blocks, that many stay idle when adapters are copied: for requests
-            that grow, and for the prefix cache, whose last used blocks these are.
-        promotions_per_s: adapters copied there in a second at most, so that a nearly full KV cache
-            does not copy the same adapters in and out.
-        max_promoting: copies under way at one time.
-        prefix_half_life_s: blocks that requests missed in the prefix cache because adapters had taken
-            them are left to it from then on, half as many after this time; 0 turns this off.
-    """
-
-    max_bytes: int = -1
-    headroom_share: float = 0.1
-    promotions_per_s: float = 20.0
-    max_promoting: int = 2
-    prefix_half_life_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.max_bytes < -1:
-            raise ConfigError(f"device.max_bytes is {self.max_bytes}; use -1 (all idle) or more")
-        if not 0.0 <= self.headroom_share <= 1.0:
-            raise ConfigError(
-                f"device.headroom_share is {self.headroom_share}; use a share from 0 to 1"
-            )
-        if self.promotions_per_s <= 0.0:
-            raise ConfigError(
-                f"device.promotions_per_s is {self.promotions_per_s}; use a rate above 0, or "
-                "device.max_bytes = 0 to keep adapters out of the KV cache"
-            )
-        if self.max_promoting < 1:
-            raise ConfigError(f"device.max_promoting is {self.max_promoting}; use 1 or more")
-        if self.prefix_half_life_s < 0.0:
-            raise ConfigError(
-                f"device.prefix_half_life_s is {self.prefix_half_life_s}; use 0 (off) or more"
-            )
-
-
 class DeviceCache:
     """The KV blocks that adapters hold, counted; which blocks they are is the driver's matter.
 
@@ -71,7 +29,8 @@ class DeviceCache:
     holds blocks is in host memory; promotions begin no faster than the settings allow.
 
     Attributes:
-        limit_blocks: that adapters may hold in all, never the headroom; 0 turns this tier off.
+        limit_blocks: that promotions may fill in all, never the headroom; 0 turns promotions off.
+        busy_blocks: of those held, whose adapters run from them (paged engines only, ADR 0020).
         headroom: what promotions leave idle.
         promotions: begun so far.
         demotions: blocks given back so far, in adapters, by reason.
@@ -92,12 +51,13 @@ class DeviceCache:
         self._under_way: dict[int, Entry] = {}  # by serial
         self._next_s = 0.0
         self.block_bytes = kv_blocks.nbytes
+        self.is_paged = kv_blocks.is_paged
         bound = settings.max_bytes // kv_blocks.nbytes if kv_blocks.nbytes else 0
         fixed = int(settings.headroom_share * kv_blocks.count)
         self.headroom = Headroom(fixed, kv_blocks.count, settings.prefix_half_life_s)
         most = kv_blocks.count - fixed
         self.limit_blocks = (most if bound < 0 else min(bound, most)) if kv_blocks.nbytes else 0
-        self.held_blocks = 0
+        self.held_blocks = self.busy_blocks = 0
         self.promotions = 0
         self.demotions: Counter[Freed] = Counter()
 
@@ -111,7 +71,7 @@ class DeviceCache:
 
     def place(self, entry: Entry) -> None:
         """Something about the adapter changed; it is counted where it belongs now."""
-        if self.limit_blocks:
+        if self.limit_blocks or self.is_paged:
             may_hold = entry.is_packed and self.can_hold(entry.adapter.nbytes)
             self._groups.place(entry, may_hold=may_hold)
 
@@ -134,6 +94,31 @@ class DeviceCache:
             if victims is not None:
                 return (self._begin(wish, victims),)
         return ()
+
+    def hold(self, entry: Entry) -> None:
+        """A request begins to run with the adapter, from its blocks, which it gets if it has none."""
+        if not entry.blocks:
+            entry.blocks = self.blocks_for(entry.adapter.nbytes)
+            self.held_blocks += entry.blocks
+        self._under_way.pop(entry.promotion, None)  # it runs as soon as the copy is there
+        entry.promotion = 0
+        self.busy_blocks += entry.blocks
+        self.place(entry)
+
+    def release(self, entry: Entry, *, is_kept: bool) -> None:
+        """Its last request ended: the blocks stay its own until somebody needs them, or go back."""
+        self.busy_blocks -= entry.blocks
+        self.place(entry)
+        if not is_kept:
+            self.drop(entry)
+
+    def due_s(self) -> float:
+        """When a promotion may begin at the earliest; infinity while there is nothing to promote."""
+        groups = (Group.WISHED, Group.WISHED_IDLE) if self._settings.fills else (Group.WISHED,)
+        is_full = len(self._under_way) >= self._settings.max_promoting
+        if not self.limit_blocks or is_full or not any(map(self._groups.has, groups)):
+            return float("inf")
+        return self._next_s
 
     def promoted(self, serial: int) -> None:
         """The copy is complete, unless it was called off meanwhile."""
@@ -171,7 +156,7 @@ class DeviceCache:
         """
         chosen: list[AdapterId] = []
         for group in HOLDERS:
-            while blocks > 0 and (found := self._groups.sample(group, SAMPLED)):
+            while blocks > 0 and (found := self._can_give(group)):
                 for victim in self._keeper.cheapest(found, blocks, _blocks, now_s):
                     blocks -= victim.blocks
                     self._take_back(victim, Freed.DEMAND)
@@ -199,7 +184,7 @@ class DeviceCache:
         urgent = self._candidates(Group.WISHED)
         if urgent:
             yield min(urgent, key=lambda entry: (entry.oldest, entry.adapter.id))
-        others = self._candidates(Group.WISHED_IDLE)
+        others = self._candidates(Group.WISHED_IDLE) if self._settings.fills else []
         if others:
             values = self._keeper.worth(others, now_s)
             yield max(zip(values, others, strict=True), key=lambda item: item[0])[1]
@@ -219,6 +204,11 @@ class DeviceCache:
         if sum(entry.blocks for entry in cheaper) < lacking:
             return None
         return self._keeper.cheapest(cheaper, lacking, _blocks, now_s)
+
+    def _can_give(self, group: Group) -> list[Entry]:
+        """Some of a group; on paged engines, of which nobody runs with."""
+        found = self._groups.sample(group, SAMPLED)
+        return [entry for entry in found if not (self.is_paged and entry.running)]
 
     def _begin(self, wish: Entry, victims: list[Entry]) -> Promotion:
         """The promotion, with the blocks counted for the wish from now on."""

@@ -9,6 +9,8 @@ from enum import IntEnum
 from chameleon_lora.policy.request import Adapter, AdapterId
 
 NEVER = 1 << 62  # after every sequence
+RETRY_AFTER_S = 1.0  # a broken adapter is read again for a request that comes later than this
+NEVER_S = float("inf")
 
 
 class Tier(IntEnum):
@@ -32,12 +34,15 @@ class Entry:
         cell: where its window of cells begins, or None while it is in no slot.
         cells: length of that window.
         oldest: sequence of the request that waits for it since longest; NEVER if none does.
+        is_expected: foretold to be asked for soon, though no request names it yet (ADR 0019).
         is_leaving: unregistered while requests still name it; goes when the last one ends.
         is_packed: its host copy is a plain run of bytes, which KV blocks can hold.
         is_cold: it came from disk and has been in no slot since.
         blocks: KV blocks that are kept for it; 0 for none.
         promotion: serial of the copy into them that is under way; 0 when it is complete.
         inflation: GDSF's clock at the last use.
+        failure: why and when its last load failed.
+        next_use_s: when it will be asked for next, for a driver that knows the future.
         uses_s: times of use inside the frequency window, oldest first.
     """
 
@@ -49,6 +54,7 @@ class Entry:
     queued: int = 0
     oldest: int = NEVER
     is_pinned: bool = False
+    is_expected: bool = False
     is_leaving: bool = False
     is_packed: bool = False
     is_cold: bool = False
@@ -56,6 +62,8 @@ class Entry:
     promotion: int = 0
     last_use_s: float = 0.0
     inflation: float = 0.0
+    failure: tuple[str, float] | None = None
+    next_use_s: float = NEVER_S
     uses_s: deque[float] = field(default_factory=deque)
 
     @property
@@ -73,6 +81,11 @@ class Entry:
         """True when its copy in KV blocks is complete."""
         return self.blocks > 0 and not self.promotion
 
+    def failed_lately(self, now_s: float) -> str | None:
+        """Why its load failed, if so short a time ago that it is not read again yet."""
+        reason, failed_s = self.failure or (None, 0.0)
+        return reason if now_s < failed_s + RETRY_AFTER_S else None
+
     def uses_since(self, start_s: float) -> int:
         """How often it was used since `start_s`; older uses are forgotten."""
         while self.uses_s and self.uses_s[0] < start_s:
@@ -89,6 +102,9 @@ class EntrySet:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def put(self, entry: Entry, is_member: bool) -> None:
         """Afterwards the entry is in the set, or is not."""

@@ -23,6 +23,7 @@ class KeepRule(Enum):
     LFU = "lfu"  # frequency, then recency
     GDSF = "gdsf"  # frequency * reload cost / size, with ageing
     DENSITY = "density"  # frequency per byte, then recency: most hits for the memory
+    BELADY = "belady"  # the next use, for drivers that know the future; none that serves does
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Candidate:
         nbytes: > 0.
         use_count: uses within the sliding window, >= 0.
         inflation: GDSF's clock at the last use: the keep value of the last adapter evicted by then.
+        next_use_s: when it will be asked for next; infinity if that is not known.
     """
 
     adapter_id: AdapterId
@@ -40,6 +42,7 @@ class Candidate:
     last_use_s: float
     use_count: int
     inflation: float = 0.0
+    next_use_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +97,15 @@ def keep_values(
             return _weighted(candidates, weights if rule is KeepRule.CHAMELEON else _EQUAL)
         case KeepRule.LRU:
             return [candidate.last_use_s for candidate in candidates]
-        case KeepRule.LFU:
-            return _frequencies(candidates)
+        case KeepRule.LFU | KeepRule.DENSITY:
+            return (_frequencies if rule is KeepRule.LFU else _densities)(candidates)
         case KeepRule.GDSF:
             return [
                 c.inflation + c.use_count * (GDSF_FIXED_BYTES + c.nbytes) / c.nbytes
                 for c in candidates
             ]
-        case KeepRule.DENSITY:
-            return _densities(candidates)
+        case KeepRule.BELADY:
+            return [-candidate.next_use_s for candidate in candidates]
         case _:
             assert_never(rule)
 

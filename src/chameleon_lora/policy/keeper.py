@@ -24,7 +24,12 @@ class Keeper:
         since_s = now_s - self._window_s
         candidates = [
             Candidate(
-                e.adapter.id, e.adapter.nbytes, e.last_use_s, e.uses_since(since_s), e.inflation
+                e.adapter.id,
+                e.adapter.nbytes,
+                e.last_use_s,
+                e.uses_since(since_s),
+                e.inflation,
+                e.next_use_s,
             )
             for e in entries
         ]

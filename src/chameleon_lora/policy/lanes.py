@@ -60,6 +60,12 @@ class Ticket:
         """The place in a lane, without ties."""
         return (self.key, self.sequence)
 
+    def goes_back(self, generated_tokens: int) -> None:
+        """It is to run later, from where it stopped; if it had promised to end before, it is squashed."""
+        self.squashes += self.promised_to is not None
+        self.generated_tokens = generated_tokens
+        self.prefill_tokens = self.request.input_tokens + generated_tokens
+
     def left_tokens(self, step: int) -> int:
         """Predicted steps until it ends, at one token a step; at least 1.
 

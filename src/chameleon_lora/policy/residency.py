@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.device import DeviceCache, DeviceSettings
+from chameleon_lora.policy.device import DeviceCache
+from chameleon_lora.policy.device_settings import DeviceSettings
 from chameleon_lora.policy.entry import Entry, EntrySet, Tier
 from chameleon_lora.policy.eviction import KeepRule, KeepWeights
 from chameleon_lora.policy.keeper import Keeper
 from chameleon_lora.policy.request import Adapter, AdapterId
 from chameleon_lora.policy.room import KvBlocks
-from chameleon_lora.policy.slots import SlotTable
+from chameleon_lora.policy.slots import Slots
 
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
 NO_DEVICE = DeviceSettings(max_bytes=0)
@@ -32,7 +33,8 @@ class CacheSettings:
         keep: which adapters are worth keeping.
         host_bytes: budget of packed adapters in host memory; 0 means no bound.
         window_s: sliding window in which uses count as frequency.
-        keeps_unused: False forgets an adapter when its last request ends (S-LoRA's rule).
+        keeps_unused: False takes an adapter off the device when its last request ends, so that only
+            its copy in host memory is left (S-LoRA's rule).
     """
 
     keep: KeepRule = KeepRule.CHAMELEON
@@ -59,7 +61,7 @@ class Residency:
     def __init__(
         self,
         settings: CacheSettings,
-        slots: SlotTable,
+        slots: Slots,
         seed: int,
         device: DeviceSettings = NO_DEVICE,
         kv_blocks: KvBlocks = NO_BLOCKS,
@@ -68,7 +70,9 @@ class Residency:
         self._rng = random.Random(seed)
         self._keeper = Keeper(settings.keep, settings.weights, settings.window_s)
         self._unneeded = EntrySet()  # evictable, and no waiting request names it
+        self._expected = EntrySet()  # evictable, and not named yet, but foretold to be
         self._needed = EntrySet()  # evictable, but waiting requests name it
+        self._homes: dict[AdapterId, EntrySet | None] = {}  # which of them each is in
         self._tries = 0
         self.entries: dict[AdapterId, Entry] = {}
         self.slots = slots
@@ -85,6 +89,7 @@ class Residency:
         """Afterwards the adapter, which is on disk and unused, is unknown."""
         assert entry.tier is Tier.DISK and not entry.queued
         del self.entries[entry.adapter.id]
+        self._homes.pop(entry.adapter.id, None)
 
     def queue(self, entry: Entry, change: int) -> None:
         """Change the number of waiting requests that name the adapter."""
@@ -107,6 +112,8 @@ class Residency:
         entry.running -= 1
         if not entry.running:
             self.slots.busy(-entry.cells)
+            if self.device.is_paged or not (self._settings.keeps_unused or entry.is_pinned):
+                self._vacate(entry)
         self._place(entry)
 
     def pin(self, entry: Entry, *, is_pinned: bool) -> None:
@@ -114,16 +121,24 @@ class Residency:
         entry.is_pinned = is_pinned
         self._place(entry)
 
-    def can_hold(self, entry: Entry) -> bool:
-        """True when the budget is enough for the adapter, were nothing else in host memory."""
-        return not self._settings.host_bytes or entry.adapter.nbytes <= self._settings.host_bytes
+    def expect(self, entry: Entry, *, is_expected: bool) -> None:
+        """A request of the adapter is foretold for the time to come, or no longer."""
+        entry.is_expected = is_expected
+        self._place(entry)
+
+    def why_too_large(self, entry: Entry) -> str | None:
+        """The reason if the budget is less than the adapter, were nothing else in host memory."""
+        nbytes, budget = entry.adapter.nbytes, self._settings.host_bytes
+        if not budget or nbytes <= budget:
+            return None
+        return f"its {nbytes} bytes are above cache.host_bytes, {budget}"
 
     def try_load(self, entry: Entry, sequence: int, now_s: float) -> tuple[AdapterId, ...] | None:
         """Take room for a load and answer whom it evicts; None, and nothing changes, without room.
 
-        Adapters that waiting requests need go only when the unneeded ones do not suffice, and only
-        those whose requests all came after `sequence`, so that two loads never evict each other in
-        turn (ADR 0013).
+        Adapters that are expected to be named go only when the unneeded ones do not suffice, and
+        those that waiting requests name go last. Of both only those go whose requests all came or
+        will come after `sequence`, so that two loads never evict each other in turn (ADR 0013).
         """
         budget = self._settings.host_bytes
         lacking = self.host_bytes + entry.adapter.nbytes - budget if budget else 0
@@ -133,11 +148,12 @@ class Residency:
             self._unneeded.sample(count, self._rng), lacking, _nbytes, now_s
         )
         lacking -= sum(victim.adapter.nbytes for victim in chosen)
-        if lacking > 0:
-            rivals = [e for e in self._needed.sample(count, self._rng) if e.oldest > sequence]
-            more = self._keeper.cheapest(rivals, lacking, _nbytes, now_s)
-            lacking -= sum(victim.adapter.nbytes for victim in more)
-            chosen += more
+        for others in (self._expected, self._needed):
+            if lacking > 0:
+                rivals = [e for e in others.sample(count, self._rng) if e.oldest > sequence]
+                more = self._keeper.cheapest(rivals, lacking, _nbytes, now_s)
+                lacking -= sum(victim.adapter.nbytes for victim in more)
+                chosen += more
         if lacking > 0:
             return None
         entry.tier = Tier.LOADING
@@ -166,14 +182,15 @@ class Residency:
         return entry.adapter.id
 
     def overflow(self, now_s: float) -> tuple[AdapterId, ...]:
-        """Evict unneeded adapters until the budget holds again; answers whom."""
-        over = self.host_bytes - self._settings.host_bytes
-        if not self._settings.host_bytes or over <= 0:
-            return ()
-        chosen = self._keeper.cheapest(
-            self._unneeded.sample(SAMPLED, self._rng), over, _nbytes, now_s
-        )
-        return tuple(self.evict(victim) for victim in chosen)
+        """Evict adapters that no request names until the budget holds again; answers whom."""
+        budget, evicted = self._settings.host_bytes, []
+        for unnamed in (self._unneeded, self._expected):
+            over = self.host_bytes - budget
+            if budget and over > 0:
+                found = unnamed.sample(SAMPLED, self._rng)
+                chosen = self._keeper.cheapest(found, over, _nbytes, now_s)
+                evicted += [self.evict(victim) for victim in chosen]
+        return tuple(evicted)
 
     def try_find_cell(self, entry: Entry, avoid: Sequence[range], now_s: float) -> int | None:
         """Where the adapter, which is in no slot, would go at the least cost; None without room."""
@@ -191,11 +208,37 @@ class Residency:
         self.slots.put(entry, cell)
         entry.tier = Tier.SLOT
         entry.is_cold = False
+        if self.device.is_paged:
+            self.device.hold(entry)
+
+    def _vacate(self, entry: Entry) -> None:
+        """Nobody runs with the adapter: it leaves its slot, and the device too unless it is kept."""
+        self.slots.remove(entry)
+        entry.tier = Tier.HOST
+        is_kept = self._settings.keeps_unused
+        if self.device.is_paged:
+            self.device.release(entry, is_kept=is_kept)
+        elif not is_kept:
+            self.device.drop(entry)
 
     def _place(self, entry: Entry) -> None:
-        self._unneeded.put(entry, is_member=entry.is_evictable and not entry.queued)
-        self._needed.put(entry, is_member=entry.is_evictable and entry.queued > 0)
+        home = self._home(entry)
+        former = self._homes.get(entry.adapter.id)
+        if home is not former:
+            if former is not None:
+                former.put(entry, is_member=False)
+            if home is not None:
+                home.put(entry, is_member=True)
+            self._homes[entry.adapter.id] = home
         self.device.place(entry)
+
+    def _home(self, entry: Entry) -> EntrySet | None:
+        """The set of those that may go in which it belongs; None if it may not go."""
+        if not entry.is_evictable:
+            return None
+        if entry.queued:
+            return self._needed
+        return self._expected if entry.is_expected else self._unneeded
 
 
 def _nbytes(entry: Entry) -> int:

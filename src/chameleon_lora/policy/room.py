@@ -31,7 +31,9 @@ class KvBlocks:
     Attributes:
         count: blocks in all.
         nbytes: of one block on one rank, over all layers; 0 if blocks cannot hold adapters.
+        is_paged: adapters run from their blocks, without slots (ADR 0020).
     """
 
     count: int
     nbytes: int
+    is_paged: bool = False

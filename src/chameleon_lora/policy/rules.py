@@ -31,10 +31,10 @@ class LaneOrder(Enum):
 
 
 class Reserve(Enum):
-    """How much output a request is charged for when it is admitted."""
+    """How much output must fit in memory when a request is admitted."""
 
-    PREDICTED = "predicted"
-    MAXIMUM = "maximum"  # the client's max_tokens (S-LoRA)
+    PREDICTED = "predicted"  # what it is charged for in its lane's quota
+    PEAK = "peak"  # the batch's worst moment, were all answers of full length (S-LoRA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class AdmissionSettings:
         squash_limit: how often one request may be squashed; 0 turns squashing off.
         overtake_limit: admissions of younger requests after which the oldest request held back
             goes first; after twice as many nobody else is admitted before it (ADR 0012).
-        every_steps: admit only in each n-th step (S-LoRA: 10).
+        every_steps: after an admission nobody is admitted in the next n - 1 steps (S-LoRA: 10), and
+            prefetches begin halfway through them; an idle engine admits at once.
         aging_tokens_per_s: with SJF, predicted tokens a request gains on others per second of age.
     """
 

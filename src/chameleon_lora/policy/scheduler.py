@@ -6,22 +6,22 @@ Time is an argument in seconds and never runs backwards. The same facts and seed
 
 from chameleon_lora.policy.admission import Round
 from chameleon_lora.policy.backlog import Backlog
+from chameleon_lora.policy.cadence import Cadence
 from chameleon_lora.policy.calibration import Calibration
 from chameleon_lora.policy.entry import NEVER, Entry, Tier
 from chameleon_lora.policy.intake import Intake
 from chameleon_lora.policy.lanes import Stage, Ticket
-from chameleon_lora.policy.pace import Pace
 from chameleon_lora.policy.patience import Patience
+from chameleon_lora.policy.peak import Peak
 from chameleon_lora.policy.plan import Admission, Draft, Failure, Held, LaneState, StepPlan
 from chameleon_lora.policy.prefetch import Prefetcher
 from chameleon_lora.policy.quota import Quota, QuotaBook
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.residency import Residency
 from chameleon_lora.policy.room import Room
+from chameleon_lora.policy.rules import Reserve
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from chameleon_lora.policy.squash import promise_breakers
-
-RETRY_AFTER_S = 1.0  # a broken adapter is read again for a request that comes later than this
 
 
 class Scheduler:
@@ -41,14 +41,12 @@ class Scheduler:
         self.device = self.residency.device
         self.backlog = Backlog()
         self._calibration = Calibration(settings.lanes, Quota(limits.kv_tokens, limits.seats))
-        self._pace = Pace()
-        self._intake = Intake(settings, limits.kv_bytes_per_token, self._pace)
+        self._intake = Intake(settings, limits.kv_bytes_per_token)
         self._prefetcher = Prefetcher(settings.prefetch, self.residency)
         self._book = QuotaBook(self._calibration.cut.quotas)
         self._held: list[Held | None] = [None]
-        self._failed: dict[AdapterId, tuple[str, float]] = {}
         self._draft = Draft()
-        self._step = 0
+        self._cadence = Cadence(settings.admission.every_steps)
 
     # Facts about adapters
 
@@ -61,6 +59,7 @@ class Scheduler:
         """An adapter is withdrawn: requests that name it run to their end, then it is forgotten."""
         entry = self.residency.entries[adapter_id]
         entry.is_leaving = True
+        self._prefetcher.withdrawn(entry)
         self._forget_if_done(entry)
 
     def loaded(
@@ -70,7 +69,7 @@ class Scheduler:
         self._prefetcher.ended()
         entry = self.residency.entries[adapter_id]
         self.residency.loaded(entry, nbytes, rank, is_packed=is_packed)
-        self._failed.pop(adapter_id, None)
+        entry.failure = None
         self.backlog.unpark(adapter_id)
         self._draft.drops += self.residency.overflow(now_s)
         self._forget_if_done(entry)
@@ -80,7 +79,7 @@ class Scheduler:
         self._prefetcher.ended()
         entry = self.residency.entries[adapter_id]
         self.residency.evict(entry)
-        self._failed[adapter_id] = (reason, now_s)
+        entry.failure = (reason, now_s)
         self._fail_waiting(entry, reason)
 
     def pin(self, adapter_id: AdapterId, *, is_pinned: bool) -> None:
@@ -89,8 +88,6 @@ class Scheduler:
         self.residency.pin(entry, is_pinned=is_pinned)
         if is_pinned:
             self._prefetcher.want(entry, NEVER)
-        else:
-            self._forget_if_done(entry)
 
     # Facts about requests
 
@@ -100,19 +97,16 @@ class Scheduler:
         entry = None if request.adapter_id is None else self.residency.entries[request.adapter_id]
         ticket = self._intake.ticket(request, entry, now_s)
         ticket.lane = self._calibration.arrived(ticket.size, ticket.cost_tokens, now_s)
+        self._prefetcher.arrived(entry, now_s)
         self._wait(ticket)
-        if entry is not None and entry.adapter.id in self._failed:
-            reason, failed_s = self._failed[entry.adapter.id]
-            if now_s < failed_s + RETRY_AFTER_S:
-                self._fail_waiting(entry, reason)
+        if entry is not None and (reason := entry.failed_lately(now_s)):
+            self._fail_waiting(entry, reason)
 
     def requeued(self, request_id: RequestId, generated_tokens: int) -> None:
         """A running request is to run later: preempted, squashed, or not admitted after all."""
         ticket = self.backlog.running[request_id]
-        ticket.squashes += ticket.promised_to is not None
-        ticket.generated_tokens = generated_tokens
-        ticket.prefill_tokens = ticket.request.input_tokens + generated_tokens
         self._stop(ticket)
+        ticket.goes_back(generated_tokens)
         self._wait(ticket)
 
     def finished(self, request_id: RequestId, output_tokens: int, now_s: float) -> None:
@@ -127,7 +121,7 @@ class Scheduler:
         if ticket.stage is Stage.RUNNING:
             self._stop(ticket)
             if output_tokens:
-                self._intake.ended(ticket.request, output_tokens, now_s)
+                self._intake.ended(ticket, output_tokens, now_s)
                 self._calibration.finished(ticket.size, now_s - ticket.admitted_s)
         elif entry is not None:
             self.residency.queue(entry, -1)
@@ -139,7 +133,7 @@ class Scheduler:
 
     def step(self, now_s: float, room: Room) -> StepPlan:
         """What to do now. The plan is taken as carried out; `requeued` takes parts back."""
-        self._step += 1
+        self._cadence.passed(1)
         if self._calibration.is_due(now_s):
             cut = self._calibration.recut(now_s)
             self._book.relimit(cut.quotas)
@@ -148,7 +142,9 @@ class Scheduler:
         for evicted in (adapter_id for load in loads for adapter_id in load.evicts):
             self._park(evicted)
         squash, taken_blocks = self._admit(now_s, room, self._oldest_blocked())
-        promotions = self.device.plan(now_s, room.free_blocks, room.growth_blocks + taken_blocks)
+        growth = room.growth_blocks + taken_blocks
+        may_promote = self._cadence.is_prefetching
+        promotions = self.device.plan(now_s, room.free_blocks, growth) if may_promote else ()
         draft, self._draft = self._draft, Draft()
         return draft.plan(squash, loads, self.device.take_released(), promotions)
 
@@ -157,40 +153,46 @@ class Scheduler:
     ) -> tuple[tuple[RequestId, ...], int]:
         """Let in whom the round admits; answers whom it squashes, and what KV blocks it takes."""
         settings = self.settings.admission
-        if self._step % settings.every_steps:
+        if not (self._cadence.is_admitting or room.is_empty):
             self._held = [Held.CADENCE] * len(self.backlog.lanes)
             return (), 0
+        free_tokens = self.limits.kv_tokens - self.device.busy_blocks * self.limits.block_tokens
+        running, step = self.backlog.running.values(), self._cadence.step
         turn = Round(
             self.backlog.lanes, self._book, self.residency, room, settings, self.limits.block_tokens,
             lambda ticket, cell: self._run(ticket, cell, now_s),
         )  # fmt: skip
         turn.run(
-            lambda: self.backlog.left_tokens(self._step),
+            lambda: self.backlog.left_tokens(step),
             Patience(self.backlog.oldest, blocked, settings.overtake_limit),
             now_s,
+            Peak(running, step, free_tokens) if settings.reserve is Reserve.PEAK else None,
         )
         self._held = turn.held
+        if turn.admitted:
+            self._cadence.admitted()
         squashed = promise_breakers(self.backlog, turn.held, turn.admitted, settings.squash_limit)
         return squashed, turn.taken_tokens // self.limits.block_tokens
+
+    def passed(self, steps: int) -> None:
+        """The engine ran so many steps without a question, because nobody waited."""
+        self._cadence.passed(steps)
 
     def _oldest_blocked(self) -> Ticket | None:
         """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
         entry = self._prefetcher.blocked
         if entry is None:
             return None
-        if self.residency.can_hold(entry):
-            return self.backlog.oldest_for(entry.adapter.id)
-        nbytes, budget = entry.adapter.nbytes, self.settings.cache.host_bytes
-        self._fail_waiting(entry, f"its {nbytes} bytes are above cache.host_bytes, {budget}")
-        return None
+        if reason := self.residency.why_too_large(entry):
+            self._fail_waiting(entry, reason)
+        return None if reason else self.backlog.oldest_for(entry.adapter.id)
 
     def _run(self, ticket: Ticket, cell: int | None, now_s: float) -> None:
         """Carry out one admission; its adapter goes to this cell if it is in no slot yet."""
         entry = ticket.entry
         self.backlog.run(ticket)
-        if not ticket.admitted_step:
-            self._pace.admitted(now_s - ticket.arrived_s)
-        ticket.admitted_step, ticket.admitted_s = self._step, now_s
+        self._intake.admitted(ticket, now_s)
+        ticket.admitted_step, ticket.admitted_s = self._cadence.step, now_s
         if entry is not None:
             if cell is not None:
                 self._draft.activate(entry.adapter.id, cell, is_cold=entry.is_cold)
@@ -237,14 +239,12 @@ class Scheduler:
             self._prefetcher.want(entry, entry.oldest)
 
     def _forget_if_done(self, entry: Entry) -> None:
-        """Drop an adapter that nobody names any more, if it is leaving or unused ones are not kept."""
+        """Drop an adapter that nobody names any more, if it is leaving."""
         if entry.running or entry.queued or entry.tier is Tier.LOADING:
             return
         self._prefetcher.unwant(entry)
-        is_kept = self.settings.cache.keeps_unused or entry.is_pinned
-        if entry.is_in_host and (entry.is_leaving or not is_kept):
+        if entry.is_in_host and entry.is_leaving:
             self._draft.drops.append(self.residency.evict(entry))
         if entry.is_leaving:
             self.residency.forget(entry)
-            self._failed.pop(entry.adapter.id, None)
             self._intake.lengths.forget(entry.adapter.id)

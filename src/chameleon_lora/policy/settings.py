@@ -6,7 +6,7 @@ from typing import assert_never
 
 from chameleon_lora.policy.calibration import LaneSettings
 from chameleon_lora.policy.clusters import ClusterSettings
-from chameleon_lora.policy.device import DeviceSettings
+from chameleon_lora.policy.device_settings import DeviceSettings
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.length import LengthSettings
 from chameleon_lora.policy.prefetch import PrefetchSettings
@@ -14,7 +14,7 @@ from chameleon_lora.policy.residency import CacheSettings
 from chameleon_lora.policy.room import KvBlocks
 from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order, Reserve
 from chameleon_lora.policy.size import SizeSettings
-from chameleon_lora.policy.slots import SlotTable
+from chameleon_lora.policy.slots import Paged, Slots, SlotTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class EngineLimits:
         kv_bytes_per_token: to express adapter bytes in KV tokens.
         block_tokens: tokens of one KV block.
         block_bytes: of one KV block on one rank, over all layers; 0 if none can hold adapters.
+        is_paged: adapters run from the KV blocks they lie in, and there are no slots (ADR 0020).
     """
 
     seats: int
@@ -57,15 +58,18 @@ class EngineLimits:
     slot_parts: int = 1
     max_rank: int = 16
     block_bytes: int = 0
+    is_paged: bool = False
 
-    def slot_table(self) -> SlotTable:
+    def slot_table(self) -> Slots:
         """The slots, empty."""
+        if self.is_paged:
+            return Paged()
         return SlotTable(self.slots, self.slot_parts, self.max_rank)
 
     @property
     def kv_blocks(self) -> KvBlocks:
         """The KV cache as adapters see it."""
-        return KvBlocks(self.kv_tokens // self.block_tokens, self.block_bytes)
+        return KvBlocks(self.kv_tokens // self.block_tokens, self.block_bytes, self.is_paged)
 
 
 class Preset(Enum):
@@ -80,6 +84,7 @@ class Preset(Enum):
 
 ONE_LANE = LaneSettings(cluster=ClusterSettings(max_lanes=1), has_quotas=False)
 HOST_ONLY = DeviceSettings(max_bytes=0)
+QUEUED_ONLY = DeviceSettings(headroom_share=0.0, promotions_per_s=1000.0, fills=False)
 NO_PREFETCH = PrefetchSettings(queued=False, max_loading=1)
 
 
@@ -106,16 +111,17 @@ def preset(name: Preset) -> PolicySettings:
             )
         case Preset.SLORA:
             return PolicySettings(
-                lanes=LaneSettings(cluster=ClusterSettings(max_lanes=1)),
+                lanes=ONE_LANE,
                 admission=AdmissionSettings(
                     bypass=Bypass.OFF,
                     squash_limit=0,
                     order=Order.FIFO,
-                    reserve=Reserve.MAXIMUM,
+                    overtake_limit=1 << 60,
+                    reserve=Reserve.PEAK,
                     every_steps=10,
                 ),
                 cache=CacheSettings(keep=KeepRule.LRU, keeps_unused=False),
-                device=HOST_ONLY,
+                device=QUEUED_ONLY,
                 prefetch=NO_PREFETCH,
             )
         case Preset.SJF:

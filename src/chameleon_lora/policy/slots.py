@@ -127,6 +127,65 @@ class SlotTable:
         return self._cells[first : first + self._parts].count(None)
 
 
+class Paged:
+    """No slots: adapters run from the KV blocks they lie in (ADR 0020). Owner: Residency.
+
+    It answers like a table in which every adapter finds a place. An entry has cell 0 while requests
+    run with it, and none else.
+    """
+
+    count = 1
+    busy_cells = 0
+
+    def needed(self, rank: int) -> int:  # noqa: ARG002
+        """Any adapter takes one cell."""
+        return 1
+
+    def tenants(self) -> list[Entry]:
+        """Nobody has a slot."""
+        return []
+
+    def in_use(self) -> list[AdapterId]:
+        """Nobody waits for a slot, so nobody asks who uses one."""
+        return []
+
+    def at(self, window: range) -> list[Entry]:  # noqa: ARG002
+        """Nobody has to make way."""
+        return []
+
+    def try_find(self, needed: int, avoid: Sequence[range], worth: Worth) -> int | None:  # noqa: ARG002
+        """There is always a place; memory is counted in KV blocks."""
+        return 0
+
+    def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:  # noqa: ARG002
+        """There are no cells to come free."""
+        return []
+
+    def first_to_end(
+        self,
+        needed: int,  # noqa: ARG002
+        left_tokens: Sequence[int],  # noqa: ARG002
+        avoid: Sequence[range],  # noqa: ARG002
+    ) -> tuple[range, int] | None:
+        """There are no cells to come free."""
+        return None
+
+    def put(self, entry: Entry, cell: int) -> None:
+        """Requests run with the entry from now on."""
+        entry.cell = cell
+
+    def remove(self, entry: Entry) -> None:
+        """No request runs with the entry any more."""
+        entry.cell = None
+
+    def busy(self, change: int) -> None:
+        """So many adapters more, or fewer, have a running request."""
+        self.busy_cells += change
+
+
+Slots = SlotTable | Paged
+
+
 def overlap(one: range, other: range) -> bool:
     """True if two windows share a cell."""
     return one.start < other.stop and other.start < one.stop
