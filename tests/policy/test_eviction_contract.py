@@ -1,7 +1,6 @@
 """What every keep rule must obey, whatever it prefers."""
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -69,8 +68,7 @@ def test_candidate_that_is_colder_in_every_way_goes_first(
 ) -> None:
     """Of two of one size, the one used less, longer ago and later next has the lower value."""
     cold = candidates[0]
-    warm = replace(
-        cold,
+    warm = cold._replace(
         adapter_id=AdapterId(2000),
         last_use_s=cold.last_use_s + later_s,
         use_count=cold.use_count + used,
@@ -86,7 +84,7 @@ def test_equal_candidates_go_by_id(
     rule: KeepRule, candidate: Candidate, weights: KeepWeights
 ) -> None:
     """Of candidates alike in everything, the one with the lowest id goes."""
-    twins = [replace(candidate, adapter_id=AdapterId(number)) for number in (7, 3, 5)]
+    twins = [candidate._replace(adapter_id=AdapterId(number)) for number in (7, 3, 5)]
     assert victim(twins, rule, weights) == twins[1]
 
 

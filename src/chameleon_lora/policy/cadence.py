@@ -29,4 +29,4 @@ class Cadence:
     @property
     def is_prefetching(self) -> bool:
         """True in the second half of the time between two admissions."""
-        return self._next - self.step <= self._every_steps // 2
+        return self._next - self.step <= (self._every_steps + 1) // 2

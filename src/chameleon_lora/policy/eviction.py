@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.request import AdapterId
@@ -26,8 +26,7 @@ class KeepRule(Enum):
     BELADY = "belady"  # the next use, for drivers that know the future; none that serves does
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An adapter that may go: loaded, and used by no running request.
 
     Attributes:

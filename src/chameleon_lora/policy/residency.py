@@ -144,13 +144,12 @@ class Residency:
         lacking = self.host_bytes + entry.adapter.nbytes - budget if budget else 0
         self._tries += 1
         count = SAMPLED if self._tries % THOROUGH else len(self.entries)
-        chosen = self._keeper.cheapest(
-            self._unneeded.sample(count, self._rng), lacking, _nbytes, now_s
-        )
-        lacking -= sum(victim.adapter.nbytes for victim in chosen)
-        for others in (self._expected, self._needed):
+        chosen: list[Entry] = []
+        for others in (self._unneeded, self._expected, self._needed):
             if lacking > 0:
-                rivals = [e for e in others.sample(count, self._rng) if e.oldest > sequence]
+                rivals = others.sample(count, self._rng)
+                if others is not self._unneeded:
+                    rivals = [rival for rival in rivals if rival.oldest > sequence]
                 more = self._keeper.cheapest(rivals, lacking, _nbytes, now_s)
                 lacking -= sum(victim.adapter.nbytes for victim in more)
                 chosen += more

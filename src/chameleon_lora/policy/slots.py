@@ -10,6 +10,7 @@ from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.request import AdapterId
 
 Worth = Callable[[Sequence[Entry]], list[float]]
+EMPTY = (0, 0, False)
 
 
 class SlotTable:
@@ -60,24 +61,35 @@ class SlotTable:
         idle = self._idle.get(needed)
         if idle is None:
             idle = self._idle[needed] = self._find_idle(needed)
-        allowed = [w for w in idle if not any(overlap(w, kept) for kept in avoid)]
+        allowed = (
+            [w for w in idle if not any(overlap(w, kept) for kept in avoid)] if avoid else idle
+        )
         if len(allowed) < 2:
             return allowed[0].start if allowed else None
-        tenants = {w.start: self.at(w) for w in allowed}
-        guests = list({e.adapter.id: e for found in tenants.values() for e in found}.values())
-        values = dict(zip((e.adapter.id for e in guests), worth(guests), strict=True))
+        if self._parts == 1:
+            return self._cheapest_slot(allowed, worth)
+        tenants = [(self.at(window), window) for window in allowed]
+        least = min(_hardship(found) for found, _ in tenants)
+        likely = [(found, window) for found, window in tenants if _hardship(found) == least]
+        if least > EMPTY:
+            likely = _cheapest(likely, worth)
+        return min((self._free_beside(window), window.start) for _, window in likely)[1]
 
-        def cost(window: range) -> tuple[int, int, float, int, int]:
-            found = tenants[window.start]
-            return (
-                sum(e.is_pinned for e in found),
-                sum(e.queued > 0 for e in found),
-                sum(1.0 + values[e.adapter.id] for e in found),
-                self._free_beside(window),
-                window.start,
-            )
-
-        return min(allowed, key=cost).start
+    def _cheapest_slot(self, allowed: Sequence[range], worth: Worth) -> int:
+        """The same for slots of one cell, which have one tenant at most: vLLM's, and the common case."""
+        guests: list[Entry] = []
+        for window in allowed:
+            entry = self._cells[window.start]
+            if entry is None:
+                return window.start
+            guests.append(entry)
+        guests = [e for e in guests if not e.is_pinned] or guests
+        guests = [e for e in guests if not e.queued] or guests
+        values = worth(guests)
+        cells = (e.cell for e in guests)
+        return min(
+            (value, cell) for value, cell in zip(values, cells, strict=True) if cell is not None
+        )[1]
 
     def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:
         """For each cell, in how many predicted steps nobody will run with it; 0 for idle ones."""
@@ -125,6 +137,24 @@ class SlotTable:
         """Free cells in the window's slot: few, so that whole slots stay whole."""
         first = window.start // self._parts * self._parts
         return self._cells[first : first + self._parts].count(None)
+
+
+def _hardship(found: Sequence[Entry]) -> tuple[int, int, bool]:
+    """How much it takes to evict these: pinned ones, those whom requests wait for, any at all."""
+    if not found:
+        return EMPTY
+    return (sum(e.is_pinned for e in found), sum(e.queued > 0 for e in found), True)
+
+
+def _cheapest(
+    windows: Sequence[tuple[list[Entry], range]], worth: Worth
+) -> list[tuple[list[Entry], range]]:
+    """Those whose tenants are least worth keeping, summed; each counts for something."""
+    guests = list({entry.adapter.id: entry for found, _ in windows for entry in found}.values())
+    values = dict(zip((entry.adapter.id for entry in guests), worth(guests), strict=True))
+    costs = [sum(1.0 + values[entry.adapter.id] for entry in found) for found, _ in windows]
+    least = min(costs)
+    return [window for window, cost in zip(windows, costs, strict=True) if cost == least]
 
 
 class Paged:
