@@ -1,0 +1,90 @@
+"""What one row of the paper's evaluation came to here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Verdict(Enum):
+    """How our figure stands to the paper's claim."""
+
+    HOLDS = "holds"  # as large as claimed, or larger
+    PARTLY = "partly"  # in the claimed direction, but smaller
+    FAILS = "fails"  # no such effect here, or the opposite
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of one arm, by x."""
+
+    label: str
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Curves over one pair of axes.
+
+    Attributes:
+        limit: a horizontal line (an objective), if any.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    has_log_y: bool = False
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures behind a verdict, as shown to people."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Attributes:
+    ours: our figure in the paper's terms.
+    note: why it differs, where it does; else empty.
+    """
+
+    ours: str
+    verdict: Verdict
+    note: str = ""
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long each simulated run is, and how many seeds are pooled.
+
+    Attributes:
+        duration_s: of simulated traffic, the warm-up included.
+        seeds: each gives another draw of the same workload.
+    """
+
+    duration_s: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the paper's evaluation.
+
+    Attributes:
+        key: its name on the command line.
+        claim: what is compared, in a few words.
+        paper: the figure the paper gives.
+        measure: runs what the row needs; the same effort gives the same finding.
+    """
+
+    key: str
+    claim: str
+    paper: str
+    measure: Callable[[Effort], Finding]

@@ -1,0 +1,133 @@
+"""All findings of one run, as JSON and as Markdown."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from chameleon_lora.reproduce.finding import Effort, Finding, Row, Verdict
+
+DID_NOT_RUN = "did not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A row and what came of it.
+
+    Attributes:
+        finding: None if the row's runs ended with an error.
+        error: that error; else empty.
+    """
+
+    row: Row
+    finding: Finding | None
+    error: str = ""
+
+    @property
+    def ours(self) -> str:
+        """Our figure; a dash if there is none."""
+        return self.finding.ours if self.finding else "-"
+
+    @property
+    def word(self) -> str:
+        """The verdict in words."""
+        return self.finding.verdict.value if self.finding else DID_NOT_RUN
+
+    @property
+    def note(self) -> str:
+        """Why ours differs from the paper's, or why there is none."""
+        return self.finding.note if self.finding else self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Every result of one run, in the paper's order.
+
+    Attributes:
+        command: makes the same again.
+    """
+
+    command: str
+    effort: Effort
+    results: tuple[Result, ...]
+
+    @property
+    def runs(self) -> str:
+        """What each simulated run was, in words."""
+        seeds = ", ".join(map(str, self.effort.seeds))
+        plural = "" if len(self.effort.seeds) == 1 else "s"
+        return f"runs of {self.effort.duration_s:g} s of simulated traffic, seed{plural} {seeds}"
+
+    @property
+    def verdicts(self) -> str:
+        """How many rows have which verdict, in words."""
+        counts = Counter(result.word for result in self.results)
+        words = (*(verdict.value for verdict in Verdict), DID_NOT_RUN)
+        return ", ".join(f"{word}: {counts[word]}" for word in words if counts[word]) or "no rows"
+
+
+def summary_text(report: Report) -> str:
+    """The report as JSON: same rows, effort and version, same bytes. What is not finite is null."""
+    fields = {
+        "command": report.command,
+        "effort": asdict(report.effort),
+        "rows": [_summary(result) for result in report.results],
+    }
+    return json.dumps(_finite(fields), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def markdown_table(report: Report) -> str:
+    """The rows as a table in Markdown, and below it the notes."""
+    lines = [
+        f"`{report.command}`: {report.runs}; {report.verdicts}.",
+        "",
+        "| row | what is compared | paper | here | verdict |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            _markdown_row(f"`{row.key}`", row.claim, row.paper, result.ours, result.word)
+            for result in report.results
+            for row in (result.row,)
+        ),
+    ]
+    notes = [
+        f"- `{result.row.key}`: {_markdown(result.note)}"
+        for result in report.results
+        if result.note
+    ]
+    return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
+
+
+def _summary(result: Result) -> dict[str, object]:
+    finding = result.finding
+    return {
+        "key": result.row.key,
+        "claim": result.row.claim,
+        "paper": result.row.paper,
+        "ours": result.ours,
+        "verdict": result.word,
+        "note": result.note,
+        "tables": [asdict(table) for table in finding.tables] if finding else [],
+        "plots": [asdict(plot) for plot in finding.plots] if finding else [],
+    }
+
+
+def _finite(value: object) -> object:
+    """The value with None for each number that JSON cannot write."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {name: _finite(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_finite(part) for part in value]
+        case _:
+            return value
+
+
+def _markdown_row(*cells: str) -> str:
+    return "| " + " | ".join(_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """In one line, and nothing in it taken for HTML."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

@@ -1,0 +1,157 @@
+"""Costs of an engine from steps and copies that were timed: non-negative least squares.
+
+Errors are relative, so short steps count as much as long ones, and a machine's hiccups weigh little
+(Huber's loss). Every fifth step is kept out of the fit, to tell its error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from chameleon_lora.errors import BenchError
+from chameleon_lora.sim.profile import Link, StepCosts, StepWork
+
+Array = npt.NDArray[np.float64]
+COSTS = tuple(field.name for field in fields(StepCosts))
+MIN_STEPS = 50
+HELD_OUT = 5
+ROUNDS = 20
+HUBER = 1.345  # of the errors' deviation: 95 % as good as least squares where noise is normal
+TINY_S = 1e-7
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """One step that an engine took; `seconds` without copies of adapters."""
+
+    work: StepWork
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCopy:
+    """One adapter that was copied."""
+
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepFit:
+    """Costs, and how far off they are on steps that they were not fitted to.
+
+    Attributes:
+        step_error: mean of |fitted - measured| / measured.
+        total_error: of all those steps' time together, (fitted - measured) / measured.
+        held_out: how many steps that were.
+    """
+
+    costs: StepCosts
+    step_error: float
+    total_error: float
+    held_out: int
+
+
+def fit_steps(steps: Sequence[MeasuredStep]) -> StepFit:
+    """The costs that explain the steps best.
+
+    Raises:
+        BenchError: there are too few steps.
+    """
+    if len(steps) < MIN_STEPS:
+        raise BenchError(f"{len(steps)} steps are too few to fit costs to; measure {MIN_STEPS}")
+    work = np.array([_columns(step.work) for step in steps])
+    seconds = np.array([step.seconds for step in steps])
+    is_held_out = np.arange(len(steps)) % HELD_OUT == HELD_OUT - 1
+    values = _robust(work[~is_held_out], seconds[~is_held_out])
+    fitted, measured = work[is_held_out] @ values, seconds[is_held_out]
+    return StepFit(
+        costs=StepCosts(**dict(zip(COSTS, map(float, values), strict=True))),
+        step_error=float(np.mean(np.abs(fitted - measured) / measured)),
+        total_error=float(fitted.sum() / measured.sum() - 1.0),
+        held_out=len(measured),
+    )
+
+
+def fit_link(copies: Sequence[MeasuredCopy]) -> Link:
+    """The latency and rate that explain the copies best.
+
+    Raises:
+        BenchError: there is no copy.
+    """
+    if not copies:
+        raise BenchError("no copy of an adapter was measured: give at least one adapter")
+    nbytes = np.array([[1.0, float(copy.nbytes)] for copy in copies])
+    latency_s, byte_s = _robust(nbytes, np.array([copy.seconds for copy in copies]))
+    fastest_byte_s = 1e-12  # copies whose time does not depend on their size: no rate above 1 TB/s
+    return Link(bytes_per_s=1.0 / max(float(byte_s), fastest_byte_s), latency_s=float(latency_s))
+
+
+def nonnegative_least_squares(matrix: Array, target: Array) -> Array:
+    """The x >= 0 with the least |matrix x - target|, by Lawson and Hanson's active set.
+
+    `matrix` is (n, k), `target` (n,), x (k,). Columns without any value get 0.
+    """
+    sizes = np.linalg.norm(matrix, axis=0)
+    scaled = matrix / np.where(sizes > 0.0, sizes, 1.0)
+    count = scaled.shape[1]
+    x, is_free = np.zeros(count), np.zeros(count, dtype=bool)
+    tolerance = 1e-10 * max(1.0, float(np.abs(scaled.T @ target).max(initial=0.0)))
+    for _ in range(3 * count):
+        slope = scaled.T @ (target - scaled @ x)
+        slope[is_free] = 0.0
+        if slope.max(initial=0.0) <= tolerance:
+            break
+        is_free[int(slope.argmax())] = True
+        x = _step_inside(scaled, target, x, is_free)
+    return np.asarray(x / np.where(sizes > 0.0, sizes, 1.0))
+
+
+def _step_inside(matrix: Array, target: Array, x: Array, is_free: npt.NDArray[np.bool_]) -> Array:
+    """From x towards the least squares of the free columns; columns that reach 0 stay there."""
+    while True:
+        best = np.zeros_like(x)
+        best[is_free] = np.linalg.lstsq(matrix[:, is_free], target, rcond=None)[0]
+        is_below = is_free & (best <= 0.0)
+        if not is_below.any():
+            return best
+        share = float((x[is_below] / (x[is_below] - best[is_below])).min())
+        x = x + share * (best - x)
+        is_free &= x > 1e-14
+        x[~is_free] = 0.0
+
+
+def _robust(matrix: Array, seconds: Array) -> Array:
+    """Non-negative costs of the columns, by relative errors under Huber's loss."""
+    fitted = seconds
+    weights = np.ones_like(seconds)
+    values = np.zeros(matrix.shape[1])
+    for _ in range(ROUNDS):
+        scale = np.sqrt(weights) / np.maximum(fitted, TINY_S)
+        values = nonnegative_least_squares(matrix * scale[:, None], seconds * scale)
+        fitted = matrix @ values
+        errors = np.abs(seconds - fitted) / np.maximum(fitted, TINY_S)
+        deviation = max(1e-6, 1.4826 * float(np.median(errors)))
+        weights = np.minimum(1.0, HUBER * deviation / np.maximum(errors, 1e-12))
+    return values
+
+
+def _columns(work: StepWork) -> list[float]:
+    """What each of COSTS multiplies; the same sum as `StepCosts.step_s`."""
+    has_adapter = float(work.adapters > 0)
+    has_lora_prefill = float(work.adapters > 0 and work.lora_prefill_ranks > 0)
+    by_name = {
+        "base_s": 1.0,
+        "prefill_token_s": float(work.prefill_tokens),
+        "decode_request_s": float(work.decode_requests),
+        "context_token_s": float(work.context_tokens),
+        "attention_pair_s": work.attention_pairs,
+        "lora_base_s": has_adapter,
+        "lora_prefill_base_s": has_lora_prefill,
+        "lora_adapter_s": has_adapter * work.adapters,
+        "lora_prefill_rank_s": has_adapter * work.lora_prefill_ranks,
+        "lora_decode_rank_s": has_adapter * work.lora_decode_ranks,
+    }
+    return [by_name[name] for name in COSTS]
