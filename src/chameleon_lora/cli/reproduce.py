@@ -21,7 +21,7 @@ from chameleon_lora.reproduce.running import Measure, choose_rows, measure_row, 
 from chameleon_lora.reproduce.terminal import result_lines, table_lines
 
 QUICK = Effort(duration_s=240.0, seeds=(1,))
-FULL = Effort(duration_s=900.0, seeds=(1, 2, 3))
+FULL = Effort(duration_s=600.0, seeds=(1, 2, 3))
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

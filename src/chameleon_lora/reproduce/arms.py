@@ -19,6 +19,7 @@ class Arm:
     Attributes:
         is_clairvoyant: it is told each request's true output length.
         unlimited_adapters: the memory that adapters need comes on top of the machine's.
+        output_limit_tokens: every client's max_tokens; Llama's context is what S-LoRA must expect.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Arm:
     style: EngineStyle = field(default=S_LORA)
     is_clairvoyant: bool = False
     unlimited_adapters: bool = False
+    output_limit_tokens: int = 2048
 
 
 def _admitting(policy: PolicySettings, **admission: Any) -> PolicySettings:
@@ -48,6 +50,10 @@ STATIC_LANES = Arm(
     ),
 )
 EACH_STEP = Arm("S-LoRA, admitting in each step", _admitting(_S_LORA, every_steps=1))
+CACHE_EACH_STEP = Arm(
+    "cache alone, admitting in each step", replace(EACH_STEP.policy, cache=_PAPER.cache)
+)
+SHORT_ANSWERS = Arm("S-LoRA, answers of 512 at most", _S_LORA, output_limit_tokens=512)
 PREFETCHING = Arm(
     "Chameleon with prefetch", replace(_PAPER, prefetch=replace(_PAPER.prefetch, predicted=True))
 )

@@ -6,6 +6,7 @@ from chameleon_lora.reproduce.finding import Curve, Effort, Finding, Plot, Table
 from chameleon_lora.reproduce.judging import (
     NOISE,
     change,
+    change_range,
     fall_verdict,
     latency_table,
     ms,
@@ -41,7 +42,7 @@ def critical_path(effort: Effort) -> Finding:
         )
     mine = runs[-1][1]
     mean_s = mine.load.mean_s if mine.load else 0.0
-    is_held = mine.hit_share >= 0.75 and mean_s * (1 - mine.hit_share) <= 0.006
+    is_held = mine.hit_share >= 0.75 and mean_s <= 0.006
     table = Table(
         ("arm", "hits", "mean wait of misses, ms", "longest, ms", "link in use"), tuple(rows)
     )
@@ -65,27 +66,29 @@ def eviction(effort: Effort) -> Finding:
         tables.append(latency_table([(arms.SLORA.label, 8.0, base), *runs]))
         falls.append([change(base.ttft.p99_s, run.ttft.p99_s) for _, _, run in runs])
     lru, fair, paper = falls[1][:3]
-    is_ordered = paper <= fair + NOISE and fair <= lru + NOISE
-    verdict = fall_verdict((-0.18, -0.22, -0.26), falls[0][:3])
+    is_ordered = paper < fair < lru and paper < lru - NOISE
     note = (
-        "With 100 adapters no rule matters, for all of them fit into idle memory (first table). With "
-        "500 they do not (second table), and the rules differ in hits more than in P99 TTFT; `density` "
-        "is ours (uses per byte), `belady` knows the future."
+        "The claim is the order of the rules, and it is not found. With 100 adapters no rule matters, "
+        "for all of them fit into idle memory (first table). With 500 they do not (second table), and "
+        "the rules differ in hits much, in P99 TTFT hardly: what the paper's score saves on large "
+        "adapters it pays in hits. `density` is ours (uses per byte), `belady` knows the future; "
+        "`bench/keep_rules.py` compares them over seeds."
     )
     ours = f"{percents(falls[0][:3])}; with 500 adapters {percents(falls[1][:3])}"
-    holds = verdict if is_ordered or verdict is not Verdict.HOLDS else Verdict.PARTLY
-    return Finding(ours, holds, note, tuple(tables))
+    return Finding(ours, Verdict.HOLDS if is_ordered else Verdict.FAILS, note, tuple(tables))
 
 
 def prefetch(effort: Effort) -> Finding:
     """What predicting adapters from their inter-arrival times adds: 100 adapters, and 500."""
-    runs, falls = [], []
+    runs, falls, ranges = [], [], []
     for count, load in ((100, 8.0), (500, 8.0)):
         testbed = a40(count)
-        for arm in (arms.CHAMELEON, arms.PREFETCHING):
-            label = f"{arm.label}, {count} adapters"
-            runs.append((label, load, testbed.figures(arm, load, effort)))
-        falls.append(change(runs[-2][2].ttft.p99_s, runs[-1][2].ttft.p99_s))
+        pair = [testbed.run(arm, load, effort) for arm in (arms.CHAMELEON, arms.PREFETCHING)]
+        runs.append((f"Chameleon, {count} adapters", load, pair[0].all))
+        runs.append((f"with prefetch, {count} adapters", load, pair[1].all))
+        p99s = [[figures.ttft.p99_s for figures in run.by_seed] for run in pair]
+        falls.append(change(pair[0].all.ttft.p99_s, pair[1].all.ttft.p99_s))
+        ranges.append(change_range(*p99s))
     best = min(falls)
     note = (
         "Arrivals are Poisson, as in the paper: the time since an adapter's last request says nothing of "
@@ -93,7 +96,7 @@ def prefetch(effort: Effort) -> Finding:
         "does (`bench/forecast.py`)."
     )
     return Finding(
-        " and ".join(percent(fall) for fall in falls) + " (100, 500 adapters)",
+        f"{percent(falls[0])}{ranges[0]} with 100 adapters, {percent(falls[1])}{ranges[1]} with 500",
         fall_verdict((-0.088,), (best,)),
         note,
         (latency_table(runs),),
@@ -118,8 +121,13 @@ def adapter_counts(effort: Effort) -> Finding:
         tuple(curves), has_log_y=True, limit=SLO_S,
     )  # fmt: skip
     table = Table(("P99 TTFT, ms, adapters:", *map(str, COUNTS)), tuple(rows))
-    ours = "; ".join(f"{label}: held to {count}" for label, count in held.items())
+    ours = "; ".join(f"{label}: {count or 'none'}" for label, count in held.items())
     chameleon = [held["Chameleon, ranks alike"], held["Chameleon, one power law"]]
     is_met = chameleon[0] >= 100 and chameleon[1] >= 150
     verdict = Verdict.HOLDS if is_met else Verdict.PARTLY if min(chameleon) > 10 else Verdict.FAILS
-    return Finding(ours, verdict, "", (table,), (plot,))
+    note = (
+        "With ranks alike S-LoRA is overloaded at this load with any number of adapters, for its limit "
+        "here is memory for answers, not loads; with one power law over all adapters the popular ones "
+        "are of low rank, and it comes out as the paper has it."
+    )
+    return Finding(ours, verdict, note, (table,), (plot,))

@@ -23,6 +23,14 @@ def percents(shares: Sequence[float]) -> str:
     return " / ".join(f"{100 * share:+.1f}" for share in shares) + " %"
 
 
+def change_range(base: Sequence[float], other: Sequence[float]) -> str:
+    """The least and the greatest change, pair by pair of seeds; empty for one seed."""
+    changes = [change(b, o) for b, o in zip(base, other, strict=True)]
+    if len(changes) < 2:
+        return ""
+    return f" ({100 * min(changes):+.1f} to {100 * max(changes):+.1f} by seed)"
+
+
 def fall_verdict(claimed: Sequence[float], found: Sequence[float]) -> Verdict:
     """For claims of so much less: all at least as deep, all in that direction, or neither."""
     if all(ours <= paper + NOISE for paper, ours in zip(claimed, found, strict=True)):

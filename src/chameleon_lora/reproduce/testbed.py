@@ -35,8 +35,15 @@ from chameleon_lora.workload.trace import TraceRow
 A40 = "llama-7b-a40-48g"
 LENGTH_FACTOR = 0.16
 SLO_S = 5.0
-OUTPUT_LIMIT_TOKENS = 2048  # Llama's context: what S-LoRA must expect of an answer
 WARM_UP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One system at one load: the figures of all seeds together, and of each seed."""
+
+    all: Figures
+    by_seed: tuple[Figures, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +77,24 @@ class Testbed:
 
     def outcome(self, arm: Arm, rate_per_s: float, effort: Effort) -> Outcome:
         """What becomes of the requests, all seeds one after the other."""
-        outcomes = []
-        for seed in effort.seeds:
-            requests = self.requests(rate_per_s, effort, seed)
-            outcomes.append(simulate(self._setup(arm, requests, seed), requests))
-        return pooled(outcomes)
+        return pooled(self._outcomes(arm, rate_per_s, effort))
 
     def figures(self, arm: Arm, rate_per_s: float, effort: Effort) -> Figures:
         """The figures of all seeds together, without their warm-ups."""
         return figures(self.outcome(arm, rate_per_s, effort), WARM_UP_S, SLO_S)
+
+    def run(self, arm: Arm, rate_per_s: float, effort: Effort) -> Run:
+        """The figures of all seeds together, and of each."""
+        outcomes = self._outcomes(arm, rate_per_s, effort)
+        by_seed = tuple(figures(outcome, WARM_UP_S, SLO_S) for outcome in outcomes)
+        return Run(figures(pooled(outcomes), WARM_UP_S, SLO_S), by_seed)
+
+    def _outcomes(self, arm: Arm, rate_per_s: float, effort: Effort) -> list[Outcome]:
+        outcomes = []
+        for seed in effort.seeds:
+            requests = self.requests(rate_per_s, effort, seed)
+            outcomes.append(simulate(self._setup(arm, requests, seed), requests))
+        return outcomes
 
     def sustained(self, arm: Arm, effort: Effort, slo_s: float, start_per_s: float) -> Sustained:
         """The highest load whose P99 TTFT meets the objective."""
@@ -91,7 +107,7 @@ class Testbed:
             policy=arm.policy,
             adapters=self.adapters,
             foretell=per_request(self._guess(arm, requests), seed),
-            output_limit_tokens=OUTPUT_LIMIT_TOKENS,
+            output_limit_tokens=arm.output_limit_tokens,
             unlimited_adapters=arm.unlimited_adapters,
         )
 
