@@ -2,7 +2,7 @@
 
 import logging
 
-from chameleon_lora.engine_vllm import api_patch, core_patch, worker_patch
+from chameleon_lora.engine_vllm import api_patch, core_patch, probe, worker_patch
 
 _logger = logging.getLogger(__name__)
 
@@ -17,5 +17,6 @@ def register() -> None:
         worker_patch.install()
         core_patch.install()
         api_patch.install()
+        probe.install()
     except (ImportError, AttributeError) as error:
         _logger.debug("Chameleon does not know this vLLM: %s", error)

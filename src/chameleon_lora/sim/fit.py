@@ -1,7 +1,8 @@
 """Costs of an engine from steps and copies that were timed: non-negative least squares.
 
-Errors are relative, so short steps count as much as long ones, and a machine's hiccups weigh little
-(Huber's loss). Every fifth step is kept out of the fit, to tell its error.
+Errors are relative, so short steps count as much as long ones, and a machine's hiccups do not tell one
+cost from another (Huber's loss). What they cost on average is then shared out: all costs are scaled so
+that the time of all steps together is right. Every fifth step is kept out, to tell the error.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ HELD_OUT = 5
 ROUNDS = 20
 HUBER = 1.345  # of the errors' deviation: 95 % as good as least squares where noise is normal
 TINY_S = 1e-7
+LONGEST = 3.0  # times its costs: what a step takes beyond is no property of the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def _step_inside(matrix: Array, target: Array, x: Array, is_free: npt.NDArray[np
 
 
 def _robust(matrix: Array, seconds: Array) -> Array:
-    """Non-negative costs of the columns, by relative errors under Huber's loss."""
+    """Non-negative costs of the columns, by relative errors under Huber's loss; right in sum."""
     fitted = seconds
     weights = np.ones_like(seconds)
     values = np.zeros(matrix.shape[1])
@@ -135,7 +137,7 @@ def _robust(matrix: Array, seconds: Array) -> Array:
         errors = np.abs(seconds - fitted) / np.maximum(fitted, TINY_S)
         deviation = max(1e-6, 1.4826 * float(np.median(errors)))
         weights = np.minimum(1.0, HUBER * deviation / np.maximum(errors, 1e-12))
-    return values
+    return values * float(np.minimum(seconds, LONGEST * fitted).sum() / max(TINY_S, fitted.sum()))
 
 
 def _columns(work: StepWork) -> list[float]:
