@@ -88,8 +88,8 @@ class TestByHand:
 
 
 @given(
-    batch=st.lists(st.tuples(st.integers(2, 40), st.integers(0, 30)), max_size=8),
-    newcomer=st.tuples(st.integers(2, 40), st.integers(0, 30)),
+    batch=st.lists(st.tuples(st.integers(2, 40), st.integers(1, 30)), max_size=8),
+    newcomer=st.tuples(st.integers(2, 40), st.integers(1, 30)),
     added=st.integers(0, 8),
     adapter_tokens=st.integers(0, 30),
     slack=st.integers(-3, 3),

@@ -110,10 +110,10 @@ def test_a_public_profile_is_its_arithmetic(name: str) -> None:
 
 @pytest.mark.parametrize("name", known_profiles())
 def test_a_profile_says_what_it_stands_on(name: str) -> None:
-    """Its name is its file's; a public one says that nobody measured it; none is measured here."""
+    """Its name is its file's; a public one says that nobody measured it, a measured one its error."""
     profile = read_profile(name)
     assert name == profile.name
-    assert profile.basis in (Basis.PAPER, Basis.PUBLIC)
+    assert (profile.basis is Basis.MEASURED) is ("step" in profile.error)
     assert profile.basis is not Basis.PUBLIC or "nobody measured it" in profile.source
     assert "adapters on" in profile.model
 

@@ -60,14 +60,15 @@ def send_alone(target: Target) -> float:
 def send_waves(
     target: Target, scope: Scope, step_s: float, seconds: float
 ) -> list[Sequence[RequestRecord]]:
-    """Waves until they have taken so many seconds, and what became of each.
+    """Waves until they have taken so many seconds, one of each mix at least, and what became of each.
 
     Raises:
         BenchError: a request failed.
     """
-    taken_s, sent = 0.0, []
+    taken_s = 0.0
+    sent: list[Sequence[RequestRecord]] = []
     for wave in plan_waves(scope, step_s):
-        if taken_s >= seconds:
+        if taken_s >= seconds and len(sent) >= len(Mix):
             break
         sent.append(_answered(asyncio.run(replay(target, wave))))
         taken_s += max(record.end_s for record in sent[-1])
@@ -99,7 +100,7 @@ def outside_s(waves: Sequence[Sequence[RequestRecord]], engine_s: Sequence[float
 
 
 def plan_waves(scope: Scope, step_s: float, seed: int = 0) -> Iterator[tuple[TimedRequest, ...]]:
-    """Without end: all kinds of waves, again and again, in an order of chance.
+    """Without end: one of each mix of adapters, then all kinds, again and again, in an order of chance.
 
     A kind is a mix of adapters, a range of prompts and a distance of arrivals: from all at once,
     which queues, to one every few steps, so that prompts are computed beside few and many decodes.
@@ -109,11 +110,13 @@ def plan_waves(scope: Scope, step_s: float, seed: int = 0) -> Iterator[tuple[Tim
     prompts = ((1, 8), (8, max(9, longest // 4)), (longest // 4, longest))
     kinds = list(itertools.product(Mix, prompts, (0.0, 1.0, 6.0)))
     first = ALONE
+    order: list[tuple[Mix, tuple[int, int], float]] = [(mix, prompts[0], 1.0) for mix in Mix]
     while True:
-        for mix, prompt, steps_apart in rng.sample(kinds, len(kinds)):
+        for mix, prompt, steps_apart in order:
             wave = _wave(scope, mix, prompt, steps_apart * step_s, rng)
             yield tuple(replace(request, index=first + request.index) for request in wave)
             first += len(wave)  # an index of its own is a prompt of its own
+        order = rng.sample(kinds, len(kinds))
 
 
 def _wave(
