@@ -20,8 +20,9 @@ class Answer:
         return self.body.decode()
 
 
-def ask(app: Any, method: str, path: str, body: bytes = b"") -> Answer:
-    """One request with a JSON body, if any."""
+def ask(app: Any, method: str, target: str, body: bytes = b"") -> Answer:
+    """One request to a path, with its query, if any; and with a JSON body, if any."""
+    path, _, query = target.partition("?")
     sent: list[MutableMapping[str, Any]] = []
     scope = {
         "type": "http",
@@ -31,7 +32,7 @@ def ask(app: Any, method: str, path: str, body: bytes = b"") -> Answer:
         "path": path,
         "raw_path": path.encode(),
         "root_path": "",
-        "query_string": b"",
+        "query_string": query.encode(),
         "scheme": "http",
         "headers": [(b"content-type", b"application/json")],
         "client": ("127.0.0.1", 1),

@@ -22,6 +22,7 @@ OK, BAD_REQUEST, NOT_FOUND, UNAVAILABLE = 200, 400, 404, 503
 UTILITIES: dict[str, Callable[..., Any]] = {
     core_patch.STATE: core_patch._state,
     core_patch.METRICS: core_patch._metrics,
+    core_patch.ARRIVALS: core_patch._arrivals,
     core_patch.PIN: core_patch._pin,
 }
 
@@ -195,7 +196,8 @@ def test_a_silent_engine_is_unavailable() -> None:
 
 
 def test_another_schedulers_engine_has_nothing_to_tell() -> None:
-    """No state, no numbers, and a reason why nothing was pinned."""
+    """No state, no numbers, no arrivals, and a reason why nothing was pinned."""
     engine = engine_of(None)
     assert [None, None] == [core_patch._state(engine), core_patch._metrics(engine)]
+    assert core_patch._arrivals(engine, 0) is None
     assert "" != core_patch._pin(engine, "a", is_pinned=True)

@@ -19,7 +19,8 @@ from tests.engine_vllm.fake_requests import (
 from chameleon_lora.engine_vllm.catalog import Version
 from chameleon_lora.engine_vllm.driver import Driver
 from chameleon_lora.engine_vllm.messages import Promoted
-from chameleon_lora.engine_vllm.state import TIERS, explain, metrics_of, state_of
+from chameleon_lora.engine_vllm.state import explain, metrics_of, state_of
+from chameleon_lora.engine_vllm.tiers import TIERS
 from chameleon_lora.policy.plan import Held, LaneState, Promotion
 from chameleon_lora.policy.request import RequestId
 

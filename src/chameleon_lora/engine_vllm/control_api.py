@@ -3,10 +3,11 @@
 | route | guarded by --api-key | there |
 | --- | --- | --- |
 | GET /chameleon/state | no, as /metrics | always |
+| GET /chameleon/arrivals?after=N | no | always |
 | POST /v1/pin_lora_adapter | yes, as all of /v1 | with VLLM_ALLOW_RUNTIME_LORA_UPDATING |
 | POST /v1/unpin_lora_adapter | yes | the same |
 
-The state names adapters and request ids, no prompts; who must not see it is kept off by whatever
+State and arrivals name adapters and request ids, no prompts; who must not see it is kept off by whatever
 keeps them off /metrics.
 """
 
@@ -14,17 +15,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from chameleon_lora.engine_vllm.core_patch import METRICS, PIN, STATE
+from chameleon_lora.engine_vllm.core_patch import ARRIVALS, METRICS, PIN, STATE
 from chameleon_lora.engine_vllm.metrics_page import MetricsPage
 from chameleon_lora.engine_vllm.shelf import Shelf
 
 STATE_PATH = "/chameleon/state"
+ARRIVALS_PATH = "/chameleon/arrivals"
 LIMIT_S = 10.0  # for the engine to answer
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +48,11 @@ def attach(app: FastAPI, shelf_of: Callable[[Any], Shelf | None], *, can_change:
     async def state() -> Response:
         """Lanes, tiers and adapters as they stand between two steps."""
         return await _answer(_ask(app, STATE))
+
+    @router.get(ARRIVALS_PATH)
+    async def arrivals(after: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """Where the adapters of requests were when these arrived, of those after a number."""
+        return await _answer(_ask(app, ARRIVALS, after))
 
     if can_change:
 

@@ -15,6 +15,7 @@ WITHDRAW = "chameleon_withdraw"
 PIN = "chameleon_pin"
 STATE = "chameleon_state"
 METRICS = "chameleon_metrics"
+ARRIVALS = "chameleon_arrivals"
 
 
 def install() -> None:
@@ -57,6 +58,7 @@ def install() -> None:
         (PIN, _pin),
         (STATE, _state),
         (METRICS, _metrics),
+        (ARRIVALS, _arrivals),
     ):
         setattr(EngineCore, name, utility)
 
@@ -82,3 +84,9 @@ def _metrics(engine: Any) -> dict[str, Any] | None:
     """The numbers of the metrics page; None for another engine."""
     driver = driver_of(engine)
     return None if driver is None else metrics_of(driver)
+
+
+def _arrivals(engine: Any, number: int) -> dict[str, Any] | None:
+    """The requests counted after the `number`-th; None for another engine."""
+    driver = driver_of(engine)
+    return None if driver is None else driver.arrivals.after(number)

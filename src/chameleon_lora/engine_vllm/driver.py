@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from chameleon_lora.engine_vllm.arrivals import Arrivals
 from chameleon_lora.engine_vllm.catalog import Announcement, Catalog, Version
 from chameleon_lora.engine_vllm.idle_blocks import IdleBlocks
 from chameleon_lora.engine_vllm.lending import Lending
@@ -26,6 +27,7 @@ from chameleon_lora.engine_vllm.messages import (
 )
 from chameleon_lora.engine_vllm.observe import EventLog
 from chameleon_lora.engine_vllm.telemetry import Source, Telemetry
+from chameleon_lora.engine_vllm.tiers import tier_of
 from chameleon_lora.policy.length import Predictor
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
@@ -56,6 +58,7 @@ class Driver:
         self.policy = policy
         self.catalog = Catalog()
         self.telemetry = Telemetry()
+        self.arrivals = Arrivals()
         self.planned: deque[Any] = deque()
         self._serving = serving
         self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
@@ -120,8 +123,11 @@ class Driver:
             self._finish(request_id, former)
         self._requests[request_id] = request
         adapter = request.lora_request
-        if adapter is not None and self._is_in_host(adapter.lora_int_id):
-            self.telemetry.waited(0.0)
+        if adapter is not None:
+            entry = self.policy.residency.entries[AdapterId(adapter.lora_int_id)]
+            self.arrivals.note(request.request_id, tier_of(entry))
+            if entry.is_in_host:
+                self.telemetry.waited(0.0)
         if self.lending is not None:
             self.lending.arrived(request.block_hashes, self._now_s)
         self.policy.arrived(
@@ -254,9 +260,6 @@ class Driver:
         wait_s = self._load_waits_s.pop(adapter_id, 0.0) + ack.seconds
         if self._log is not None:
             self._log.record("adapter_wait", adapter_id, wait_s, in_step=False, source=source)
-
-    def _is_in_host(self, adapter_id: int) -> bool:
-        return self.policy.residency.entries[AdapterId(adapter_id)].is_in_host
 
     def _load(self, adapter_id: AdapterId) -> LoadAdapter:
         version = self._versions[adapter_id]

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import Any, assert_never
 
 from chameleon_lora.engine_vllm.driver import Driver
+from chameleon_lora.engine_vllm.tiers import DEVICE, TIERS, tier_of
 from chameleon_lora.policy.entry import Entry, Tier
 from chameleon_lora.policy.plan import Freed, Held, LaneState
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.settings import EngineLimits
 
-DEVICE = "device"
-TIERS = ("disk", "loading", "host", DEVICE, "slot")
 GPU, CPU = "gpu", "cpu"
 
 
@@ -73,13 +72,6 @@ def metrics_of(driver: Driver) -> dict[str, Any]:
         "demotions": _demotions(driver),
         "counts": driver.telemetry.counts(),
     }
-
-
-def tier_of(entry: Entry) -> str:
-    """The fastest place where the adapter is, of TIERS; a copy under way does not count."""
-    if entry.tier is Tier.HOST and entry.is_on_device:
-        return DEVICE
-    return entry.tier.name.lower()
 
 
 def explain(held: Held, state: LaneState, limits: EngineLimits) -> str:
