@@ -21,7 +21,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 TOML_TYPES = {int: "integer", float: "float", bool: "boolean", str: "string"}
 ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {5,}.+)*)", re.MULTILINE)
 TABLE_HEAD = ("| key | type | default | what it does |", "| --- | --- | --- | --- |")
-WORD = re.compile(r'^    \w+ = "(\w+)"(?:  # (.+))?$', re.MULTILINE)
+WORD = re.compile(r'^    \w+ = "([\w-]+)"(?:  # (.+))?$', re.MULTILINE)
 
 HEAD = """\
 # Settings

@@ -1,5 +1,7 @@
 """One request's own figures."""
 
+from dataclasses import replace
+
 import pytest
 
 from chameleon_lora.metrics.record import RequestRecord
@@ -35,3 +37,19 @@ def test_latency_ends_with_the_answer() -> None:
 def test_token_gaps_lie_between_neighbours() -> None:
     """Tokens at 2, 2.5 and 3.5 are 0.5 and 1 apart."""
     assert RECORD.token_gaps_s == pytest.approx((0.5, 1.0))
+
+
+def test_time_per_token_is_the_mean_after_the_first() -> None:
+    """First token at 2, end at 3.75, two more tokens: 0.875 s each."""
+    assert RECORD.per_token_s == pytest.approx(0.875)
+
+
+def test_tokens_are_the_servers_where_chunks_hold_several() -> None:
+    """The server counted five tokens in three chunks: four after the first."""
+    assert replace(RECORD, output_tokens=5).per_token_s == pytest.approx(1.75 / 4)
+
+
+def test_one_token_or_none_has_no_time_per_token() -> None:
+    """There is nothing after the first."""
+    assert replace(RECORD, output_tokens=1).per_token_s is None
+    assert replace(RECORD, first_token_s=None, token_times_s=()).per_token_s is None

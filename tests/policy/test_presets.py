@@ -162,3 +162,12 @@ def test_paper_admits_from_the_smallest_lane_up() -> None:
     """PAPER is Chameleon with the paper's own orders and bypass."""
     assert Bypass.PAPER is preset(Preset.PAPER).admission.bypass
     assert preset(Preset.PAPER).cache == preset(Preset.CHAMELEON).cache
+
+
+def test_the_ablations_differ_from_chameleon_in_one_half_each() -> None:
+    """The cache alone has our cache under vLLM's admission; the scheduler alone the other halves."""
+    ours, vllm = preset(Preset.CHAMELEON), preset(Preset.VLLM)
+    cache_only = replace(ours, lanes=vllm.lanes, admission=vllm.admission)
+    scheduler_only = replace(ours, cache=vllm.cache, device=vllm.device, prefetch=vllm.prefetch)
+    assert cache_only == preset(Preset.CACHE_ONLY)
+    assert scheduler_only == preset(Preset.SCHEDULER_ONLY)

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+RESIDENCIES = ("slot", "device", "host", "loading", "disk")
+"""Where an adapter can be, fastest first: in a slot, in idle KV memory, in host memory, being read,
+on disk."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
@@ -18,6 +22,8 @@ class RequestRecord:
         prompt_tokens: as the server counted them, or as sent if it did not say.
         output_tokens: as the server counted them, or the chunks if it did not say.
         error: why the request failed, None if it did not.
+        residency: where its adapter was when the server got the request (`RESIDENCIES`); None for
+            the base model and for servers that do not tell.
     """
 
     index: int
@@ -30,6 +36,7 @@ class RequestRecord:
     prompt_tokens: int
     output_tokens: int
     error: str | None = None
+    residency: str | None = None
 
     @property
     def is_completed(self) -> bool:
@@ -53,5 +60,12 @@ class RequestRecord:
 
     @property
     def token_gaps_s(self) -> tuple[float, ...]:
-        """Times between neighbouring tokens; empty for an answer of one token."""
+        """Times between neighbouring tokens (ITL); empty for an answer of one token."""
         return tuple(after - before for before, after in pairwise(self.token_times_s))
+
+    @property
+    def per_token_s(self) -> float | None:
+        """Mean time of a token after the first (TPOT); None for an answer of one token."""
+        if self.first_token_s is None or self.output_tokens < 2:
+            return None
+        return (self.end_s - self.first_token_s) / (self.output_tokens - 1)

@@ -1,6 +1,6 @@
 """Every setting of the policy, and the published policies as values of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never
 
@@ -80,58 +80,67 @@ class Preset(Enum):
     VLLM = "vllm"  # FCFS, whoever fits passes; LRU; no prefetch
     SLORA = "slora"  # FIFO on worst-case memory, every tenth step; nothing kept after use
     SJF = "sjf"  # uServe: shortest predicted output first, with aging; LRU
+    CACHE_ONLY = "cache-only"  # Chameleon's cache and prefetch under vLLM's admission
+    SCHEDULER_ONLY = "scheduler-only"  # Chameleon's admission over vLLM's cache
 
 
 ONE_LANE = LaneSettings(cluster=ClusterSettings(max_lanes=1), has_quotas=False)
 HOST_ONLY = DeviceSettings(max_bytes=0)
 QUEUED_ONLY = DeviceSettings(headroom_share=0.0, promotions_per_s=1000.0, fills=False)
 NO_PREFETCH = PrefetchSettings(queued=False, max_loading=1)
+AS_VLLM = AdmissionSettings(
+    bypass=Bypass.ANY, squash_limit=0, order=Order.FIFO, overtake_limit=1 << 60
+)
+LRU = CacheSettings(keep=KeepRule.LRU)
+
+
+AS_SLORA = AdmissionSettings(
+    bypass=Bypass.OFF,
+    squash_limit=0,
+    order=Order.FIFO,
+    overtake_limit=1 << 60,
+    reserve=Reserve.PEAK,
+    every_steps=10,
+)
+AS_PUBLISHED = AdmissionSettings(
+    bypass=Bypass.PAPER, order=Order.FIFO, lane_order=LaneOrder.SMALLEST
+)
 
 
 def preset(name: Preset) -> PolicySettings:
     """The settings of a published policy."""
     match name:
         case Preset.CHAMELEON:
-            return PolicySettings()
+            made = PolicySettings()
         case Preset.PAPER:
-            return PolicySettings(
-                admission=AdmissionSettings(
-                    bypass=Bypass.PAPER, order=Order.FIFO, lane_order=LaneOrder.SMALLEST
-                )
-            )
+            made = PolicySettings(admission=AS_PUBLISHED)
         case Preset.VLLM:
-            return PolicySettings(
+            made = PolicySettings(
                 lanes=ONE_LANE,
-                admission=AdmissionSettings(
-                    bypass=Bypass.ANY, squash_limit=0, order=Order.FIFO, overtake_limit=1 << 60
-                ),
-                cache=CacheSettings(keep=KeepRule.LRU),
+                admission=AS_VLLM,
+                cache=LRU,
                 device=HOST_ONLY,
                 prefetch=NO_PREFETCH,
             )
         case Preset.SLORA:
-            return PolicySettings(
+            made = PolicySettings(
                 lanes=ONE_LANE,
-                admission=AdmissionSettings(
-                    bypass=Bypass.OFF,
-                    squash_limit=0,
-                    order=Order.FIFO,
-                    overtake_limit=1 << 60,
-                    reserve=Reserve.PEAK,
-                    every_steps=10,
-                ),
-                cache=CacheSettings(keep=KeepRule.LRU, keeps_unused=False),
+                admission=AS_SLORA,
+                cache=replace(LRU, keeps_unused=False),
                 device=QUEUED_ONLY,
                 prefetch=NO_PREFETCH,
             )
         case Preset.SJF:
-            return PolicySettings(
+            made = PolicySettings(
                 lanes=ONE_LANE,
-                admission=AdmissionSettings(
-                    bypass=Bypass.ANY, squash_limit=0, order=Order.SJF, overtake_limit=1 << 60
-                ),
-                cache=CacheSettings(keep=KeepRule.LRU),
+                admission=replace(AS_VLLM, order=Order.SJF),
+                cache=LRU,
                 device=HOST_ONLY,
             )
+        case Preset.CACHE_ONLY:
+            made = PolicySettings(lanes=ONE_LANE, admission=AS_VLLM)
+        case Preset.SCHEDULER_ONLY:
+            made = PolicySettings(cache=LRU, device=HOST_ONLY, prefetch=NO_PREFETCH)
         case _:
             assert_never(name)
+    return made

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from chameleon_lora.metrics.highest import highest_rate
 from chameleon_lora.sim.figures import Figures
 
 AtRate = Callable[[float], Figures]
@@ -41,15 +42,6 @@ def sustained_rate(
         gap = tried[rate].gap
         return tried[rate].ttft.p99_s <= slo_s and (gap is None or gap.p99_s <= gap_slo_s)
 
-    low = high = start_per_s
-    while holds(high) and high < 1e6:
-        low, high = high, high * 1.5
-    while not holds(low) and low > 1e-3:
-        low, high = low / 1.5, low
-    if holds(low):
-        while high - low > tolerance * high:
-            middle = (low + high) / 2
-            low, high = (middle, high) if holds(middle) else (low, middle)
-    is_met = holds(low)
+    rate_per_s = highest_rate(holds, start_per_s, tolerance)
     by_rate = tuple(sorted((rate, run.ttft.p99_s) for rate, run in tried.items()))
-    return Sustained(low if is_met else 0.0, tried[low] if is_met else None, by_rate)
+    return Sustained(rate_per_s, tried.get(rate_per_s), by_rate)

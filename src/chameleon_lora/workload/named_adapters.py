@@ -27,6 +27,11 @@ class NamedAdapter:
             raise ConfigError(f"adapter {self.name!r} of rank {self.rank}: the least rank is 1")
 
 
+def name_of(adapter: NamedAdapter | str) -> str:
+    """The name that requests give it; where no rank is known, the name stands for the adapter."""
+    return adapter if isinstance(adapter, str) else adapter.name
+
+
 def named_adapters(count: int, ranks: Sequence[int] = PAPER_RANKS) -> tuple[NamedAdapter, ...]:
     """`count` adapters that take `ranks` in turn, so that each rank is as frequent as it can be.
 
