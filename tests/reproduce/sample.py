@@ -1,6 +1,8 @@
 """Rows that need no simulation, and their report."""
 
-from chameleon_lora.reproduce.finding import Curve, Effort, Finding, Plot, Row, Table, Verdict
+from chameleon_lora.report.plot import Curve, Plot
+from chameleon_lora.report.table import Table
+from chameleon_lora.reproduce.finding import Effort, Finding, Row, Verdict
 from chameleon_lora.reproduce.report import Report, Result
 
 EFFORT = Effort(duration_s=240.0, seeds=(1,))

@@ -10,10 +10,12 @@ from xml.etree.ElementTree import Element
 import pytest
 from tests.reproduce.sample import BROKEN, EFFORT, LOADS, ROWS, measure_ttft, sample_report
 
-from chameleon_lora.reproduce.drawing import BACKGROUND, INK, Drawing, try_drawing
-from chameleon_lora.reproduce.finding import Curve, Finding, Plot, Table, Verdict
+from chameleon_lora.report.drawing import BACKGROUND, INK, Drawing, try_drawing
+from chameleon_lora.report.plot import Curve, Plot, alt_text
+from chameleon_lora.report.table import Table
+from chameleon_lora.reproduce.finding import Finding, Verdict
 from chameleon_lora.reproduce.folder import write_report
-from chameleon_lora.reproduce.page import alt_text, page_text
+from chameleon_lora.reproduce.page import page_text
 from chameleon_lora.reproduce.page_style import STYLE
 from chameleon_lora.reproduce.report import Report, Result
 

@@ -7,15 +7,15 @@ from xml.etree import ElementTree
 import pytest
 from tests.reproduce.sample import EFFORT, measure_ttft
 
-from chameleon_lora.reproduce.drawing import BACKGROUND, INK, Drawing, try_drawing
-from chameleon_lora.reproduce.finding import Curve, Plot
+from chameleon_lora.report.drawing import BACKGROUND, INK, Drawing, try_drawing
+from chameleon_lora.report.plot import Curve, Plot
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[report]'")
 
 import matplotlib as mpl
 from matplotlib.colors import to_rgb
 
-from chameleon_lora.reproduce.plots import COLOURS, DASHES, MARKERS, draw
+from chameleon_lora.report.plots import COLOURS, DASHES, MARKERS, draw
 
 TTFT, MANY = measure_ttft(EFFORT).plots
 PNG_START = b"\x89PNG\r\n\x1a\n"

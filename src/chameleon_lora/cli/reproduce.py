@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
 from chameleon_lora.errors import ChameleonError, ConfigError
-from chameleon_lora.reproduce.drawing import HOW_TO_INSTALL, try_drawing
+from chameleon_lora.report.drawing import HOW_TO_INSTALL, try_drawing
 from chameleon_lora.reproduce.finding import Effort, Row
 from chameleon_lora.reproduce.folder import PAGE, write_report
 from chameleon_lora.reproduce.report import Report, Result

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from chameleon_lora.report.plot import Curve, Plot
+from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
 from chameleon_lora.reproduce.arms import Arm
-from chameleon_lora.reproduce.finding import Curve, Effort, Finding, Plot, Table, Verdict
+from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
 from chameleon_lora.reproduce.judging import (
     change,
     change_range,

@@ -1,8 +1,9 @@
 """Not in the paper: the same workload against a model of stock vLLM, and our own policy."""
 
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
+from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
-from chameleon_lora.reproduce.finding import Effort, Finding, Table, Verdict
+from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
 from chameleon_lora.reproduce.judging import change, latency_table, ms, percent
 from chameleon_lora.reproduce.testbed import SLO_S, a40
 

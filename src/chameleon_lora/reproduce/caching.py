@@ -1,8 +1,10 @@
 """What the adapter cache is worth: loads on the way, eviction, prefetch, many adapters."""
 
 from chameleon_lora.policy.eviction import KeepRule
+from chameleon_lora.report.plot import Curve, Plot
+from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
-from chameleon_lora.reproduce.finding import Curve, Effort, Finding, Plot, Table, Verdict
+from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
 from chameleon_lora.reproduce.judging import (
     NOISE,
     change,

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from chameleon_lora.report.plot import Plot
+from chameleon_lora.report.table import Table
+
 
 class Verdict(Enum):
     """How our figure stands to the paper's claim."""
@@ -11,39 +14,6 @@ class Verdict(Enum):
     HOLDS = "holds"  # as large as claimed, or larger
     PARTLY = "partly"  # in the claimed direction, but smaller
     FAILS = "fails"  # no such effect here, or the opposite
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Points of one arm, by x."""
-
-    label: str
-    xs: tuple[float, ...]
-    ys: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """Curves over one pair of axes.
-
-    Attributes:
-        limit: a horizontal line (an objective), if any.
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    curves: tuple[Curve, ...]
-    has_log_y: bool = False
-    limit: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Figures behind a verdict, as shown to people."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

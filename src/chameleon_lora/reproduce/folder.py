@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chameleon_lora.reproduce.drawing import Draw, Drawing
+from chameleon_lora.report.drawing import Draw, Drawing
 from chameleon_lora.reproduce.page import page_text
 from chameleon_lora.reproduce.report import Report, markdown_table, summary_text
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from chameleon_lora.reproduce.finding import Table, Verdict
+from chameleon_lora.report.table import Table
+from chameleon_lora.reproduce.finding import Verdict
 from chameleon_lora.sim.figures import Figures
 
 NOISE = 0.02  # of a ratio, that a run's own chance can account for

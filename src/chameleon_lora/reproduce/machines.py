@@ -5,9 +5,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
 from chameleon_lora.reproduce.against_slora import unloaded_s
-from chameleon_lora.reproduce.finding import Effort, Finding, Table, Verdict
+from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
 from chameleon_lora.reproduce.judging import (
     change,
     fall_verdict,

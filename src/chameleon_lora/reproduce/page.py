@@ -1,13 +1,14 @@
 """A report as one HTML page that needs nothing from outside: no script, no network, no other file."""
 
-import re
 from collections.abc import Mapping
 from html import escape
 from string import Template
 
 from chameleon_lora import __version__
-from chameleon_lora.reproduce.drawing import BACKGROUND, HOW_TO_INSTALL, INK, Drawing
-from chameleon_lora.reproduce.finding import Curve, Plot, Table, Verdict
+from chameleon_lora.report.drawing import HOW_TO_INSTALL, Drawing
+from chameleon_lora.report.markup import figure, folded_table, plots_box, prose
+from chameleon_lora.report.table import Table
+from chameleon_lora.reproduce.finding import Verdict
 from chameleon_lora.reproduce.page_style import STYLE
 from chameleon_lora.reproduce.report import DID_NOT_RUN, Report, Result
 
@@ -18,10 +19,6 @@ MARKS = {
     DID_NOT_RUN: ("!", "broken"),
 }
 """Of each verdict, the sign before its word and the class that colours both."""
-
-NUMBER = re.compile(r"[-+−<>~≤≥±]?\s*\d")
-CODE = re.compile(r"`([^`]+)`")
-SVG_ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 # HTML that is XML as well, so that a strict parser can check it.
 PAGE = Template("""\
@@ -83,26 +80,6 @@ $body
 <p class="again"><span>Again: <code>$command</code></span> <a href="#rows">All rows</a></p>
 </section>""")
 
-FIGURE = Template("""\
-<figure>
-<div class="plot" role="img" aria-label="$alt">
-$svg
-</div>
-</figure>""")
-
-TABLE = Template("""\
-<details>
-<summary>$title</summary>
-<div class="scroll" role="region" aria-label="$title" tabindex="0">
-<table>
-<thead><tr>$head</tr></thead>
-<tbody>
-$rows
-</tbody>
-</table>
-</div>
-</details>""")
-
 
 def page_text(report: Report, drawings: Mapping[str, tuple[Drawing, ...]] | None) -> str:
     """The whole page; `drawings` are a row's plots by its key, None if nothing was there to draw them."""
@@ -128,25 +105,6 @@ def page_text(report: Report, drawings: Mapping[str, tuple[Drawing, ...]] | None
     )
 
 
-def alt_text(plot: Plot) -> str:
-    """What the plot shows, for those who do not see it."""
-    scale = ", logarithmic" if plot.has_log_y else ""
-    words = [f"{plot.title}: {plot.y_label}{scale}, by {plot.x_label}.", *map(_ends, plot.curves)]
-    if plot.limit is not None:
-        words.append(f"The objective is {plot.limit:.4g}.")
-    return " ".join(words)
-
-
-def _ends(curve: Curve) -> str:
-    if not curve.xs:
-        return f"{curve.label}: no points."
-    first, last = (
-        f"{curve.ys[0]:.4g} at {curve.xs[0]:.4g}",
-        f"{curve.ys[-1]:.4g} at {curve.xs[-1]:.4g}",
-    )
-    return f"{curve.label}: {first}." if len(curve.xs) == 1 else f"{curve.label}: {first}, {last}."
-
-
 def _words(result: Result) -> dict[str, str]:
     row = result.row
     return {
@@ -158,11 +116,6 @@ def _words(result: Result) -> dict[str, str]:
     }
 
 
-def _prose(text: str) -> str:
-    """Escaped; what stands in backticks is set as code."""
-    return CODE.sub(r"<code>\1</code>", escape(text))
-
-
 def _badge(word: str) -> str:
     sign, name = MARKS[word]
     return (
@@ -172,42 +125,22 @@ def _badge(word: str) -> str:
 
 def _section(result: Result, report: Report, drawings: tuple[Drawing, ...]) -> str:
     finding, key = result.finding, result.row.key
-    parts = [f"<p>{_prose(text)}</p>" for text in result.note.split("\n\n") if text]
+    parts = [f"<p>{prose(text)}</p>" for text in result.note.split("\n\n") if text]
     if finding and drawings:
         figures = [
-            _figure(plot, drawing, f"{key}-{number}-")
+            figure(plot, drawing, f"{key}-{number}-")
             for number, (plot, drawing) in enumerate(zip(finding.plots, drawings, strict=True), 1)
         ]
-        parts.append('<div class="plots">\n' + "\n".join(figures) + "\n</div>")
+        parts.append(plots_box(figures))
     if finding:
         count = len(finding.tables)
         places = [f" ({n} of {count})" if count > 1 else "" for n in range(1, count + 1)]
-        parts += map(_table, finding.tables, places)
+        parts += map(_folded, finding.tables, places)
     quick = " --quick" if "--quick" in report.command.split() else ""
     command = escape(f"chameleon reproduce{quick} {key}")
     return SECTION.substitute(_words(result), body="\n".join(parts), command=command)
 
 
-def _figure(plot: Plot, drawing: Drawing, prefix: str) -> str:
-    """The drawing inside the page: in the page's colours, its ids unlike those of other drawings."""
-    svg = drawing.svg[drawing.svg.index("<svg") :]
-    svg = svg.replace(INK, "currentColor").replace(BACKGROUND, "none")
-    svg = SVG_ID.sub(lambda found: found.group() + prefix, svg)
-    svg = svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
-    return FIGURE.substitute(alt=escape(alt_text(plot)), svg=svg.rstrip())
-
-
-def _table(table: Table, place: str) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
-    title = escape(f"Figures{place}: " + " · ".join(cell for cell in table.head if cell))
-    return TABLE.substitute(title=title, head=head, rows="\n".join(map(_table_row, table.rows)))
-
-
-def _table_row(cells: tuple[str, ...]) -> str:
-    name = f'<th scope="row">{escape(cells[0])}</th>' if cells else ""
-    return f"<tr>{name}{''.join(map(_cell, cells[1:]))}</tr>"
-
-
-def _cell(text: str) -> str:
-    kind = ' class="number"' if NUMBER.match(text) else ""
-    return f"<td{kind}>{escape(text)}</td>"
+def _folded(table: Table, place: str) -> str:
+    names = " · ".join(cell for cell in table.head if cell)
+    return folded_table(table, f"Figures{place}: {names}")

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from chameleon_lora.report.plot import Plot
 from chameleon_lora.reproduce.finding import Effort, Finding, Row, Verdict
 
 DID_NOT_RUN = "did not run"
@@ -107,7 +108,19 @@ def _summary(result: Result) -> dict[str, object]:
         "verdict": result.word,
         "note": result.note,
         "tables": [asdict(table) for table in finding.tables] if finding else [],
-        "plots": [asdict(plot) for plot in finding.plots] if finding else [],
+        "plots": [_plot_summary(plot) for plot in finding.plots] if finding else [],
+    }
+
+
+def _plot_summary(plot: Plot) -> dict[str, object]:
+    curves = [{"label": curve.label, "xs": curve.xs, "ys": curve.ys} for curve in plot.curves]
+    return {
+        "title": plot.title,
+        "x_label": plot.x_label,
+        "y_label": plot.y_label,
+        "curves": curves,
+        "has_log_y": plot.has_log_y,
+        "limit": plot.limit,
     }
 
 

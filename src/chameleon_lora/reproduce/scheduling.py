@@ -1,7 +1,8 @@
 """What the scheduler does: queueing by size, gaps between tokens, lanes, predicted lengths."""
 
+from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
-from chameleon_lora.reproduce.finding import Effort, Finding, Table, Verdict
+from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
 from chameleon_lora.reproduce.judging import (
     NOISE,
     change,

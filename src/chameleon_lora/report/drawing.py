@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from chameleon_lora.reproduce.finding import Plot
+from chameleon_lora.report.plot import Plot
 
 INK, BACKGROUND = "#1f2328", "#ffffff"
 HOW_TO_INSTALL = "pip install 'chameleon-lora[report]'"
@@ -31,5 +31,5 @@ def try_drawing() -> Draw | None:
     """What draws plots; None where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
-    plots = importlib.import_module("chameleon_lora.reproduce.plots")
+    plots = importlib.import_module("chameleon_lora.report.plots")
     return cast(Draw, plots.draw)  # the module is imported by name, so its types are unknown

@@ -1,0 +1,68 @@
+"""The files of a report: one page, and on demand a Markdown table and the plots."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chameleon_lora.errors import ConfigError
+from chameleon_lora.report.drawing import Draw, Drawing
+from chameleon_lora.report.markdown import markdown_text, plot_name
+from chameleon_lora.report.page import Page, page_text
+
+PAGE, TABLE, PLOTS = "index.html", "report.md", "plots"
+PAGE_ENDINGS = frozenset({".html", ".htm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the files go.
+
+    Attributes:
+        page: the page's file.
+        has_plots: plots are written as files, too, into the page's folder.
+    """
+
+    page: Path
+    has_plots: bool
+
+
+def place_of(out: Path) -> Place:
+    """A page alone for a name that ends like one; else a folder with page and plots."""
+    if out.suffix.lower() in PAGE_ENDINGS and not out.is_dir():
+        return Place(out, has_plots=False)
+    return Place(out / PAGE, has_plots=True)
+
+
+def write_report(place: Place, page: Page, draw: Draw | None, *, has_table: bool) -> None:
+    """Writes the files over former ones of theirs; other files are left alone.
+
+    Without `draw` there are no plots, and the page says how to get them.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    drawings = _drawings(page, draw) if draw else None
+    drawn = drawings if drawings and place.has_plots else {}
+    folder = place.page.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place.page.write_text(page_text(page, drawings), encoding="utf-8")
+        if has_table:
+            (folder / TABLE).write_text(markdown_text(page, drawn), encoding="utf-8")
+        if drawn:
+            (folder / PLOTS).mkdir(exist_ok=True)
+        for (key, number), drawing in drawn.items():
+            name = plot_name(key, number)
+            (folder / f"{name}.png").write_bytes(drawing.png)
+            (folder / f"{name}.svg").write_text(drawing.svg, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or place.page} cannot be written ({error.strerror}); name another --out"
+        ) from error
+
+
+def _drawings(page: Page, draw: Draw) -> dict[tuple[str, int], Drawing]:
+    return {
+        (section.key, number): draw(plot)
+        for section in page.sections
+        for number, plot in enumerate(section.plots, start=1)
+    }

@@ -1,0 +1,101 @@
+"""Runs grouped by the load they were measured at."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+from chameleon_lora.report.reading import Evidence
+from chameleon_lora.report.run import Purpose, Run
+
+DIGITS = 4  # rates of the same load may differ in their last digits
+
+
+class Scale(Enum):
+    """In what loads are given."""
+
+    CAPACITY = "load, % of the base's capacity"
+    RATE = "requests/s"
+    NONE = "no load is known"
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Attributes:
+    runs: by load, lowest first; one group where loads are not known. Never without a group, no
+        group without a run.
+    """
+
+    scale: Scale
+    runs: tuple[tuple[float, tuple[Run, ...]], ...]
+
+    @property
+    def highest(self) -> tuple[float, tuple[Run, ...]]:
+        """The highest load and its runs."""
+        return self.runs[-1]
+
+    def name(self, load: float) -> str:
+        """A load in words."""
+        match self.scale:
+            case Scale.CAPACITY:
+                return f"{load:g} % of capacity"
+            case Scale.RATE:
+                return f"{load:g} requests/s"
+            case Scale.NONE:
+                return "all runs"
+            case _:
+                assert_never(self.scale)
+
+
+def load_points(evidence: Evidence) -> Points | None:
+    """Of the runs made at a load, neither to search nor for the cliff; None if there are none."""
+    runs = [run for run in evidence.runs if run.purpose in (Purpose.RUN, Purpose.LOAD)]
+    return _points(runs)
+
+
+def search_points(evidence: Evidence) -> Points | None:
+    """Of the runs made to find the highest rate; None if there are none."""
+    runs = [run for run in evidence.runs if run.purpose is Purpose.SEARCH]
+    return _points([run for run in runs if run.rate_per_s is not None], has_rates_only=True)
+
+
+def of_arm(runs: Sequence[Run], label: str) -> tuple[Run, ...]:
+    """One arm's, by repeat."""
+    return tuple(
+        sorted(
+            (run for run in runs if run.label == label), key=lambda run: (run.repeat, run.folder)
+        )
+    )
+
+
+def _points(runs: Sequence[Run], *, has_rates_only: bool = False) -> Points | None:
+    if not runs:
+        return None
+    scale = _scale(runs, has_rates_only=has_rates_only)
+    groups: defaultdict[float, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[_load(run, scale)].append(run)
+    return Points(scale, tuple((load, tuple(groups[load])) for load in sorted(groups)))
+
+
+def _scale(runs: Sequence[Run], *, has_rates_only: bool) -> Scale:
+    if not has_rates_only and all(run.load is not None for run in runs):
+        return Scale.CAPACITY
+    return Scale.RATE if all(run.rate_per_s is not None for run in runs) else Scale.NONE
+
+
+def _load(run: Run, scale: Scale) -> float:
+    match scale:
+        case Scale.CAPACITY:
+            return _rounded(100.0 * (run.load or 0.0))
+        case Scale.RATE:
+            return _rounded(run.rate_per_s or 0.0)
+        case Scale.NONE:
+            return 0.0
+        case _:
+            assert_never(scale)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,197 @@
+"""Which runs lie in the folders named, and what is in them."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.bench.run_folder import (
+    CONFIG,
+    RECORDS,
+    SAMPLES,
+    SUMMARY,
+    read_config,
+    read_records,
+    read_samples,
+)
+from chameleon_lora.errors import BenchError, ConfigError
+from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.serving import Window
+from chameleon_lora.report.comparison import (
+    COMPARISON,
+    Comparison,
+    command_line,
+    number,
+    read_comparison,
+)
+from chameleon_lora.report.run import Purpose, Run, figures_of
+
+OURS = frozenset({"label", "purpose", "rate_per_s"})
+"""Keys that tell a run's config.json from a model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a report is made of.
+
+    Attributes:
+        arms: labels, the comparison's first and in its order.
+        skipped: a sentence for each folder or file that could not be read.
+    """
+
+    arms: tuple[str, ...]
+    runs: tuple[Run, ...]
+    comparison: Comparison | None
+    skipped: tuple[str, ...]
+
+    @property
+    def slo_s(self) -> float | None:
+        """The limit on time to first token; None if there is none, or not one for all runs."""
+        if self.comparison and self.comparison.slo_s is not None:
+            return self.comparison.slo_s
+        limits = {run.slo_s for run in self.runs}
+        return limits.pop() if len(limits) == 1 else None
+
+
+def read_evidence(paths: Sequence[Path]) -> Evidence:
+    """The runs at `paths` and below them, each once, by path; what is broken is left out and named.
+
+    Raises:
+        ConfigError: a path is no folder or holds no run, no run can be read, or there are several
+            comparisons.
+    """
+    folders: dict[Path, None] = {}
+    comparisons: dict[Path, None] = {}
+    for path in paths:
+        found = tuple(_runs_below(path))
+        if not found:
+            raise ConfigError(
+                f"{path} holds no run; name a folder that `chameleon bench`, `chameleon compare` or "
+                f"`chameleon demo` wrote (a run has {CONFIG} and {RECORDS})"
+            )
+        folders |= dict.fromkeys(found)
+        comparisons |= dict.fromkeys(sorted(path.rglob(COMPARISON)))
+    if len(comparisons) > 1:
+        raise ConfigError(
+            f"there are {len(comparisons)} comparisons: {', '.join(map(str, comparisons))}; "
+            "name one at a time"
+        )
+    return _evidence(tuple(folders), tuple(comparisons))
+
+
+def read_run(folder: Path, slo_s: float | None = None) -> Run:
+    """One run; `slo_s` is the limit on time to first token where the run itself names none.
+
+    Raises:
+        BenchError: the folder is broken or half-written; the message names file and reason.
+    """
+    config = read_config(folder)
+    if not (folder / RECORDS).exists():
+        raise BenchError(f"{folder} is half-written: it has no {RECORDS}; run it again")
+    try:
+        return _run(folder, config, slo_s)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{folder} cannot be read ({error})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BenchError(f"{folder} holds what no run holds ({error})") from error
+
+
+def _evidence(folders: Sequence[Path], comparisons: Sequence[Path]) -> Evidence:
+    runs: list[Run] = []
+    comparison: Comparison | None = None
+    skipped: list[str] = []
+    for path in comparisons:
+        try:
+            comparison = read_comparison(path)
+        except BenchError as error:
+            skipped.append(str(error))
+    for folder in folders:
+        try:
+            runs.append(read_run(folder, comparison.slo_s if comparison else None))
+        except BenchError as error:
+            skipped.append(str(error))
+    if not runs:
+        raise ConfigError("no run can be read: " + "; ".join(skipped))
+    labels = [arm.label for arm in comparison.arms] if comparison else []
+    labels += [run.label for run in runs]
+    with_runs = {run.label for run in runs}
+    arms = tuple(label for label in dict.fromkeys(labels) if label in with_runs)
+    return Evidence(arms, tuple(runs), comparison, tuple(skipped))
+
+
+def _runs_below(path: Path) -> Iterator[Path]:
+    """Folders that hold a run or the rest of one, by path."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder; name a run's folder, or one that holds some")
+    for parent, names, files in os.walk(path):
+        names.sort()
+        folder = Path(parent)
+        has_rest = bool({RECORDS, SUMMARY, SAMPLES} & set(files)) and COMPARISON not in files
+        if RECORDS in files or (CONFIG in files and (has_rest or _is_ours(folder))):
+            yield folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Is config.json, alone in its folder, a run's? One that cannot be read may be."""
+    try:
+        return bool(OURS & read_config(folder).keys())
+    except BenchError:
+        return True
+
+
+def _run(folder: Path, config: dict[str, Any], default_slo_s: float | None) -> Run:
+    sent = read_records(folder)
+    if not all(map(_is_finite, sent)):
+        raise BenchError(f"{folder / RECORDS} holds times that are no numbers; run it again")
+    window = _window(config)
+    own_slo_s = number(config.get("slo_ttft_s"))
+    slo_s = default_slo_s if own_slo_s is None else own_slo_s
+    figures = figures_of(sent, window, slo_s)
+    if figures is None:
+        raise BenchError(f"{folder / RECORDS} holds no request that counts; run it again")
+    purpose = Purpose(config.get("purpose", Purpose.RUN.value))
+    is_shown_whole = purpose in (Purpose.RUN, Purpose.LOAD)
+    return Run(
+        folder=str(folder),
+        label=str(config.get("label") or config.get("server") or folder.name),
+        purpose=purpose,
+        repeat=int(config.get("repeat") or 0),
+        load=number(config.get("load")),
+        rate_per_s=number(config.get("rate_per_s")),
+        slo_s=slo_s,
+        ranks=_ranks(config),
+        active_over_slots=_active_over_slots(config),
+        command=command_line(config.get("command")),
+        figures=figures,
+        records=window.measured(sent) if is_shown_whole else (),
+        samples=read_samples(folder) if is_shown_whole else (),
+    )
+
+
+def _window(config: dict[str, Any]) -> Window:
+    duration_s = number(config.get("duration_s"))
+    return Window(
+        warmup_s=number(config.get("warmup_s")) or 0.0,
+        duration_s=math.inf if duration_s is None else duration_s,
+    )
+
+
+def _is_finite(record: RequestRecord) -> bool:
+    """JSON may hold NaN and Infinity, which no clock shows."""
+    times_s = (record.arrival_s, record.sent_s, record.end_s, *record.token_times_s)
+    return all(map(math.isfinite, times_s)) and math.isfinite(record.first_token_s or 0.0)
+
+
+def _ranks(config: dict[str, Any]) -> dict[str, int]:
+    return {
+        str(adapter["name"]): int(adapter["rank"])
+        for adapter in config.get("adapters") or ()
+        if isinstance(adapter, dict) and adapter.get("rank") is not None
+    }
+
+
+def _active_over_slots(config: dict[str, Any]) -> float | None:
+    active, slots = number(config.get("active_adapters")), number(config.get("slots"))
+    return active / slots if active is not None and slots else None
