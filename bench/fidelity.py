@@ -111,7 +111,7 @@ def prepare() -> ServerSetup:
     cache = default_cache_dir()
     model = ensure_tiny_model(cache, LAYERS)
     setup = ServerSetup(model, ensure_adapters(model, cache, ADAPTERS))
-    return replace(setup, host_adapters=ADAPTERS, seats=16)
+    return replace(setup, seats=16)
 
 
 def workloads(setup: ServerSetup, plan: dict[str, Any]) -> list[tuple[TimedRequest, ...]]:

@@ -52,7 +52,7 @@ def main() -> None:
     model = ensure_tiny_model(cache, LAYERS)
     setup = replace(
         ServerSetup(model, ensure_adapters(model, cache, ADAPTERS)),
-        slots=SLOTS, host_adapters=ADAPTERS, seats=SEATS,
+        slots=SLOTS, seats=SEATS,
     )  # fmt: skip
     rows = []
     for pair in range(args.pairs):

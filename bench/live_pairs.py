@@ -22,7 +22,8 @@ from typing import Any
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.bench.capacity import measure_capacity
-from chameleon_lora.bench.client import Answer, CompletionRequest, stream_completion
+from chameleon_lora.bench.client import Answer, stream_completion
+from chameleon_lora.bench.completion import CompletionRequest
 from chameleon_lora.bench.demo_adapters import adapter_names, ensure_adapters
 from chameleon_lora.bench.demo_servers import (
     BASE_MODEL_NAME,
@@ -80,7 +81,7 @@ def prepare(out: Path) -> ServerSetup:
         path = (out / "cold" / f"cold-{index:03d}").absolute()
         if not path.is_dir():
             make_adapter(path, dims, 16, seed=1000 + index)
-    return replace(setup, slots=SLOTS, host_adapters=ADAPTERS, seats=SEATS, context_tokens=2048)
+    return replace(setup, slots=SLOTS, seats=SEATS, context_tokens=2048)
 
 
 def measure(

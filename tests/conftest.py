@@ -21,3 +21,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder ../shared/data beside the checkout: real traces are not at hand")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`-n 2`), tests that share a server or an engine stay on one of them."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder in ("live", "engine_vllm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -1,42 +1,20 @@
 """Sends one streaming completion and notes when each piece of the answer came."""
 
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 
 import aiohttp
+import msgspec
+
+from chameleon_lora.bench.completion import Call, CompletionRequest
+from chameleon_lora.bench.event_stream import EventStream
+from chameleon_lora.metrics.errors import Cause
 
 Clock = Callable[[], float]
 _SHOWN_CHARACTERS = 300
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """One completion of an exact number of tokens.
-
-    Attributes:
-        model: an adapter's name, or the base model's.
-        prompt: token ids, so that the prompt is as long as it says.
-        output_tokens: the server is told to ignore its stop token and to end after this many.
-    """
-
-    model: str
-    prompt: tuple[int, ...]
-    output_tokens: int
-
-    def body(self) -> dict[str, Any]:
-        """The JSON body of POST /v1/completions."""
-        return {
-            "model": self.model,
-            "prompt": list(self.prompt),
-            "max_tokens": self.output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+_DONE = b"[DONE]"
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(slots=True)
@@ -44,13 +22,16 @@ class Answer:
     """What has come so far of one answer; filled by `stream_completion`, times by its clock.
 
     Attributes:
+        token_times_s: when the bytes of each chunk with a token were read.
         usage: (prompt, output) tokens as the server counts them, None until it says.
-        error: why the request failed, None if it has not.
+        error: why the request failed, None if it has not; begins with a `Cause`.
+        id: the server's own name for it, None until it says.
     """
 
     token_times_s: list[float] = field(default_factory=list)
     usage: tuple[int, int] | None = None
     error: str | None = None
+    id: str | None = None
 
 
 async def stream_completion(
@@ -64,39 +45,181 @@ async def stream_completion(
 
     A caller that cancels keeps what had come by then.
     """
+    await stream_call(session, base_url, request.call(), answer, clock)
+
+
+async def stream_call(
+    session: aiohttp.ClientSession, base_url: str, call: Call, answer: Answer, clock: Clock
+) -> None:
+    """The same for a completion made ready before."""
+    url = f"{base_url}{call.path}"
     try:
-        async with session.post(f"{base_url}/v1/completions", json=request.body()) as response:
-            if response.status == HTTPStatus.OK:
-                await _read_stream(response, answer, clock)
+        async with session.post(
+            url, data=call.body, headers=_JSON, allow_redirects=False
+        ) as response:
+            if response.status != HTTPStatus.OK:
+                answer.error = await _refusal(response, call.model)
+            elif response.content_type in ("text/html", "application/json"):
+                answer.error = Cause.NOT_OPENAI.error(await _reply(response))
             else:
-                text = await response.text()
-                answer.error = f"HTTP {response.status}: {text[:_SHOWN_CHARACTERS]}"
-    except (aiohttp.ClientError, ConnectionError, ValueError) as error:
-        answer.error = f"{type(error).__name__}: {error}"
+                await _read_stream(response, answer, clock)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        answer.error = _failure(error)
+
+
+def _failure(error: Exception) -> str:
+    """The cause of an error of the connection."""
+    what = f"{type(error).__name__}: {error}"
+    match error:
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return Cause.REFUSED.error(str(error))
+        case aiohttp.ClientConnectorError() | aiohttp.InvalidURL():
+            return Cause.UNREACHABLE.error(what)
+        case aiohttp.ClientResponseError() | ValueError():  # what came is no HTTP, or no event
+            return Cause.NOT_OPENAI.error(what)
+        case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError() | ConnectionError():
+            return Cause.LOST.error(what)
+        case _:
+            return Cause.OTHER.error(what)
+
+
+async def _refusal(response: aiohttp.ClientResponse, model: str) -> str:
+    """The server's words after the status and the model, which it may not know."""
+    text = _shown(await response.read())
+    return f"{Cause.HTTP.value} {response.status} for {model!r}: {text}"
+
+
+async def _reply(response: aiohttp.ClientResponse) -> str:
+    """What came under 200 where a stream of events was expected."""
+    content = await response.read()
+    if response.content_type == "text/html":
+        return f"an HTML page: {_shown(content)}"
+    try:
+        chunk = _decode(content)
+    except ValueError:
+        return f"JSON that answers no completion: {_shown(content)}"
+    if chunk.choices is None:
+        return f"JSON without choices: {_shown(content)}"
+    return f"one whole reply where a stream was asked for: {_shown(content)}"
+
+
+def _shown(content: bytes) -> str:
+    return content.decode("utf8", errors="replace")[:_SHOWN_CHARACTERS].strip() or "nothing"
+
+
+class _Delta(msgspec.Struct, gc=False):
+    """What a chunk of a chat adds; models that think aloud use the other two."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """The fields of an event that a benchmark needs; the others are passed over unread."""
+
+    id: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: object = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 async def _read_stream(response: aiohttp.ClientResponse, answer: Answer, clock: Clock) -> None:
-    """Reads server-sent events until `[DONE]`; a chunk with non-empty choices is a token."""
-    async for data in _events(response):
-        if data == b"[DONE]":
-            break
+    """Reads server-sent events until `[DONE]`, and no further."""
+    reader = _StreamReader(answer)
+    events = EventStream()
+    begin = b""
+    while data := await response.content.readany():
         now_s = clock()
-        chunk = json.loads(data)
-        if "error" in chunk:
-            answer.error = f"the stream broke off: {str(chunk['error'])[:_SHOWN_CHARACTERS]}"
-            return
-        if chunk.get("choices"):
-            answer.token_times_s.append(now_s)
-        if usage := chunk.get("usage"):
-            answer.usage = (usage["prompt_tokens"], usage["completion_tokens"])
+        if len(begin) < _SHOWN_CHARACTERS:
+            begin += data
+        for payload in events.feed(data):
+            if reader.has_ended_with(payload, now_s):
+                return
+    if events.unfinished() == _DONE and reader.has_ended_with(_DONE, clock()):
+        return
+    if reader.events:
+        answer.error = Cause.BROKEN_OFF.error("it ended without [DONE]")
     else:
-        answer.error = "the stream ended without [DONE]"
-    if answer.error is None and not answer.token_times_s:
-        answer.error = "the answer held no token"
+        what = f"{response.content_type} without an event: {_shown(begin)}"
+        answer.error = Cause.NOT_OPENAI.error(what)
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The payload of each `data:` line."""
-    async for line in response.content:
-        if line.startswith(b"data:"):
-            yield line[5:].strip()
+class _StreamReader:
+    """Fills one answer, event by event.
+
+    `events` counts those read. A last chunk that only says why the answer ends may or may not hold
+    a token; its time is kept apart until the server's own count tells.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self.events = 0
+        self._answer = answer
+        self._doubtful_s: float | None = None
+
+    def has_ended_with(self, payload: bytes, now_s: float) -> bool:
+        """Was this event, which is now taken in, the last one, for good or ill?"""
+        self.events += 1
+        answer = self._answer
+        if payload == _DONE:
+            self._close()
+            return True
+        try:
+            chunk = _decode(payload)
+        except ValueError as error:
+            answer.error = Cause.NOT_OPENAI.error(f"an event of {_shown(payload)} ({error})")
+            return True
+        if chunk.error is not None:
+            answer.error = Cause.BROKEN_OFF.error(_shown(msgspec.json.encode(chunk.error)))
+            return True
+        if chunk.choices:
+            if answer.id is None:
+                answer.id = chunk.id
+            self._take(chunk.choices[0], now_s)
+        elif chunk.choices is None and chunk.usage is None:
+            answer.error = Cause.NOT_OPENAI.error(f"an event without choices: {_shown(payload)}")
+            return True
+        if (usage := chunk.usage) and usage.prompt_tokens is not None:
+            answer.usage = (usage.prompt_tokens, usage.completion_tokens or 0)
+        return False
+
+    def _take(self, choice: _Choice, now_s: float) -> None:
+        """A chunk with text is a token; so is one without, if it says nothing else.
+
+        Servers hold text back until it is whole UTF-8, or skip special tokens.
+        """
+        delta = choice.delta
+        if delta is None:
+            text, is_other = choice.text, False
+        else:
+            text = delta.content or delta.reasoning or delta.reasoning_content
+            is_other = delta.role is not None or delta.content is None
+        if text:
+            self._answer.token_times_s.append(now_s)
+        elif choice.finish_reason is not None:
+            self._doubtful_s = now_s
+        elif not is_other:
+            self._answer.token_times_s.append(now_s)
+
+    def _close(self) -> None:
+        """The answer is whole."""
+        answer, times_s = self._answer, self._answer.token_times_s
+        if self._doubtful_s is not None and answer.usage and answer.usage[1] > len(times_s):
+            times_s.append(self._doubtful_s)
+        if not times_s:
+            answer.error = Cause.NO_TOKEN.error("the answer was whole, and empty")

@@ -136,7 +136,7 @@ def _set_stage(options: DemoOptions, say: Say) -> _Stage:
         case _:
             assert_never(options.model)
     adapters_dir = ensure_adapters(model_dir, options.cache_dir, options.adapters)
-    setup = ServerSetup(model_dir, adapters_dir, host_adapters=options.adapters)
+    setup = ServerSetup(model_dir, adapters_dir)
     names = adapter_names(adapters_dir)
     return _Stage(setup, names, lengths, token_ids, say, options.out_dir)
 
@@ -177,7 +177,8 @@ def _run_arm(
             replay(target, requests, on_progress=lambda at: stage.say(_progress_line(name, at)))
         )
     summary = summarise(records)
-    write_run(folder, config | {"server": name, "command": list(spec.command)}, records, summary)
+    config = config | {"server": name, "command": list(spec.command)}
+    write_run(folder, config, records, asdict(summary))
     return ArmResult(name, folder, records, summary, read_observations(observed, skip_bytes))
 
 

@@ -1,9 +1,9 @@
 """The two servers that the demo compares: how each is started."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from chameleon_lora.bench.arms import STOCK, Served, arm_of
 from chameleon_lora.bench.demo_adapters import TARGET_MODULES, adapter_names
 
 BASE_MODEL_NAME = "base"
@@ -15,7 +15,6 @@ class ServerSetup:
 
     Attributes:
         slots: distinct adapters in one batch.
-        host_adapters: adapters that stock vLLM keeps in host memory.
         max_rank: what each slot is padded to.
         seats: requests that run at a time.
         batch_tokens: most tokens of one engine step.
@@ -25,7 +24,6 @@ class ServerSetup:
     model_dir: Path
     adapters_dir: Path
     slots: int = 4
-    host_adapters: int = 24
     max_rank: int = 16
     seats: int = 8
     batch_tokens: int = 256
@@ -34,24 +32,32 @@ class ServerSetup:
 
 def stock_command(setup: ServerSetup, port: int) -> list[str]:
     """vLLM's own server with every adapter registered by name."""
-    modules = [f"{name}={setup.adapters_dir / name}" for name in adapter_names(setup.adapters_dir)]
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(setup.model_dir)),
-        "--enable-lora",
-        *("--max-cpu-loras", str(setup.host_adapters)),
-        *_engine_flags(setup, port),
-        *("--lora-modules", *modules),
-    ]
+    return arm_of(STOCK, served(setup)).on(port)
 
 
 def chameleon_command(setup: ServerSetup, port: int) -> list[str]:
     """The same server with Chameleon in it, which finds the adapters by their folder."""
-    return [
-        *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", str(setup.model_dir)),
-        *("--adapters", str(setup.adapters_dir)),
-        *_engine_flags(setup, port),
-    ]
+    return arm_of("chameleon", served(setup)).on(port)
+
+
+def served(setup: ServerSetup) -> Served:
+    """What both serve, and the flags that both get alike.
+
+    float32: bfloat16 is slow on CPUs without AMX. Eager: compiling takes longer than the demo.
+    Target modules: otherwise vLLM pays for LoRA in layers that no adapter changes.
+    """
+    flags = (
+        *("--served-model-name", BASE_MODEL_NAME),
+        *("--max-loras", str(setup.slots), "--max-lora-rank", str(setup.max_rank)),
+        *("--lora-target-modules", *TARGET_MODULES),
+        *("--max-num-seqs", str(setup.seats)),
+        *("--max-num-batched-tokens", str(setup.batch_tokens)),
+        *("--max-model-len", str(setup.context_tokens)),
+        *("--dtype", "float32", "--enforce-eager"),
+        *("--uvicorn-log-level", "warning"),
+    )
+    names = adapter_names(setup.adapters_dir)
+    return Served(str(setup.model_dir), setup.adapters_dir, names, flags)
 
 
 def server_environment(observations: Path) -> dict[str, str]:
@@ -63,22 +69,3 @@ def server_environment(observations: Path) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "CHAMELEON_OBSERVE": str(observations),
     }
-
-
-def _engine_flags(setup: ServerSetup, port: int) -> tuple[str, ...]:
-    """Flags that both servers get alike.
-
-    float32: bfloat16 is slow on CPUs without AMX. Eager: compiling takes longer than the demo.
-    Target modules: otherwise vLLM pays for LoRA in layers that no adapter changes.
-    """
-    return (
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--served-model-name", BASE_MODEL_NAME),
-        *("--max-loras", str(setup.slots), "--max-lora-rank", str(setup.max_rank)),
-        *("--lora-target-modules", *TARGET_MODULES),
-        *("--max-num-seqs", str(setup.seats)),
-        *("--max-num-batched-tokens", str(setup.batch_tokens)),
-        *("--max-model-len", str(setup.context_tokens)),
-        *("--dtype", "float32", "--enforce-eager"),
-        *("--uvicorn-log-level", "warning"),
-    )

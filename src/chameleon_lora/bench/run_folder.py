@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, records.jsonl, summary.json."""
+"""A run is a folder: config.json, records.jsonl, summary.json, and samples.jsonl if the server told."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,41 @@ from typing import Any
 
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.record import RequestRecord
-from chameleon_lora.metrics.summary import RunSummary
+from chameleon_lora.metrics.sample import LaneSample, Sample
 
-CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
+CONFIG, RECORDS, SUMMARY, SAMPLES = "config.json", "records.jsonl", "summary.json", "samples.jsonl"
 
 
 def write_run(
     folder: Path,
     config: Mapping[str, Any],
     records: Sequence[RequestRecord],
-    summary: RunSummary,
+    summary: Mapping[str, Any],
+    samples: Sequence[Sample] = (),
 ) -> None:
-    """Makes `folder` and its three files; `config` holds what is needed to run it again."""
+    """Makes `folder` and its files; `config` holds what is needed to run it again."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
-    lines = "".join(json.dumps(_rounded(asdict(record))) + "\n" for record in records)
-    (folder / RECORDS).write_text(lines, encoding="utf8")
-    (folder / SUMMARY).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf8")
+    _write_lines(folder / RECORDS, records)
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf8")
+    if samples:
+        _write_lines(folder / SAMPLES, samples)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says of a run.
+
+    Raises:
+        BenchError: there is none, or it is no JSON object; the message names the file.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} cannot be read ({error}); a run's folder has one") from error
+    if not isinstance(config, dict):
+        raise BenchError(f"{path} holds no JSON object; run the benchmark again")
+    return config
 
 
 def read_records(folder: Path) -> tuple[RequestRecord, ...]:
@@ -36,6 +54,21 @@ def read_records(folder: Path) -> tuple[RequestRecord, ...]:
     path = folder / RECORDS
     return tuple(
         _record(line, f"{path}:{number}")
+        for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1)
+    )
+
+
+def read_samples(folder: Path) -> tuple[Sample, ...]:
+    """What the server said of itself during a run, by time; empty if it told nothing.
+
+    Raises:
+        BenchError: a line is not a sample; the message names file and line.
+    """
+    path = folder / SAMPLES
+    if not path.exists():
+        return ()
+    return tuple(
+        _sample(line, f"{path}:{number}")
         for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1)
     )
 
@@ -62,6 +95,20 @@ def _record(line: str, place: str) -> RequestRecord:
         raise BenchError(
             f"{place} is not a request record ({error}); run the benchmark again"
         ) from error
+
+
+def _sample(line: str, place: str) -> Sample:
+    try:
+        fields = json.loads(line)
+        fields["lanes"] = tuple(LaneSample(**lane) for lane in fields["lanes"])
+        return Sample(**fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{place} is not a sample ({error}); run the benchmark again") from error
+
+
+def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
+    text = "".join(json.dumps(_rounded(asdict(row))) + "\n" for row in rows)
+    path.write_text(text, encoding="utf8")
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:

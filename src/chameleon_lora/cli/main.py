@@ -5,7 +5,18 @@ import sys
 from collections.abc import Sequence
 
 from chameleon_lora import __version__
-from chameleon_lora.cli import adapters, calibrate, demo, plan, reproduce, serve, workload
+from chameleon_lora.cli import (
+    adapters,
+    bench,
+    calibrate,
+    compare,
+    demo,
+    plan,
+    report,
+    reproduce,
+    serve,
+    workload,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, adapters, demo, calibrate, workload, plan, reproduce):
+    for command in (
+        serve,
+        adapters,
+        demo,
+        bench,
+        compare,
+        calibrate,
+        workload,
+        plan,
+        reproduce,
+        report,
+    ):
         command.add_parser(subparsers)
     args, rest = parser.parse_known_args(argv)
     if rest and not getattr(args, "takes_rest", False):

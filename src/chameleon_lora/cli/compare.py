@@ -1,0 +1,232 @@
+"""`chameleon compare`: the same requests on two or more servers, and what one setting changes."""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from chameleon_lora.bench.arms import (
+    FLAGS,
+    STOCK,
+    Arm,
+    Served,
+    arm_of,
+    check_one_difference,
+    differences,
+)
+from chameleon_lora.bench.comparison import SLO_FACTOR, Comparison, Plan, Result
+from chameleon_lora.bench.discovery import adapters_below
+from chameleon_lora.bench.points import Course, Sent
+from chameleon_lora.bench.run_folder import new_folder
+from chameleon_lora.cli.compare_table import comparison_table
+from chameleon_lora.cli.option_types import count, not_negative, positive
+from chameleon_lora.cli.traffic import add_traffic_options, traffic_of
+from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.workload.named_adapters import name_of
+
+DEFAULT_ARMS = (STOCK, "chameleon")
+SPECIAL_IDS = 3  # beginning, end and padding of most vocabularies
+DEFAULT_VOCABULARY = 32_000
+VLLM_SEATS, VLLM_SLOTS = 256, 1  # what vLLM takes without --max-num-seqs and --max-loras
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `compare`; `args.rest` is filled with vLLM's flags."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="start servers in turn, send each the same requests, give ratios with intervals",
+        usage="chameleon compare MODEL --adapters DIR [--arms ARM ...] [--load SHARE ...] [options] "
+        "[any vLLM flag]",
+        epilog="vLLM's flags are given to every arm alike; put the first of them last, such as "
+        "--max-loras 4. docs/comparing.md explains the figures.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="as for vllm serve")
+    parser.add_argument(
+        "--adapters", type=Path, required=True, metavar="DIR", help="all arms' adapters"
+    )
+    _add_arms(parser.add_argument_group("arms"))
+    _add_runs(parser.add_argument_group("runs"))
+    add_traffic_options(parser)
+    parser.set_defaults(run=compare_command, takes_rest=True)
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """Run the comparison; 0 done, 1 a request or a server failed, 2 asked for wrongly."""
+    try:
+        plan = plan_of(args)
+    except ChameleonError as error:
+        _say(f"chameleon compare: {error}")
+        return 2
+    for arm in plan.arms[1:]:
+        _say(f"{arm.label} differs from {plan.arms[0].label}: {_differs(plan.arms[0], arm)}")
+    try:
+        result = Comparison(plan, time.monotonic, _say).run()  # noqa: TID251
+    except ChameleonError as error:
+        _say(f"chameleon compare: {error}")
+        return 1
+    print(comparison_table([arm.label for arm in plan.arms], result))
+    print(
+        f"\n{result.stopped}; files: {plan.folder}; a page of them: chameleon report {plan.folder}"
+    )
+    return _exit_code(result)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What the arguments ask for; makes the folder.
+
+    Raises:
+        ChameleonError: they contradict each other, or name what is not there.
+    """
+    adapters = adapters_below(args.adapters)
+    rest = tuple(args.rest)
+    served = Served(args.model, args.adapters.resolve(), tuple(map(name_of, adapters)), rest)
+    arms = _arms(args, served)
+    traffic = traffic_of(args)
+    if args.warmup >= args.duration:
+        raise ConfigError(
+            f"--warmup {args.warmup:g} leaves nothing of --duration {args.duration:g}: give less"
+        )
+    slots = _number(rest, "--max-loras", VLLM_SLOTS)
+    sent = Sent(
+        traffic.requests, adapters, _token_ids(args), args.duration, args.warmup, args.seed,
+        traffic.described(),
+    )  # fmt: skip
+    return Plan(
+        arms=arms,
+        course=Course(len(adapters), slots, tuple(args.load), tuple(args.cliff), args.cliff_load),
+        sent=sent,
+        folder=args.out or new_folder(Path("runs"), "compare"),
+        seats=_number(rest, "--max-num-seqs", VLLM_SEATS),
+        capacity_per_s=args.capacity,
+        slo_s=args.slo_ttft,
+        searches=args.throughput_at_slo,
+        repeats=args.repeats,
+        width=args.width,
+        budget_s=args.budget,
+        command=shlex.join(["chameleon", *sys.argv[1:]]),
+    )
+
+
+def _arms(args: argparse.Namespace, served: Served) -> tuple[Arm, ...]:
+    named = [word for words in args.arms for word in words.split(",") if word]
+    arms = tuple(
+        arm_of(text, served) for text in (*(named or ([] if args.arm else DEFAULT_ARMS)), *args.arm)
+    )
+    labels = [arm.label for arm in arms]
+    if len(arms) < 2 or len(set(labels)) < len(labels):
+        raise ConfigError(
+            f"the arms {', '.join(labels)} are no comparison: give two or more, each with a label of "
+            "its own"
+        )
+    if args.out is not None and args.out.exists():
+        raise ConfigError(f"{args.out} exists already and is not overwritten; name another folder")
+    if not args.allow_differences:
+        check_one_difference(arms[0], arms[1:])
+    return arms
+
+
+def _token_ids(args: argparse.Namespace) -> tuple[int, int]:
+    """Half-open range of prompt ids, inside the model's vocabulary where its size can be read."""
+    try:
+        fields = json.loads((Path(args.model) / "config.json").read_text(encoding="utf-8"))
+        size = int(fields["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        size = DEFAULT_VOCABULARY
+    return SPECIAL_IDS, max(SPECIAL_IDS + 1, size)
+
+
+def _number(rest: Sequence[str], flag: str, otherwise: int) -> int:
+    """The value of one of vLLM's flags."""
+    for place, word in enumerate(rest):
+        name, separator, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            text = value if separator else (*rest, "")[place + 1]
+            if text.isdecimal() and int(text) > 0:
+                return int(text)
+            raise ConfigError(f"{flag} is {text!r}; give a whole number of 1 or more")
+    return otherwise
+
+
+def _differs(base: Arm, arm: Arm) -> str:
+    return "; ".join(differences(base, arm)) or "in nothing"
+
+
+def _exit_code(result: Result) -> int:
+    for trouble in result.troubles:
+        _say(f"chameleon compare: {trouble}")
+    if result.failed:
+        _say(
+            f"chameleon compare: {result.failed} requests failed; each run's summary.json says why"
+        )
+    return 1 if result.failed or result.troubles else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _add_arms(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--arms", nargs="+", default=[], metavar="ARM",
+        help=f"the first is the base; of {', '.join((STOCK, *FLAGS))} (default: "
+        f"{' '.join(DEFAULT_ARMS)})",
+    )  # fmt: skip
+    group.add_argument(
+        "--arm", action="append", default=[], metavar="LABEL=COMMAND",
+        help="one more: a command line with {port}, also {model} and {adapters}; or a built-in arm "
+        "with more flags, as 'big=chameleon --set cache.host_bytes=8000000000'",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-differences", action="store_true",
+        help="compare arms that differ from the base in more settings than one",
+    )  # fmt: skip
+
+
+def _add_runs(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--load", type=positive, nargs="*", default=[0.7, 0.9, 1.05], metavar="SHARE",
+        help="loads, as shares of the base's capacity (default: 0.7 0.9 1.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--capacity", type=positive, metavar="R",
+        help="requests/s that count as the base's capacity (default: measured)",
+    )  # fmt: skip
+    group.add_argument(
+        "--throughput-at-slo", action="store_true",
+        help="search for the highest load whose P99 time to first token meets the objective",
+    )  # fmt: skip
+    group.add_argument(
+        "--slo-ttft", type=positive, metavar="S",
+        help=f"the objective in seconds (default: {SLO_FACTOR:g} times the base's unloaded mean)",
+    )  # fmt: skip
+    group.add_argument(
+        "--cliff", type=positive, nargs="*", default=[], metavar="RATIO",
+        help="also runs with RATIO adapters for each slot, as 0.5 1 2 4 8",
+    )  # fmt: skip
+    group.add_argument(
+        "--cliff-load", type=positive, default=0.7, metavar="SHARE", help="of those (default: 0.7)"
+    )
+    group.add_argument(
+        "--duration", type=positive, default=30.0, metavar="S", help="of each run (default: 30)"
+    )
+    group.add_argument(
+        "--warmup", type=not_negative, default=5.0, metavar="S",
+        help="of each run, not counted (default: 5)",
+    )  # fmt: skip
+    group.add_argument(
+        "--repeats", type=count, default=3, metavar="N", help="at most, of every arm (default: 3)"
+    )
+    group.add_argument(
+        "--width", type=positive, default=0.1, metavar="X",
+        help="stop once all intervals of P99 time to first token are so narrow, in parts of their "
+        "ratio (default: 0.1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--budget", type=positive, default=3600.0, metavar="S",
+        help="begin no repeat that would end later (default: 3600)",
+    )  # fmt: skip
+    group.add_argument("--out", type=Path, metavar="DIR", help="default: runs/compare-N")

@@ -1,0 +1,91 @@
+"""A comparison as Markdown tables."""
+
+from collections.abc import Sequence
+
+from chameleon_lora.bench.comparison import Result
+from chameleon_lora.bench.ratios import FIGURES, Ratio, Sustained
+
+MISSING = "-"
+SECONDS = ("ttft_p50", "ttft_p99", "itl_p99")
+
+
+def comparison_table(labels: Sequence[str], result: Result) -> str:
+    """One table a point of load, one of throughput at the objective, one of the cliff."""
+    base = labels[0]
+    points = sorted({ratio.point for ratio in result.ratios})
+    parts = [
+        f"Capacity of {base}: {result.capacity_per_s:.2f} requests/s; objective: "
+        f"{result.slo_s * 1e3:.0f} ms to the first token.",
+        *(_load_table(base, point, result.ratios) for point in points),
+    ]
+    if result.sustained:
+        parts.append(_sustained_table(result.sustained))
+    if result.cliff:
+        parts.append(_cliff_table(labels, result.cliff))
+    return "\n\n".join(parts)
+
+
+def _load_table(base: str, point: float, ratios: Sequence[Ratio]) -> str:
+    here = [ratio for ratio in ratios if ratio.point == point]
+    labels = list(dict.fromkeys(ratio.label for ratio in here))
+    lines = [
+        f"At {point:.0%} of the capacity",
+        "",
+        _row("figure", base, *labels),
+        _row("---", *("---:" for _ in (base, *labels))),
+    ]
+    for figure in FIGURES:
+        found = {ratio.label: ratio for ratio in here if ratio.figure == figure.name}
+        if found:
+            first = next(iter(found.values()))
+            cells = [_value(figure.name, first.base)]
+            cells += [_compared(found.get(label)) for label in labels]
+            lines.append(_row(figure.text, *cells))
+    return "\n".join(lines)
+
+
+def _sustained_table(rows: Sequence[Sustained]) -> str:
+    lines = [
+        "The highest load that meets the objective",
+        "",
+        _row("arm", "requests/s", "ratio", "pairs"),
+        _row("---", "---:", "---:", "---:"),
+    ]
+    for row in rows:
+        ratio = MISSING
+        if row.ratio is not None and row.low is not None and row.high is not None:
+            ratio = f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        lines.append(_row(row.label, f"{row.rate_per_s:.2f}", ratio, str(row.pairs or MISSING)))
+    return "\n".join(lines)
+
+
+def _cliff_table(labels: Sequence[str], cliff: Sequence[tuple[str, float, float]]) -> str:
+    values = sorted({value for _, value, _ in cliff})
+    p50s_s = {(label, value): p50_s for label, value, p50_s in cliff}
+    lines = [
+        "P50 time to first token by adapters for each slot",
+        "",
+        _row("arm", *(f"{value:g}" for value in values), "last over first"),
+        _row("---", *("---:" for _ in (*values, ""))),
+    ]
+    for label in labels:
+        mine = [p50s_s[label, value] for value in values if (label, value) in p50s_s]
+        if mine:
+            cells = [f"{p50_s * 1e3:.0f} ms" for p50_s in mine]
+            lines.append(_row(label, *cells, f"{mine[-1] / mine[0]:.2f}"))
+    return "\n".join(lines)
+
+
+def _compared(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return MISSING
+    value = _value(ratio.figure, ratio.value)
+    return f"{value}, {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _value(figure: str, value: float) -> str:
+    return f"{value * 1e3:,.0f} ms" if figure in SECONDS else f"{value:,.2f}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
