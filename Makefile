@@ -19,9 +19,9 @@ check: setup
 fast: setup
 	$(bin)/pytest -m "not slow and not vllm"
 
-# Everything, the live tests on a real vLLM included; coverage goes to build/coverage.
+# Everything, the live tests on a real vLLM included, on two processes; coverage goes to build/coverage.
 test: check
-	$(bin)/pytest --cov --cov-report=
+	$(bin)/pytest -n 2 --cov --cov-report=
 
 # A small real model, a few hundred adapters, and what Chameleon does with them.
 demo: setup

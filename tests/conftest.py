@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,10 +25,15 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class SharedOnes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """With several processes (`-n 2`), tests that share a server or an engine stay on one of them."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder in ("live", "engine_vllm") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.rpartition("/")[0]
+        return folder if folder in ("tests/live", "tests/engine_vllm") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedOnes:
+    """xdist's own groups (`--dist loadgroup`) do not reach its scheduler with pytest 9.2."""
+    return SharedOnes(config, log)

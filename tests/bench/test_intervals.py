@@ -52,15 +52,15 @@ def test_requests_that_failed_on_either_server_are_left_out() -> None:
 
 
 def test_the_interval_holds_the_true_ratio_in_most_repetitions() -> None:
-    """Of exponential times, one 1.5 times the other, medians: at least 80 of 100 intervals do."""
+    """Of exponential times, one 1.5 times the other, medians: at least 24 of 30 intervals do."""
     rng = random.Random(1)
     held = 0
-    for seed in range(100):
+    for seed in range(30):
         base = [rng.expovariate(1.0) for _ in range(200)]
         other = [1.5 * rng.expovariate(1.0) for _ in range(200)]
         found = sure(percentile_ratio([pair(base, other)], 50.0, seed))
         held += found.low <= 1.5 <= found.high
-    assert held >= 80
+    assert held >= 24
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
