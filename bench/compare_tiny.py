@@ -38,7 +38,6 @@ def run(options: list[str]) -> int:
         ServerSetup(model, adapters, slots=SLOTS, seats=SEATS, context_tokens=CONTEXT_TOKENS)
     ).flags
     arguments = ["compare", str(model), "--adapters", str(adapters), *TRAFFIC, *options, *flags]
-    sys.argv = ["chameleon", *arguments]
     return main(arguments)
 
 

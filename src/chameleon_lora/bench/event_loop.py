@@ -15,9 +15,6 @@ Result = TypeVar("Result")
 
 
 def run_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` returns; on uvloop where that is installed, which takes a third less CPU a token.
-
-    `bench/load_generator.py` measures it.
-    """
+    """What `work` returns; on uvloop where that is installed (`bench/load_generator.py` compares)."""
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(work)

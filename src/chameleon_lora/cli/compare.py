@@ -107,8 +107,14 @@ def plan_of(args: argparse.Namespace) -> Plan:
         repeats=args.repeats,
         width=args.width,
         budget_s=args.budget,
-        command=shlex.join(["chameleon", *sys.argv[1:]]),
+        command=_command(),
     )
+
+
+def _command() -> str:
+    """What was typed: the program by its name, or a script that calls it."""
+    script = Path(sys.argv[0])
+    return shlex.join([str(script) if script.suffix == ".py" else script.name, *sys.argv[1:]])
 
 
 def _arms(args: argparse.Namespace, served: Served) -> tuple[Arm, ...]:
