@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/compare_tiny.py --out runs/tiny [any option of chameleon compare]
 
-It makes the model (random, 16 layers) and 32 adapters of ranks 4, 8, 16 once, gives every server 4
+It makes the model (random, 6 layers) and 32 adapters of ranks 4, 8, 16 once, gives every server 4
 slots of rank 16, 32 seats and 1 GiB of KV cache, and leaves one core to the API server and the client.
 """
 
@@ -14,7 +14,7 @@ from chameleon_lora.bench.demo_servers import ServerSetup, served
 from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
 from chameleon_lora.cli.main import main
 
-ADAPTERS, SLOTS, SEATS, LAYERS = 32, 4, 32, 16
+ADAPTERS, SLOTS, SEATS, LAYERS = 32, 4, 32, 6
 CONTEXT_TOKENS = 2048
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

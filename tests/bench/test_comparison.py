@@ -150,7 +150,16 @@ def test_capacity_and_objective_are_measured_on_the_base(tmp_path: Path) -> None
     result, said = run(asked)
     assert result.capacity_per_s > 10.0
     assert 0.0 < result.slo_s < 1.0
-    assert any(line.startswith("slow completes") for line in said)
+    assert any(line.startswith("slow's capacity is") for line in said)
+
+
+def test_capacity_can_be_the_load_that_meets_the_objective(tmp_path: Path) -> None:
+    """A server without a limit meets it up to where the search ends: 3 times what it completes."""
+    course = Course(3, 2, (0.01,))
+    asked = plan(tmp_path, capacity_per_s=None, is_capacity_at_slo=True, repeats=1, course=course)
+    result, said = run(replace(asked, arms=(arm("slow", 2000),), slo_s=5.0))
+    (most,) = (line for line in said if line.startswith("slow completes"))
+    assert result.capacity_per_s >= 0.7 * float(most.split()[2])
 
 
 def test_the_cliff_asks_for_more_and_more_adapters(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from chameleon_lora.metrics.summary import percentile
 
 SLO_FACTOR = 5.0
 """The objective over the mean unloaded time to first token (the paper's section 5)."""
-SEARCH_TOLERANCE = 0.06
+SEARCH_TOLERANCE = 0.1
 FARTHEST = 3.0
 COMPARISON = "comparison.json"
 
@@ -31,6 +31,8 @@ class Plan:
     Attributes:
         arms: the first is the base, which every other one is set against.
         capacity_per_s: of the base; None to measure it.
+        is_capacity_at_slo: measured capacity is the highest load that meets the objective, the paper's
+            sense; else what the base completes with as much work as it can take.
         slo_s: most that P99 time to first token may be; None for SLO_FACTOR times the unloaded mean.
         searches: also look for the highest load that meets the objective.
         repeats: how often each arm is run at most.
@@ -46,6 +48,7 @@ class Plan:
     folder: Path
     seats: int
     capacity_per_s: float | None = None
+    is_capacity_at_slo: bool = False
     slo_s: float | None = None
     searches: bool = False
     repeats: int = 3
@@ -147,13 +150,27 @@ class Comparison:
             self._say(self._troubles[-1])
 
     def _calibrate(self, running: Running) -> None:
-        """Capacity and objective, where they were not given."""
-        if not self._capacity_per_s:
-            self._capacity_per_s = running.capacity_per_s(self._plan.seats)
+        """Capacity and objective, where they were not given.
+
+        Raises:
+            BenchError: capacity is to be that at the objective, and no load meets it.
+        """
+        label, plan = running.arm.label, self._plan
+        is_given = self._capacity_per_s > 0.0
+        if not is_given:
+            self._capacity_per_s = running.capacity_per_s(plan.seats)
         if not self._slo_s:
             self._slo_s = SLO_FACTOR * running.unloaded_ttft_s(self._capacity_per_s)
+        if plan.is_capacity_at_slo and not is_given:
+            self._say(f"{label} completes {self._capacity_per_s:.2f} requests/s at most")
+            self._capacity_per_s = self._search(running, [])
+        if not self._capacity_per_s:
+            raise BenchError(
+                f"{label} meets {self._slo_s * 1e3:.0f} ms to the first token at no load: give a "
+                "longer --slo-ttft, or --capacity"
+            )
         self._say(
-            f"{running.arm.label} completes {self._capacity_per_s:.2f} requests/s; the objective is "
+            f"{label}'s capacity is {self._capacity_per_s:.2f} requests/s; the objective is "
             f"{self._slo_s * 1e3:.0f} ms"
         )
 

@@ -27,6 +27,7 @@ from chameleon_lora.cli.traffic import add_traffic_options, traffic_of
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.workload.named_adapters import name_of
 
+AT_SLO = "slo"
 DEFAULT_ARMS = (STOCK, "chameleon")
 SPECIAL_IDS = 3  # beginning, end and padding of most vocabularies
 DEFAULT_VOCABULARY = 32_000
@@ -101,7 +102,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
         sent=sent,
         folder=args.out or new_folder(Path("runs"), "compare"),
         seats=_number(rest, "--max-num-seqs", VLLM_SEATS),
-        capacity_per_s=args.capacity,
+        capacity_per_s=None if args.capacity == AT_SLO else args.capacity,
+        is_capacity_at_slo=args.capacity == AT_SLO,
         slo_s=args.slo_ttft,
         searches=args.throughput_at_slo,
         repeats=args.repeats,
@@ -171,6 +173,10 @@ def _exit_code(result: Result) -> int:
     return 1 if result.failed or result.troubles else 0
 
 
+def _capacity(text: str) -> float | str:
+    return text if text == AT_SLO else positive(text)
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -198,8 +204,9 @@ def _add_runs(group: "argparse._ArgumentGroup") -> None:
         help="loads, as shares of the base's capacity (default: 0.7 0.9 1.05)",
     )  # fmt: skip
     group.add_argument(
-        "--capacity", type=positive, metavar="R",
-        help="requests/s that count as the base's capacity (default: measured)",
+        "--capacity", type=_capacity, default=None, metavar="R|slo",
+        help="requests/s that count as the base's capacity; slo: the highest load at which it meets "
+        "the objective (default: what it completes with as much work as it can take)",
     )  # fmt: skip
     group.add_argument(
         "--throughput-at-slo", action="store_true",
