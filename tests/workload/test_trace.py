@@ -144,7 +144,7 @@ def test_two_results_in_a_file_are_refused(tmp_path: Path) -> None:
         read_trace(written(tmp_path, RESULT, RESULT))
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", b"\n \n", gzip.compress(b"", mtime=0)])
 def test_a_file_without_requests_is_refused(tmp_path: Path, content: bytes) -> None:
     """The message says which forms there are."""
     (tmp_path / "empty").write_bytes(content)
