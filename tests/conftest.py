@@ -9,6 +9,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
+LIVE = "tests/live"
 
 # ci tries more and always the same examples; dev tries fresh ones each time.
 settings.register_profile("ci", max_examples=300, derandomize=True, deadline=None)
@@ -26,12 +27,20 @@ def shared_data() -> Path:
 
 
 class SharedOnes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """With several processes (`-n 2`), tests that share a server or an engine stay on one of them."""
+    """With several processes (`-n 2`), tests that share a server or an engine stay on one of them.
+
+    The live servers take longest, so they come first.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         folder = file.rpartition("/")[0]
-        return folder if folder in ("tests/live", "tests/engine_vllm") else file
+        return folder if folder in (LIVE, "tests/engine_vllm") else file
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if LIVE in self.workqueue:
+            self.workqueue.move_to_end(LIVE, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedOnes:
