@@ -203,6 +203,26 @@ def test_an_arm_that_does_not_start_is_told_and_the_others_go_on(tmp_path: Path)
     assert (tmp_path / "slow" / "0-load-1" / "summary.json").exists()
 
 
+def with_a_deadly_one(
+    rate_per_s: float, duration_s: float, adapters: Any, seed: int
+) -> tuple[TimedRequest, ...]:
+    """The third request names what kills a server that knows it."""
+    requests = evenly(rate_per_s, duration_s, adapters, seed)
+    return tuple(replace(r, adapter="deadly") if r.index == 2 else r for r in requests)
+
+
+def test_a_server_that_dies_in_a_run_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    """Its run's folder is written and names the cause; no further run of it is begun."""
+    arms = (arm("slow", 200, "--adapters", "a,b,c"), arm("mortal", 400))
+    asked = plan(tmp_path, arms=arms, repeats=1)
+    result, said = run(replace(asked, sent=replace(asked.sent, requests_of=with_a_deadly_one)))
+    assert "mortal, repeat 1: the server was gone after load-0.5" in result.troubles[0]
+    assert not any("mortal, repeat 1: load-1" in line for line in said)
+    summary = json.loads((tmp_path / "mortal" / "0-load-0.5" / "summary.json").read_text("utf8"))
+    assert {"connection lost", "connection refused"} & set(summary["errors"])
+    assert (tmp_path / "slow" / "0-load-1" / "summary.json").exists()
+
+
 def test_a_base_that_does_not_start_ends_the_comparison(tmp_path: Path) -> None:
     """There is nothing to compare with."""
     broken = Arm("broken", (sys.executable, "-c", "raise SystemExit(3)"), {})

@@ -39,7 +39,7 @@ def test_twice_as_long_for_every_request_is_a_ratio_of_two_beyond_doubt() -> Non
     times = [1.0 + i % 7 for i in range(50)]
     found = sure(percentile_ratio([pair(times, [2 * t for t in times])], 99.0))
     assert 1 == found.pairs
-    assert [2.0, 0.0] == pytest.approx([found.ratio, found.width])
+    assert [2.0, 2.0, 2.0] == pytest.approx([found.low, found.ratio, found.high])
 
 
 def test_requests_that_failed_on_either_server_are_left_out() -> None:

@@ -1,6 +1,6 @@
 """One server of a comparison, from its start to its end, and what it showed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from chameleon_lora.bench.arms import Arm
 from chameleon_lora.bench.capacity import measure_capacity
 from chameleon_lora.bench.discovery import ask_server
 from chameleon_lora.bench.event_loop import run_loop
+from chameleon_lora.bench.measuring import is_gone
 from chameleon_lora.bench.points import Point, Purpose, Sent
 from chameleon_lora.bench.replay import Target, replay
 from chameleon_lora.bench.run_folder import write_run
@@ -17,7 +18,7 @@ from chameleon_lora.metrics.errors import by_cause
 from chameleon_lora.metrics.objectives import Objective
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.serving import Window, serving_result
-from chameleon_lora.metrics.summary import percentile, summarise
+from chameleon_lora.metrics.summary import Spread, spread, summarise
 from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
 from chameleon_lora.workload.requests import TimedRequest
 
@@ -29,12 +30,27 @@ PROBE_REQUESTS_A_SEAT = 8
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One run: what was asked for, and what came."""
+    """One run: what was asked for, and what came.
+
+    Attributes:
+        records: those that count.
+        output_tokens_per_s: as summary.json has it (`metrics.serving`).
+    """
 
     point: Point
     records: tuple[RequestRecord, ...]
-    p99_ttft_s: float | None
-    failed: int
+    output_tokens_per_s: float
+
+    @property
+    def ttft(self) -> Spread | None:
+        """Times to first token of the completed requests; None if there are none."""
+        completed = (record for record in self.records if record.is_completed)
+        return spread([r.ttft_s for r in completed if r.ttft_s is not None])
+
+    @property
+    def failed(self) -> int:
+        """Requests that got no whole answer."""
+        return sum(not record.is_completed for record in self.records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,11 @@ class Running:
         return ttft.mean_s
 
     def show(self, point: Point, slo_s: float) -> Shown:
-        """Sends the point's requests and writes the run's folder."""
+        """Sends the point's requests and writes the run's folder.
+
+        Raises:
+            BenchError: the server is gone; the folder is written all the same.
+        """
         requests = self.sent.requests(point, self.repeat)
         self.say(
             f"{self.arm.label}, repeat {self.repeat + 1}: {point.name}, {len(requests)} requests at "
@@ -104,7 +124,15 @@ class Running:
         folder = self.folder / self.arm.label / f"{self.repeat}-{point.name}"
         summary = serving_result(run.records, window)
         write_run(folder, self._config(point, slo_s), run.records, summary, run.samples)
-        return _shown(point, window.measured(run.records))
+        if summary["lateness"] and summary["lateness"]["has_fallen_behind"]:
+            self.say(f"{self.arm.label}, {point.name}: this client fell behind; see {folder}")
+        shown = Shown(point, window.measured(run.records), summary["output_throughput"])
+        if shown.failed and is_gone(self._target):
+            raise BenchError(
+                f"the server was gone after {point.name}: {shown.failed} of {len(shown.records)} "
+                f"requests failed, as {folder} tells"
+            )
+        return shown
 
     @property
     def _target(self) -> Target:
@@ -139,22 +167,13 @@ def base_model_of(url: str) -> str:
 
 def meets(shown: Shown, slo_s: float) -> bool:
     """Did every request succeed, and 99 % of them in time?"""
-    return not shown.failed and shown.p99_ttft_s is not None and shown.p99_ttft_s <= slo_s
+    ttft = shown.ttft
+    return not shown.failed and ttft is not None and ttft.p99_s <= slo_s
 
 
 def is_of(shown: Shown, purpose: Purpose) -> bool:
     """Was this run made for that?"""
     return shown.point.purpose is purpose
-
-
-def _shown(point: Point, measured: Sequence[RequestRecord]) -> Shown:
-    ttfts_s = [r.ttft_s for r in measured if r.is_completed and r.ttft_s is not None]
-    return Shown(
-        point=point,
-        records=tuple(measured),
-        p99_ttft_s=percentile(ttfts_s, 99.0) if ttfts_s else None,
-        failed=sum(not record.is_completed for record in measured),
-    )
 
 
 def _card(adapter: NamedAdapter | str) -> dict[str, object]:

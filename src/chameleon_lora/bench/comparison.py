@@ -15,7 +15,6 @@ from chameleon_lora.bench.ratios import FIGURES, Ratio, Sustained, is_tight, loa
 from chameleon_lora.bench.server import ServerSpec, free_port, running_server
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
-from chameleon_lora.metrics.summary import percentile
 
 SLO_FACTOR = 5.0
 """The objective over the mean unloaded time to first token (the paper's section 5)."""
@@ -233,9 +232,8 @@ class Comparison:
         for label in labels:
             p50s: defaultdict[float, list[float]] = defaultdict(list)
             for run in (run for runs in self._shown[label].values() for run in runs):
-                ttfts = [r.ttft_s for r in run.records if r.is_completed and r.ttft_s is not None]
-                if is_of(run, Purpose.CLIFF) and ttfts:
-                    p50s[run.point.value].append(percentile(ttfts, 50.0))
+                if is_of(run, Purpose.CLIFF) and (ttft := run.ttft):
+                    p50s[run.point.value].append(ttft.p50_s)
             for value in sorted(p50s):
                 yield label, value, statistics.median(p50s[value])
 

@@ -24,11 +24,6 @@ class Interval:
     high: float
     pairs: int
 
-    @property
-    def width(self) -> float:
-        """From the lower to the upper bound, in parts of the ratio."""
-        return (self.high - self.low) / self.ratio if self.ratio else math.inf
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:

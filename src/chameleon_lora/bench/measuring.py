@@ -70,7 +70,7 @@ def measure(run: Run, folder: Path, on_progress: OnProgress, progress_every_s: f
         end_s = max((record.end_s for record in records), default=0.0)
         window = replace(window, duration_s=min(window.duration_s, end_s))
         stopped = f"interrupted {end_s:.1f} s into the run"
-    elif any(record.error is not None for record in records) and _is_gone(run.target):
+    elif any(record.error is not None for record in records) and is_gone(run.target):
         stopped = f"nobody answers at {run.target.base_url} any more"
     result = {**run.about, **serving_result(records, window)}
     config = {**run.config, "is_partial": stopped is not None, "stopped": stopped}
@@ -105,7 +105,7 @@ async def _send(
     return watched, stop.is_set()
 
 
-def _is_gone(target: Target) -> bool:
+def is_gone(target: Target) -> bool:
     """Does nobody answer there any more?"""
     try:
         asyncio.run(ask_server(target.base_url, dict(target.headers)))

@@ -12,7 +12,7 @@ from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
 
 Repeats = Mapping[int, Sequence[Shown]]
-OfRun = Callable[[Sequence[RequestRecord]], float | None]
+OfRun = Callable[[Shown], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +75,19 @@ def _gaps(record: RequestRecord) -> Sequence[float]:
 
 
 def _percentile_of(values_of: ValuesOf, percent: float) -> OfRun:
-    def of_run(records: Sequence[RequestRecord]) -> float | None:
-        values = [value for r in records if r.is_completed for value in values_of(r)]
+    def of_run(shown: Shown) -> float | None:
+        values = [value for r in shown.records if r.is_completed for value in values_of(r)]
         return percentile(values, percent) if values else None
 
     return of_run
 
 
-def _output_throughput(records: Sequence[RequestRecord]) -> float | None:
-    completed = [record for record in records if record.is_completed]
-    if not completed:
-        return None
-    span_s = max(r.end_s for r in completed) - min(r.arrival_s for r in completed)
-    return sum(record.output_tokens for record in completed) / span_s if span_s else None
+def _output_throughput(shown: Shown) -> float | None:
+    return shown.output_tokens_per_s or None
 
 
-def _unfairness(records: Sequence[RequestRecord]) -> float | None:
-    found = fairness(records)
+def _unfairness(shown: Shown) -> float | None:
+    found = fairness(shown.records)
     return None if found is None else found.worst_over_median
 
 
@@ -183,7 +179,7 @@ def _ratio(
     point: float,
     runs: Sequence[tuple[Shown, Shown]],
 ) -> Ratio | None:
-    both = [(figure.of_run(one.records), figure.of_run(two.records)) for one, two in runs]
+    both = [(figure.of_run(one), figure.of_run(two)) for one, two in runs]
     values = [(base, value) for base, value in both if base is not None and value is not None]
     interval = _interval(figure, runs, values)
     if interval is None:
