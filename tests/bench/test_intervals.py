@@ -63,6 +63,13 @@ def test_the_interval_holds_the_true_ratio_in_most_repetitions() -> None:
     assert held >= 24
 
 
+def test_pairs_that_disagree_widen_the_interval() -> None:
+    """All requests of a pair agree on 1, 2 or 4: the median is 2, and draws of pairs reach both ends."""
+    times = [1.0 + i % 7 for i in range(50)]
+    found = sure(percentile_ratio([pair(times, [k * t for t in times]) for k in (1, 2, 4)], 50.0))
+    assert [1.0, 2.0, 4.0] == pytest.approx([found.low, found.ratio, found.high])
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     """Another gives another."""
     rng = random.Random(2)
