@@ -32,6 +32,13 @@ class FakeParams:
     extra_args: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class FakePooling:
+    """What the driver reads of PoolingParams."""
+
+    extra_kwargs: dict[str, Any] | None = None
+
+
 @dataclass(eq=False)
 class FakeRequest:
     """What the driver reads of vLLM's Request; `end` is its finish reason, None while it lives."""
@@ -42,6 +49,7 @@ class FakeRequest:
     prompt_token_ids: Sized | None = None
     max_tokens: int = 20
     sampling_params: FakeParams | None = field(default_factory=FakeParams)
+    pooling_params: FakePooling | None = None
     num_output_tokens: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     end: str | None = None

@@ -19,6 +19,7 @@ def check(engine: EngineModel) -> None:
     policy = engine.policy
     check_requests(engine)
     check_lanes(policy)
+    check_shares(policy)
     check_quota(policy)
     check_adapters(policy)
     check_engine_agrees(engine)
@@ -62,9 +63,8 @@ def check_lanes(policy: Scheduler) -> None:
         assert mine == members(lane._by_adapter.values())
         assert with_adapter == members(lane._by_cells.values())
         assert lane.ready == mine.total()
-        assert min(ready_in(ready, index), default=None) == (
-            head.order if (head := lane.head()) else None
-        )
+        places = [lane.place(ticket) for ticket in ready if ticket.lane == index]
+        assert min(places, default=None) == (lane.place(head) if (head := lane.head()) else None)
     by_age = Counter(t.request.id for _, t in backlog._by_age if t.stage is Stage.READY)
     assert by_age == Counter(t.request.id for t in ready)
     assert all(state.waiting >= 0 <= state.loading for state in policy.lane_states())
@@ -72,13 +72,15 @@ def check_lanes(policy: Scheduler) -> None:
 
 def members(heaps: Iterable[_Ready]) -> Counter[str]:
     """The ready tickets in these heaps."""
-    entries = [entry for heap in heaps for entry in heap._heap]
+    entries = [entry for ready in heaps for heap in ready._heaps.values() for entry in heap._heap]
     return Counter(str(t.request.id) for _, _, t in entries if t.stage is Stage.READY)
 
 
-def ready_in(ready: list[Ticket], lane: int) -> list[tuple[float, int]]:
-    """The places of the lane's ready tickets."""
-    return [ticket.order for ticket in ready if ticket.lane == lane]
+def check_shares(policy: Scheduler) -> None:
+    """Each share counts its requests that wait, and nothing is kept of requests without one."""
+    tickets = [t for t in policy.backlog.tickets.values() if t.stage is not Stage.RUNNING]
+    waiting = Counter(share.name for t in tickets if (share := t.request.share))
+    assert waiting == policy.backlog._shares._waiting
 
 
 def check_quota(policy: Scheduler) -> None:
@@ -150,7 +152,7 @@ def check_engine_agrees(engine: EngineModel) -> None:
     loading = {adapter_id for adapter_id, e in residency.entries.items() if e.tier is Tier.LOADING}
     assert in_host | to_drop == engine.host
     assert loading == {adapter_id for _, adapter_id in engine.loading}
-    assert len(loading) == engine.policy._prefetcher._loading
+    assert loading == engine.policy._prefetcher._began_s.keys()
     believed_cells = [] if isinstance(residency.slots, Paged) else residency.slots._cells
     for believed, true in zip(believed_cells, engine.cells, strict=True):
         believed_id = believed.adapter.id if believed else None

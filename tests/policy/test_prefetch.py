@@ -10,7 +10,7 @@ from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.entry import NEVER, Entry, Tier
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.forecast import ForecastSettings
-from chameleon_lora.policy.prefetch import Prefetcher, PrefetchSettings
+from chameleon_lora.policy.prefetch import MOST_LOADING, Prefetcher, PrefetchSettings
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import CacheSettings, Residency
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
@@ -55,8 +55,30 @@ def test_no_more_than_max_loading_at_a_time() -> None:
         want(prefetcher, residency, entry, sequence)
     assert [0, 1] == planned(prefetcher)
     assert [] == planned(prefetcher)
-    prefetcher.ended()
+    prefetcher.ended(AdapterId(0))
     assert [2] == planned(prefetcher)
+
+
+def test_a_load_that_takes_too_long_leaves_its_place_to_another() -> None:
+    """Two whose disk hangs hold up a third for `stall_s`, and never the loads after that."""
+    prefetcher, residency, entries = make(10, 10, 10, 10)
+    for sequence, entry in enumerate(entries):
+        want(prefetcher, residency, entry, sequence)
+    stall_s = PrefetchSettings().stall_s
+    assert [0, 1] == planned(prefetcher)
+    assert [] == prefetcher.plan(stall_s)
+    assert [2, 3] == [load.adapter_id for load in prefetcher.plan(1.01 * stall_s)]
+
+
+def test_loads_that_hang_are_not_heaped_up() -> None:
+    """At most MOST_LOADING are under way, however long they take."""
+    prefetcher, residency, entries = make(*[10] * (MOST_LOADING + 3))
+    for sequence, entry in enumerate(entries):
+        want(prefetcher, residency, entry, sequence)
+    begun = [len(prefetcher.plan(3.0 * round_)) for round_ in range(MOST_LOADING)]
+    assert MOST_LOADING == sum(begun)
+    prefetcher.ended(AdapterId(0))
+    assert [MOST_LOADING] == [load.adapter_id for load in prefetcher.plan(1e6)]
 
 
 def test_not_queued_loads_one_at_a_time() -> None:
@@ -66,7 +88,7 @@ def test_not_queued_loads_one_at_a_time() -> None:
         want(prefetcher, residency, entry, sequence)
     assert [0] == planned(prefetcher)
     assert [] == planned(prefetcher)
-    prefetcher.ended()
+    prefetcher.ended(AdapterId(0))
     assert [1] == planned(prefetcher)
 
 
@@ -106,7 +128,7 @@ def test_blocked_is_forgotten_when_there_is_room() -> None:
     assert [0] == planned(prefetcher)
     want(prefetcher, residency, entries[1], 2)
     assert [] == planned(prefetcher)
-    prefetcher.ended()
+    prefetcher.ended(AdapterId(0))
     residency.loaded(entries[0], 60, 8)
     residency.queue(entries[0], -1)
     assert [1] == planned(prefetcher)
@@ -130,10 +152,12 @@ def test_max_loading_below_one_is_refused() -> None:
     """Without any load no request of an adapter would ever run."""
     with pytest.raises(ConfigError, match=r"prefetch\.max_loading is 0; use 1 or more"):
         PrefetchSettings(max_loading=0)
+    with pytest.raises(ConfigError, match=r"prefetch\.stall_s is 0\.0; use more than 0 seconds"):
+        PrefetchSettings(stall_s=0.0)
 
 
 FORESIGHT = PrefetchSettings(
-    predicted=True, forecast=ForecastSettings(least_gaps=2, least_variation=0.0)
+    predicted=True, stall_s=1e9, forecast=ForecastSettings(least_gaps=2, least_variation=0.0)
 )
 PERIOD_S = 8.0
 SOON_S = 0.95 * PERIOD_S  # after a request, when the next one is expected
@@ -186,7 +210,7 @@ class TestPredicted:
         assert [0] == [planned_load.adapter_id for planned_load in prefetcher.plan(SOON_S)]
         assert two.is_expected
         assert [] == prefetcher.plan(LATE_S)
-        prefetcher.ended()
+        prefetcher.ended(AdapterId(0))
         assert [] == prefetcher.plan(LATE_S)
         assert (False, False) == (one.is_expected, two.is_expected)
         assert [] == prefetcher._oldest_first
@@ -195,25 +219,25 @@ class TestPredicted:
     def test_one_pinned_is_loaded_though_expected_no_longer(self) -> None:
         """A window that ends takes back what it asked for, not what the pin did; unpinning does."""
         prefetcher, residency, (one, two) = foresee(10, 10)
-        prefetcher._loading = 2
+        prefetcher._began_s.update({AdapterId(98): 0.0, AdapterId(99): 0.0})
         for entry in (one, two):
             residency.pin(entry, is_pinned=True)
             prefetcher.want(entry, NEVER)
         prefetcher.plan(SOON_S)
         prefetcher.plan(LATE_S)
         residency.pin(one, is_pinned=False)
-        prefetcher._loading = 0
+        prefetcher._began_s.clear()
         assert [1] == [planned_load.adapter_id for planned_load in prefetcher.plan(LATE_S)]
 
     def test_a_waiting_request_wants_it_beyond_the_window(self) -> None:
         """A request that was there before the window began still gets its adapter after it."""
         prefetcher, residency, (one, two) = foresee(10, 10)
         want(prefetcher, residency, two, 3)
-        prefetcher._loading = 2
+        prefetcher._began_s.update({AdapterId(98): 0.0, AdapterId(99): 0.0})
         assert [] == prefetcher.plan(SOON_S)
         assert one.is_expected
         assert [] == prefetcher.plan(LATE_S)
-        prefetcher._loading = 0
+        prefetcher._began_s.clear()
         assert [1] == [planned_load.adapter_id for planned_load in prefetcher.plan(LATE_S)]
 
     def test_requests_that_wait_go_first(self) -> None:
@@ -245,7 +269,7 @@ class TestPredicted:
         assert [2] == [planned_load.adapter_id for planned_load in prefetcher.plan(SOON_S)]
         assert (None, small) == (prefetcher.blocked, residency.entries[small.adapter.id])
         residency.pin(used, is_pinned=False)
-        prefetcher.ended()
+        prefetcher.ended(AdapterId(0))
         assert [] == prefetcher.plan(SOON_S)
 
     def test_a_withdrawn_adapter_is_not_expected(self) -> None:

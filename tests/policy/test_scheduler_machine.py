@@ -11,7 +11,7 @@ from tests.policy.invariants import check, check_idle
 from chameleon_lora.policy.clusters import ClusterSettings
 from chameleon_lora.policy.eviction import KeepRule
 from chameleon_lora.policy.forecast import ForecastSettings
-from chameleon_lora.policy.request import AdapterId, Request, RequestId
+from chameleon_lora.policy.request import AdapterId, Request, RequestId, Share
 from chameleon_lora.policy.rules import Bypass, LaneOrder, Order, Reserve
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 
@@ -32,6 +32,7 @@ LIMITS = st.builds(
 )
 RANKS = st.sampled_from((8, 16, 32, 64))
 PICKS = st.integers(0, 1 << 16)
+SHARES = st.none() | st.sampled_from([Share("a"), Share("b", 0.5), Share("b", 4.0)])
 
 
 @st.composite
@@ -86,6 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         slack=st.integers(0, 3000),
         hint=st.none() | st.integers(1, MAX_OUTPUT),
         again_s=st.sampled_from((0.1, 1.0, 10.0, float("inf"))),
+        share=SHARES,
     )
     def arrive(
         self,
@@ -96,11 +98,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         slack: int,
         hint: int | None,
         again_s: float,
+        share: Share | None = None,
     ) -> None:
         """A request; whoever knows the future says when the next one of its adapter comes."""
         self.count += 1
         named = None if is_base or not self.registered else self.pick(self.registered, pick)
-        request = Request(RequestId(f"r{self.count}"), named, tokens, output + slack, hint)
+        limit = output + slack
+        request = Request(RequestId(f"r{self.count}"), named, tokens, limit, hint, share=share)
         if named is not None:
             entry = self.engine.policy.residency.entries[named]
             entry.next_use_s = self.engine.now_s + again_s

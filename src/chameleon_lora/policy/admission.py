@@ -139,17 +139,18 @@ class Round:
         head = queue.head()
         assert head is not None and head.entry is not None
         in_use = self._residency.slots.in_use()
-        fronts = {t.order: t for t in queue.heads_of((None, *in_use))}
-        fronts.update((t.order, t) for t in queue.heads_narrower(head.entry.cells))
+        fronts = {t.sequence: t for t in queue.heads_of((None, *in_use))}
+        fronts.update((t.sequence, t) for t in queue.heads_narrower(head.entry.cells))
         while fronts:
-            ticket = fronts.pop(min(fronts))
+            ticket = min(fronts.values(), key=queue.place)
+            del fronts[ticket.sequence]
             held = self._try(ticket, sources)
             if held not in (None, Held.SLOTS):
                 return
             if held is None:
                 behind = queue.heads_of((ticket.request.adapter_id,))
                 behind += queue.heads_narrower(head.entry.cells)
-                fronts.update((t.order, t) for t in behind)
+                fronts.update((t.sequence, t) for t in behind)
 
     def _try(self, ticket: Ticket, sources: Sequence[int]) -> Held | None:
         """Admit the ticket and answer None, or answer what it waits for and change nothing."""

@@ -9,6 +9,7 @@ from chameleon_lora.policy.lanes import Lane, Stage, Ticket
 from chameleon_lora.policy.plan import Held, LaneState
 from chameleon_lora.policy.quota import QuotaBook
 from chameleon_lora.policy.request import AdapterId, RequestId
+from chameleon_lora.policy.shares import Shares
 
 NOBODY: dict[RequestId, Ticket] = {}
 
@@ -20,7 +21,8 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self.lanes = [Lane()]
+        self._shares = Shares()
+        self.lanes = [Lane(self._shares)]
         self.tickets: dict[RequestId, Ticket] = {}
         self.running: dict[RequestId, Ticket] = {}
         self._waiting_for: dict[AdapterId, dict[RequestId, Ticket]] = {}
@@ -42,8 +44,9 @@ class Backlog:
 
     def has_passed(self, ticket: Ticket) -> bool:
         """True if a ticket that stood before it in its lane still waits there."""
-        head = self.lanes[ticket.lane].head()
-        return head is not None and head.order < ticket.order
+        lane = self.lanes[ticket.lane]
+        head = lane.head()
+        return head is not None and lane.place(head) < lane.place(ticket)
 
     def left_tokens(self, step: int) -> dict[AdapterId | None, int]:
         """For each adapter in use, predicted steps until the last of its requests ends."""
@@ -66,12 +69,16 @@ class Backlog:
 
     def wait(self, ticket: Ticket, *, is_ready: bool) -> None:
         """Afterwards the ticket, new or taken from the running, waits: in its lane if ready."""
-        self.tickets[ticket.request.id] = ticket
-        adapter_id = ticket.request.adapter_id
+        request = ticket.request
+        if request.id in self.tickets:
+            self._shares.give_back(request.share, ticket.cost_tokens)
+        self._shares.waits(request.share)
+        self.tickets[request.id] = ticket
+        adapter_id = request.adapter_id
         if adapter_id is not None:
             waiting = self._waiting_for.setdefault(adapter_id, {})
             is_latest = not waiting or waiting[next(reversed(waiting))].sequence < ticket.sequence
-            waiting[ticket.request.id] = ticket
+            waiting[request.id] = ticket
             if not is_latest:  # it ran before: back to its place, O(n log n)
                 by_age = sorted(waiting.values(), key=lambda other: other.sequence)
                 self._waiting_for[adapter_id] = {t.request.id: t for t in by_age}
@@ -93,13 +100,16 @@ class Backlog:
             if ticket.stage is Stage.READY:
                 self.lanes[ticket.lane].leave(ticket, Stage.LOADING)
 
-    def run(self, ticket: Ticket) -> None:
-        """A ready ticket runs from now on."""
+    def run(self, ticket: Ticket) -> bool:
+        """A ready ticket runs from now on. Answers whether it passed one that stood before it."""
         self._stop_waiting(ticket)
+        has_passed = self.has_passed(ticket)
+        self._shares.charge(ticket.request.share, ticket.cost_tokens)
         self.running[ticket.request.id] = ticket
         adapter_id = ticket.request.adapter_id
         if adapter_id is not None:
             self._running_with.setdefault(adapter_id, {})[ticket.request.id] = ticket
+        return has_passed
 
     def stop(self, ticket: Ticket) -> None:
         """A running ticket runs no more; the caller lets it wait or removes it."""
@@ -114,7 +124,7 @@ class Backlog:
 
     def recut(self, cutoffs: Sequence[float]) -> None:
         """Sort every ticket into new lanes by size. O(waiting)."""
-        self.lanes = [Lane() for _ in range(len(cutoffs) + 1)]
+        self.lanes = [Lane(self._shares) for _ in range(len(cutoffs) + 1)]
         for ticket in self.tickets.values():
             ticket.lane = lane_of(ticket.size, cutoffs)
             if ticket.stage is Stage.READY:
@@ -150,6 +160,7 @@ class Backlog:
         if ticket.stage is Stage.READY:
             self.lanes[ticket.lane].leave(ticket, Stage.RUNNING)
         ticket.stage = Stage.RUNNING
+        self._shares.waits_no_more(ticket.request.share)
         self._unindex(self._waiting_for, ticket)
         self._note_oldest(ticket)
 

@@ -7,7 +7,8 @@ from enum import Enum
 
 from chameleon_lora.policy.entry import Entry
 from chameleon_lora.policy.quota import Charge
-from chameleon_lora.policy.request import AdapterId, Request
+from chameleon_lora.policy.request import AdapterId, Request, Share
+from chameleon_lora.policy.shares import Shares
 
 
 class Stage(Enum):
@@ -57,7 +58,7 @@ class Ticket:
 
     @property
     def order(self) -> tuple[float, int]:
-        """The place in a lane, without ties."""
+        """The place among those of its share, without ties."""
         return (self.key, self.sequence)
 
     def goes_back(self, generated_tokens: int) -> None:
@@ -77,7 +78,7 @@ class Ticket:
         return min(done // 2 + 1, max(self.request.max_output_tokens - done, 1))
 
 
-class _Ready:
+class _Heap:
     """A heap of ready tickets. Entries of tickets that left are dropped when they surface.
 
     One that comes back before that finds its old entry valid again, for its place does not change.
@@ -104,14 +105,44 @@ class _Ready:
         return None
 
 
+class _Ready:
+    """Ready tickets, a heap for each share; first is the first of the share that has had least."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._heaps: dict[Share | None, _Heap] = {}
+
+    def push(self, ticket: Ticket) -> None:
+        """Afterwards the ticket is in its share's heap, once. O(log n)."""
+        heap = self._heaps.get(ticket.request.share)
+        if heap is None:
+            heap = self._heaps[ticket.request.share] = _Heap()
+        heap.push(ticket)
+
+    def first(self) -> Ticket | None:
+        """The first ticket that is ready, or None. O(shares that have tickets here)."""
+        if len(self._heaps) == 1:
+            return next(iter(self._heaps.values())).first()
+        heads = {share: head for share, heap in self._heaps.items() if (head := heap.first())}
+        self._heaps = {share: self._heaps[share] for share in heads}
+        return min(heads.values(), key=self.place, default=None)
+
+    def place(self, ticket: Ticket) -> tuple[float, float, int]:
+        """Where a ticket stands now, without ties; smaller goes first."""
+        return (self._shares.had(ticket.request.share), *ticket.order)
+
+
 class Lane:
     """The ready requests of one size class, in order; also by adapter, and by cells in a slot.
+
+    Between shares the order is that of `shares`, in which the lanes of a backlog have part together.
 
     No operation walks the lane.
     """
 
-    def __init__(self) -> None:
-        self._order = _Ready()
+    def __init__(self, shares: Shares | None = None) -> None:
+        self._shares = shares or Shares()
+        self._order = _Ready(self._shares)
         self._by_adapter: dict[AdapterId | None, _Ready] = {}
         self._by_cells: dict[int, _Ready] = {}
         self.ready = 0
@@ -121,9 +152,12 @@ class Lane:
         ticket.stage = Stage.READY
         self.ready += 1
         self._order.push(ticket)
-        self._by_adapter.setdefault(ticket.request.adapter_id, _Ready()).push(ticket)
+        self._ready_for(ticket.request.adapter_id).push(ticket)
         if ticket.entry is not None:
-            self._by_cells.setdefault(ticket.entry.cells, _Ready()).push(ticket)
+            cells = ticket.entry.cells
+            if cells not in self._by_cells:
+                self._by_cells[cells] = _Ready(self._shares)
+            self._by_cells[cells].push(ticket)
 
     def leave(self, ticket: Ticket, stage: Stage) -> None:
         """Take a READY ticket out, to another stage. O(log n) amortised."""
@@ -135,6 +169,10 @@ class Lane:
         self.head_of(ticket.request.adapter_id)
         if ticket.entry is not None:
             self._by_cells[ticket.entry.cells].first()
+
+    def place(self, ticket: Ticket) -> tuple[float, float, int]:
+        """Where a ticket of the lane stands now, without ties; smaller goes first."""
+        return self._order.place(ticket)
 
     def head(self) -> Ticket | None:
         """The first ready ticket, or None."""
@@ -159,3 +197,9 @@ class Lane:
         """For each smaller window, the first ready ticket whose adapter takes one of that length."""
         queues = (queue for length, queue in self._by_cells.items() if length < cells)
         return [head for queue in queues if (head := queue.first())]
+
+    def _ready_for(self, adapter_id: AdapterId | None) -> _Ready:
+        queue = self._by_adapter.get(adapter_id)
+        if queue is None:
+            queue = self._by_adapter[adapter_id] = _Ready(self._shares)
+        return queue

@@ -13,6 +13,8 @@ from chameleon_lora.policy.plan import Load
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.residency import Residency
 
+MOST_LOADING = 16
+
 
 @dataclass(frozen=True, slots=True)
 class PrefetchSettings:
@@ -21,18 +23,23 @@ class PrefetchSettings:
     Attributes:
         queued: True loads for every waiting request, oldest first; False for the oldest only.
         max_loading: loads under way at one time; more would share one disk.
+        stall_s: a load that takes longer no longer counts among them, for its disk may hang and another
+            adapter's not; at most MOST_LOADING are under way in all.
         predicted: True also loads, and keeps longer, adapters that are expected to be asked for soon;
             of two or more loads at a time one is left to waiting requests.
     """
 
     queued: bool = True
     max_loading: int = 2
+    stall_s: float = 2.0
     predicted: bool = False
     forecast: ForecastSettings = field(default_factory=ForecastSettings)
 
     def __post_init__(self) -> None:
         if self.max_loading < 1:
             raise ConfigError(f"prefetch.max_loading is {self.max_loading}; use 1 or more")
+        if self.stall_s <= 0.0:
+            raise ConfigError(f"prefetch.stall_s is {self.stall_s}; use more than 0 seconds")
 
 
 class Prefetcher:
@@ -52,7 +59,7 @@ class Prefetcher:
         self._oldest_first: list[
             tuple[int, AdapterId]
         ] = []  # heap; may hold entries no longer missing
-        self._loading = 0
+        self._began_s: dict[AdapterId, float] = {}  # of the loads under way
         self._forecast = Forecast(settings.forecast) if settings.predicted else None
         self.blocked: Entry | None = None
 
@@ -80,9 +87,9 @@ class Prefetcher:
         """Nobody waits for this adapter any more."""
         self._missing.pop(entry.adapter.id, None)
 
-    def ended(self) -> None:
-        """A load ended, well or not."""
-        self._loading -= 1
+    def ended(self, adapter_id: AdapterId) -> None:
+        """This adapter's load ended, well or not."""
+        self._began_s.pop(adapter_id, None)
 
     def plan(self, now_s: float) -> list[Load]:
         """The loads to begin now."""
@@ -92,7 +99,7 @@ class Prefetcher:
         while (found := self._first()) is not None:
             sequence, entry = found
             is_guess = sequence == NEVER and not entry.is_pinned
-            if self._loading >= self._limit(is_guess=is_guess):
+            if not self._may_begin(now_s, is_guess=is_guess):
                 break
             load = self._try_load(entry, sequence, now_s)
             if load is not None:
@@ -123,14 +130,18 @@ class Prefetcher:
             heapq.heappop(self._oldest_first)
         return None
 
-    def _limit(self, *, is_guess: bool) -> int:
-        """Loads that may be under way at one time."""
+    def _may_begin(self, now_s: float, *, is_guess: bool) -> bool:
+        """Whether one more load may be under way."""
         limit = self._settings.max_loading if self._settings.queued else 1
-        return max(1, limit - 1) if is_guess else limit
+        if is_guess:
+            limit = max(1, limit - 1)
+        stall_s = self._settings.stall_s
+        moving = sum(now_s - began_s <= stall_s for began_s in self._began_s.values())
+        return moving < limit and len(self._began_s) < max(limit, MOST_LOADING)
 
     def _try_load(self, entry: Entry, sequence: int, now_s: float) -> Load | None:
         evicts = self._residency.try_load(entry, sequence, now_s)
         if evicts is None:
             return None
-        self._loading += 1
+        self._began_s[entry.adapter.id] = now_s
         return Load(entry.adapter.id, evicts)

@@ -23,6 +23,18 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """On whose account a request runs, where lanes are shared fairly.
+
+    Attributes:
+        weight: how much it gets of a contended lane, against the weights of others; > 0.
+    """
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request as it arrived.
 
@@ -33,6 +45,7 @@ class Request:
         output_hint_tokens: output length foretold from outside, or None to let the policy estimate.
         words: numbers >= 0 that stand for the prompt's words, such as token ids; at most those that
             `words.excerpt` leaves. Empty if they are unknown or not wanted.
+        share: None where requests are not told apart.
     """
 
     id: RequestId
@@ -41,3 +54,4 @@ class Request:
     max_output_tokens: int
     output_hint_tokens: int | None = None
     words: tuple[int, ...] = ()
+    share: Share | None = None

@@ -66,7 +66,7 @@ class Scheduler:
         self, adapter_id: AdapterId, nbytes: int, rank: int, now_s: float, *, is_packed: bool = True
     ) -> None:
         """An adapter is in host memory, of this true size; packed, KV blocks can hold it too."""
-        self._prefetcher.ended()
+        self._prefetcher.ended(adapter_id)
         entry = self.residency.entries[adapter_id]
         self.residency.loaded(entry, nbytes, rank, is_packed=is_packed)
         entry.failure = None
@@ -76,7 +76,7 @@ class Scheduler:
 
     def load_failed(self, adapter_id: AdapterId, reason: str, now_s: float) -> None:
         """An adapter cannot be loaded: exactly the requests that wait for it end with this reason."""
-        self._prefetcher.ended()
+        self._prefetcher.ended(adapter_id)
         entry = self.residency.entries[adapter_id]
         self.residency.evict(entry)
         entry.failure = (reason, now_s)
@@ -190,7 +190,7 @@ class Scheduler:
     def _run(self, ticket: Ticket, cell: int | None, now_s: float) -> None:
         """Carry out one admission; its adapter goes to this cell if it is in no slot yet."""
         entry = ticket.entry
-        self.backlog.run(ticket)
+        is_bypass = self.backlog.run(ticket)
         self._intake.admitted(ticket, now_s)
         ticket.admitted_step, ticket.admitted_s = self._cadence.step, now_s
         if entry is not None:
@@ -198,7 +198,7 @@ class Scheduler:
                 self._draft.activate(entry.adapter.id, cell, is_cold=entry.is_cold)
                 self.residency.activate(entry, cell)
             self.residency.start(entry, now_s)
-        request, is_bypass = ticket.request, self.backlog.has_passed(ticket)
+        request = ticket.request
         self._draft.admit.append(Admission(request.id, request.adapter_id, ticket.lane, is_bypass))
 
     def lane_states(self) -> list[LaneState]:
