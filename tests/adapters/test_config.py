@@ -31,7 +31,7 @@ def read(folder: Path, raw: bytes) -> PeftConfig:
 
 def test_a_sound_configuration_is_read_in_full(tmp_path: Path) -> None:
     """Each field is the file's, and nothing is a problem."""
-    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, ())
+    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, (), ())
     assert expected == read(tmp_path, json.dumps(SOUND).encode())
 
 
@@ -50,6 +50,8 @@ def test_a_required_setting_may_not_be_missing(tmp_path: Path, field: str) -> No
         (b"", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b'{"r": NaN}', "NaN is no JSON number"),
+        (b'{"r": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"lora_alpha": 1e999', "is not JSON"),
         (b'{"r": 8, "r": 16}', "a key is given twice"),
         (b'{"r": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b"[" * 100_000, "nested too deeply"),
@@ -57,7 +59,20 @@ def test_a_required_setting_may_not_be_missing(tmp_path: Path, field: str) -> No
         (b"null", "a JSON NoneType, not an object"),
         (b" " * (MAX_CONFIG_BYTES + 1), f"above the limit of {MAX_CONFIG_BYTES} bytes"),
     ],
-    ids=["cut", "empty", "utf16", "nan", "twice", "digits", "deep", "list", "null", "huge"],
+    ids=[
+        "cut",
+        "empty",
+        "utf16",
+        "nan",
+        "inf",
+        "1e999",
+        "twice",
+        "digits",
+        "deep",
+        "list",
+        "null",
+        "huge",
+    ],
 )
 def test_a_configuration_that_is_no_json_object_is_a_problem(
     tmp_path: Path, raw: bytes, expected: str
@@ -74,15 +89,25 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
     [
         ("peft_type", "LOHA", "peft_type is 'LOHA', only 'LORA'"),
         ("peft_type", None, "peft_type is None"),
-        ("r", 0, "r is 0, it must be a whole number above 0"),
+        ("r", 0, "r is 0, it must be a whole number from 1 to 65536"),
         ("r", -4, "r is -4"),
+        ("r", 65537, "r is 65537"),
+        ("r", 10**4000, "r is 1000"),
+        ("r", [4], "r is [4]"),
         ("r", "4", "r is '4'"),
         ("r", 4.0, "r is 4.0"),
         ("r", True, "r is True"),
         ("lora_alpha", "8", "lora_alpha is '8', it must be a number"),
         ("lora_alpha", None, "lora_alpha is None"),
+        ("lora_alpha", True, "lora_alpha is True"),
+        ("lora_alpha", 10**400, "lora_alpha is 1000"),
+        ("use_rslora", "false", "use_rslora is 'false', it must be true or false"),
+        ("use_rslora", 1, "use_rslora is 1"),
         ("target_modules", {"a": 1}, "target_modules is {'a': 1}"),
-        ("target_modules", ["q_proj", 3], "vLLM 0.32 needs a name or a list of names"),
+        ("target_modules", ["q_proj", 3], "vLLM 0.32 needs a name or a list of printable"),
+        ("target_modules", ["\ud800"], "target_modules is ['\\ud800']"),
+        ("target_modules", "q\x1b[2J", "target_modules is 'q\\x1b[2J'"),
+        ("target_modules", [["q_proj"]], "target_modules is [['q_proj']]"),
         ("use_dora", True, "vLLM 0.32 refuses DoRA"),
         ("bias", "all", "bias is 'all': vLLM 0.32 refuses all but 'none'"),
         ("bias", None, "bias is None"),
@@ -97,7 +122,10 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
         ("rank_pattern", {"q_proj": 0}, "rank_pattern is {'q_proj': 0}"),
         ("rank_pattern", ["q_proj"], "rank_pattern is ['q_proj']"),
         ("rank_pattern", {f"m{i}": i + 1 for i in range(300)}, "at most 256 different"),
+        ("rank_pattern", {"q_proj": True}, "rank_pattern is {'q_proj': True}"),
+        ("rank_pattern", {"q_proj": 65537}, "rank_pattern is {'q_proj': 65537}"),
         ("alpha_pattern", {"q_proj": "x"}, "alpha_pattern is {'q_proj': 'x'}"),
+        ("alpha_pattern", ["q_proj"], "alpha_pattern is ['q_proj']"),
     ],
 )
 def test_a_setting_that_cannot_be_served_is_a_problem(
@@ -125,3 +153,18 @@ def test_target_modules_may_be_one_expression_or_none(
     """A string is one target; null and an empty list are none, as vLLM reads them."""
     config = read(tmp_path, json.dumps({**SOUND, "target_modules": targets}).encode())
     assert (expected, ()) == (config.target_modules, config.problems)
+
+
+def test_a_number_beyond_all_floats_is_no_alpha(tmp_path: Path) -> None:
+    """JSON's 1e999 is read as infinity, which scales weights to nothing that can be served."""
+    raw = json.dumps(SOUND).encode().replace(b": 8,", b": 1e999,")
+    (problem,) = read(tmp_path, raw).problems
+    assert problem.startswith("lora_alpha is inf")
+
+
+@pytest.mark.parametrize("name", [3, ["a"], "half a pair: \ud800", "a\nb", "\u202ekcab"])
+def test_a_base_models_name_that_cannot_be_printed_is_none(tmp_path: Path, name: object) -> None:
+    """It only informs, so an adapter is served without it."""
+    raw = json.dumps({**SOUND, "base_model_name_or_path": name}).encode()
+    config = read(tmp_path, raw)
+    assert (None, ()) == (config.base_model, config.problems)

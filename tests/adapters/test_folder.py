@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.adapters.folder import AdapterFolder
+from chameleon_lora.adapters.folder import AdapterFolder, leads_on
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.errors import AdapterNotFoundError
 
@@ -65,6 +66,18 @@ def test_an_adapter_has_the_path_of_its_name(root: Path) -> None:
         "é" * 128,
         "\ud800",
         "missing",
+        "x" * 10_000,
+        "a\r\nINFO: all is well",
+        "a\x1b[2J",
+        "a\u200b",
+        "\u202ea",
+        "\N{CYRILLIC SMALL LETTER A}",
+        "\N{FULLWIDTH LATIN SMALL LETTER A}",
+        "%61",
+        "..%2foutside",
+        "*",
+        "a:b",
+        "A",
     ],
 )
 def test_a_name_that_is_not_allowed_has_no_path(root: Path, name: str) -> None:
@@ -72,6 +85,56 @@ def test_a_name_that_is_not_allowed_has_no_path(root: Path, name: str) -> None:
     for odd in ("a\\b", "a\n", ".a", "~"):
         write(root / odd, *([] if odd == "~" else [CONFIG_NAME]))
     assert AdapterFolder(root).try_path(name) is None
+
+
+def test_names_that_look_alike_are_different_adapters(root: Path) -> None:
+    """Composed and decomposed letters, and Cyrillic ones, each have the folder of just that name."""
+    composed, decomposed = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
+    assert composed != decomposed
+    write(root / decomposed, CONFIG_NAME, WEIGHTS_NAME)
+    folder = AdapterFolder(root)
+    assert (None, root / decomposed) == (folder.try_path(composed), folder.try_path(decomposed))
+    write(root / composed, CONFIG_NAME, WEIGHTS_NAME)
+    assert root / composed == folder.try_path(composed)
+    assert {"a", "b", composed, decomposed} == folder.scan().keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b", "*", "%61", "it's", 'a"b', "a b", "<a>", "$(a)", "-r", "é"]
+)
+def test_signs_that_mean_something_elsewhere_are_plain_in_names(root: Path, name: str) -> None:
+    """What a shell, a page or a URL would read differently names the folder of just that name."""
+    path = write(root / name, CONFIG_NAME, WEIGHTS_NAME)
+    assert path == AdapterFolder(root).try_path(name)
+    assert name in AdapterFolder(root).scan()
+
+
+def test_one_stamp_is_that_of_a_scan(root: Path) -> None:
+    """Asked for one name, the answer is the scan's, and None for what a scan leaves out."""
+    write(root / "half", CONFIG_NAME)
+    folder = AdapterFolder(root)
+    names = ["a", "b", "half", "none", "../outside"]
+    assert [folder.scan().get(name) for name in names] == [folder.try_stamp(n) for n in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a", False),
+        ("org/a.v1", False),
+        ("..", True),
+        ("../a", True),
+        ("a/../b", True),
+        ("/a", True),
+        ("a//b", True),
+        ("a\\..\\b", True),
+        ("a/.hidden", True),
+        ("", True),
+    ],
+)
+def test_what_leads_on_is_told_from_a_plain_path(name: str, expected: bool) -> None:
+    """A name of plain parts stays below the folder it is put behind."""
+    assert expected is leads_on(name)
 
 
 def test_an_absolute_name_has_no_path(root: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import (
     MAX_HEADER_BYTES,
+    MAX_HEADER_MARKS,
     WEIGHTS_NAME,
     TensorEntry,
     parse_header,
@@ -106,6 +107,13 @@ def test_the_cap_holds_for_a_file_large_enough(tmp_path: Path) -> None:
         with pytest.raises(AdapterInvalidError, match=f"limit for this file is {MAX_HEADER_BYTES}"):
             read_header_bytes(file)
         assert 8 == file.tell()
+
+
+def test_a_header_of_too_many_parts_is_not_parsed() -> None:
+    """Small lists cost many times their bytes in memory, so their number has a limit of its own."""
+    raw = b'{"a":[' + b"[]," * (MAX_HEADER_MARKS // 2) + b"[]]}"
+    with pytest.raises(AdapterInvalidError, match=f"the limit is {MAX_HEADER_MARKS}"):
+        parse_header(raw, weights_bytes=0)
 
 
 def inspect_bytes(folder: Path, content: bytes) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from tests.engine_vllm.fake_requests import (
     LIMITS,
     MIB,
     ROOM,
-    FakeParams,
     FakeRequest,
     announced,
     carry_out,
@@ -265,34 +264,6 @@ class TestAdapters:
         version = driver.announce(announced("a"))
         assert version is driver.announce(announced("a"))
         assert [version.id] == list(driver.policy.residency.entries)
-
-
-@pytest.mark.parametrize(
-    ("trusts_hints", "extra_args", "expected"),
-    [
-        (True, {"output_tokens": 7}, 7),
-        (False, {"output_tokens": 7}, 128),
-        (True, {"output_tokens": 0}, 128),
-        (True, {"output_tokens": "7"}, 128),
-        (True, {"output_tokens": True}, 128),
-        (True, {}, 128),
-        (True, None, 128),
-    ],
-)
-def test_a_hint_counts_only_if_it_is_trusted_and_a_number(
-    trusts_hints: bool, extra_args: dict[str, object] | None, expected: int
-) -> None:
-    """Otherwise the estimate starts from the belief of 128 tokens."""
-    driver = make_driver(trusts_hints=trusts_hints)
-    driver.arrived(FakeRequest("r", max_tokens=500, sampling_params=FakeParams(extra_args)))
-    assert expected == driver.policy.backlog.tickets[RequestId("r")].output_tokens
-
-
-def test_a_request_without_sampling_parameters_has_no_hint() -> None:
-    """Pooling requests have none."""
-    driver = make_driver(trusts_hints=True)
-    driver.arrived(FakeRequest("r", sampling_params=None))
-    assert 20 == driver.policy.backlog.tickets[RequestId("r")].output_tokens
 
 
 class DriverMachine(RuleBasedStateMachine):

@@ -18,11 +18,13 @@ class ScriptedReader:
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.readers: set[int] = set()
         self.kept: list[int] = []
         self.has_kept = threading.Event()
 
     def read(self, command: LoadAdapter) -> HostCopy:
         """A copy without weights."""
+        self.readers.add(threading.get_ident())
         if command.name == "broken":
             raise ValueError("rank 64 is above\nthe limit of 16")
         if command.name == "slow":
@@ -89,6 +91,57 @@ def test_a_cancelled_load_is_skipped(loader: Loader, reader: ScriptedReader) -> 
     loader.cancel(1)
     reader.go.set()
     assert [1, 3] == [loader.wait().adapter_id for _ in range(2)]
+
+
+def test_a_load_that_hangs_holds_up_no_other(reader: ScriptedReader) -> None:
+    """Once it took too long, the loads behind it are read; it is delivered when it ends."""
+    loader = Loader(reader, stall_s=0.01)
+    loader.submit(0, order(1, "slow"))
+    loader.submit(1, order(2))
+    loader.submit(2, order(3))
+    assert [2, 3] == [loader.wait().adapter_id for _ in range(2)]
+    reader.go.set()
+    assert 1 == loader.wait().adapter_id
+    assert 2 == len(reader.readers)
+    loader.close()
+
+
+def test_polling_is_enough_to_get_past_a_load_that_hangs(reader: ScriptedReader) -> None:
+    """A step that only looks finds the others' deliveries in time."""
+    loader = Loader(reader, stall_s=0.01)
+    loader.submit(0, order(1, "slow"))
+    loader.submit(1, order(2))
+    found: list[int] = []
+    while not found:
+        found += [delivery.adapter_id for delivery in loader.poll()]
+    assert [2] == found
+    reader.go.set()
+    loader.close()
+
+
+def test_one_thread_is_left_when_nothing_hangs(reader: ScriptedReader) -> None:
+    """Those that were there for loads that hung end with them."""
+    loader = Loader(reader, stall_s=0.01)
+    for ticket in range(3):
+        loader.submit(ticket, order(ticket, "slow"))
+    loader.submit(3, order(3))
+    assert 3 == loader.wait().adapter_id
+    reader.go.set()
+    assert {0, 1, 2} == {loader.wait().adapter_id for _ in range(3)}
+    loader.submit(4, order(4))
+    assert 4 == loader.wait().adapter_id
+    while 1 < len(loader._threads):
+        assert [] == loader.poll()
+    loader.close()
+
+
+def test_a_load_that_hangs_does_not_hold_up_the_end(reader: ScriptedReader) -> None:
+    """Closing gives up waiting for it."""
+    loader = Loader(reader)
+    loader.submit(0, order(1, "slow"))
+    loader.close()
+    assert [] == loader.poll()
+    reader.go.set()
 
 
 def test_copies_are_kept_when_no_load_waits(loader: Loader, reader: ScriptedReader) -> None:

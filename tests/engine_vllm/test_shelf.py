@@ -1,136 +1,49 @@
 """A folder of adapters, offered to an engine and its clients as it changes."""
 
 import asyncio
-import itertools
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engine_vllm.desk import BASE, MAX_RANK, NEVER_S, Desk, FakeModels
 
-from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.shelf import Shelf
-from chameleon_lora.errors import AdapterNotFoundError, AdapterTooLargeError
-
-pytestmark = pytest.mark.vllm
-
-BASE = "base-model"
-MAX_RANK = 8
-NEVER_S = 3600.0
-DIMS = ModelDims(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=8,
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.engine_vllm.shelf import Shelf, require_name
+from chameleon_lora.errors import (
+    AdapterInvalidError,
+    AdapterNotFoundError,
+    AdapterTooLargeError,
 )
 
-
-@dataclass
-class FakeEngine:
-    """The engine's client: keeps what it was told, and fails while it is told to."""
-
-    calls: list[tuple[str, list[Any]]] = field(default_factory=list)
-    is_down: bool = False
-    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def call_utility_async(self, method: str, argument: list[Any]) -> int:
-        """Note the call."""
-        self.was_asked.set()
-        if self.is_down:
-            raise ConnectionError("the engine does not answer")
-        self.calls.append((method, argument))
-        return len(argument)
-
-
-@dataclass
-class FakeCounter:
-    """vLLM's AtomicCounter."""
-
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-
-    def inc(self, _by: int) -> int:
-        """The next number."""
-        return next(self.numbers)
-
-
-@dataclass
-class FakeLoraConfig:
-    max_lora_rank: int = MAX_RANK
-
-
-@dataclass
-class FakeConfig:
-    lora_config: FakeLoraConfig = field(default_factory=FakeLoraConfig)
-
-
-@dataclass
-class FakeClient:
-    engine_core: FakeEngine = field(default_factory=FakeEngine)
-    vllm_config: FakeConfig = field(default_factory=FakeConfig)
-
-
-@dataclass
-class FakeModels:
-    """What the shelf uses of OpenAIServingModels."""
-
-    engine_client: FakeClient = field(default_factory=FakeClient)
-    lora_id_counter: FakeCounter = field(default_factory=FakeCounter)
-    lora_requests: dict[str, Any] = field(default_factory=dict)
-
-    def is_base_model(self, name: str) -> bool:
-        """Whether the name is the base model's."""
-        return name == BASE
-
-
-@dataclass
-class Desk:
-    """A folder, its shelf, and what clients and the engine know of it."""
-
-    root: Path
-    models: FakeModels = field(default_factory=FakeModels)
-    scan_s: float = NEVER_S
-
-    def __post_init__(self) -> None:
-        self.shelf = Shelf(self.models, AdapterFolder(self.root), self.scan_s)
-
-    def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
-        """Put a sound adapter into the folder, in place of one of that name."""
-        shutil.rmtree(self.root / name, ignore_errors=True)
-        make_adapter(self.root / name, DIMS, rank, seed=seed, target_modules=["q_proj"])
-
-    def look(self, name: str) -> None:
-        """A client names an adapter."""
-        asyncio.run(self.shelf.look(name))
-
-    def follow(self) -> None:
-        """The shelf looks at the folder, as it does every `scan_s`."""
-        asyncio.run(self.shelf._follow())
-
-    @property
-    def engine(self) -> FakeEngine:
-        """What the engine was told."""
-        return self.models.engine_client.engine_core
-
-    def told(self) -> list[tuple[str, list[str]]]:
-        """What the engine was told since the last question: the call, and the names in it."""
-        calls = [
-            (method.removeprefix("chameleon_"), [a if isinstance(a, str) else a[0] for a in named])
-            for method, named in self.engine.calls
-        ]
-        self.engine.calls.clear()
-        return calls
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(autouse=True)
 def _has_vllm() -> None:
     """Listing an adapter takes vLLM's LoRARequest."""
     pytest.importorskip("vllm")
+
+
+OPENED: list[str] = []
+HOOKS: list[str] = []  # whether there is one: an audit hook lasts as long as the process
+
+
+@pytest.fixture
+def watch() -> list[str]:
+    """The folders listed and the files opened from now on."""
+    if not HOOKS:
+        HOOKS.append("open, os.listdir, os.scandir")
+        sys.addaudithook(_note)
+    OPENED.clear()
+    return OPENED
+
+
+def _note(event: str, args: tuple[Any, ...]) -> None:
+    if event in HOOKS[0]:
+        OPENED.append(str(args[0]))
 
 
 @pytest.fixture
@@ -296,6 +209,46 @@ class TestLook:
         desk.look(name)
         assert [] == desk.told()
 
+    def test_no_name_costs_a_walk_over_the_folder(self, desk: Desk, watch: list[str]) -> None:
+        """New, half-written, broken and unknown: the folder is not listed, other adapters not seen."""
+        desk.follow()
+        (desk.root / "half").mkdir()
+        (desk.root / "half" / CONFIG_NAME).write_text("{")
+        desk.add("broken")
+        (desk.root / "broken" / CONFIG_NAME).write_text("{")
+        desk.add("new")
+        watch.clear()
+        for name in ["new", "half", "broken", "broken", "unknown", "../a", "x" * 10_000, "a\nb"]:
+            desk.look(name)
+        assert ["broken", "half"] == sorted(desk.shelf.refused)
+        assert [] == [path for path in watch if path == str(desk.root)]
+        assert [] == [path for path in watch if path.startswith((f"{desk.root}/a/", "/a"))]
+
+    def test_what_is_known_to_be_broken_is_not_read_again(
+        self, desk: Desk, watch: list[str]
+    ) -> None:
+        """Its files are looked at for a change, and not opened while there is none."""
+        desk.add("broken")
+        (desk.root / "broken" / CONFIG_NAME).write_text("{")
+        desk.look("broken")
+        watch.clear()
+        desk.look("broken")
+        assert ["broken"] == list(desk.shelf.refused)
+        assert [] == watch
+        desk.add("broken")
+        desk.look("broken")
+        assert {} == desk.shelf.refused
+
+    def test_a_file_that_leads_out_of_the_folder_is_refused(self, desk: Desk) -> None:
+        """The reason says so, and nothing is announced."""
+        outside = (desk.root / "b").rename(desk.root.parent / "outside")
+        desk.add("c")
+        (desk.root / "c" / WEIGHTS_NAME).unlink()
+        (desk.root / "c" / WEIGHTS_NAME).symlink_to(outside / WEIGHTS_NAME)
+        desk.look("c")
+        assert [] == desk.told()
+        assert "leads out of the folder of adapters" in desk.shelf.refused["c"]
+
     def test_without_a_folder_there_is_nothing_to_look_at(self) -> None:
         """A shelf without a folder serves what is loaded by request only."""
         models = FakeModels()
@@ -319,6 +272,28 @@ class TestByRequest:
         """The error names the adapter."""
         with pytest.raises(AdapterNotFoundError, match="'none'"):
             asyncio.run(desk.shelf.check(str(desk.root / "none")))
+
+    @pytest.mark.parametrize(
+        "path",
+        ["no/such/hub", "a\0b", "a\nINFO all is well", "x" * 10_000, "../../nowhere", "~nobody"],
+    )
+    def test_a_path_to_nowhere_is_told_as_missing(self, desk: Desk, path: str) -> None:
+        """One printable line, whatever the hub's client thinks of it; no other error."""
+        with pytest.raises(AdapterNotFoundError) as raised:
+            asyncio.run(desk.shelf.check(path))
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 1000
+
+    @pytest.mark.parametrize("name", ["", "a\nINFO all is well", "a\x1b[2J", "x" * 256, "\ud800"])
+    def test_a_name_that_cannot_be_written_is_refused(self, name: str) -> None:
+        """It would go to logs, to /v1/models and to /metrics."""
+        with pytest.raises(AdapterInvalidError, match="lora_name is "):
+            require_name(name)
+
+    @pytest.mark.parametrize("name", ["a", "org/a", "x" * 255, "é", "a b"])
+    def test_other_names_may_be_loaded(self, name: str) -> None:
+        """Also those with a slash, as on a hub."""
+        require_name(name)
 
     def test_a_rank_above_the_engines_is_told_as_too_large(self, desk: Desk) -> None:
         """The error gives rank and limit."""

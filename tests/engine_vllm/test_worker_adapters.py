@@ -110,7 +110,10 @@ def test_an_activation_takes_exactly_the_slot_it_names(
 def test_the_batch_mapping_is_made_anew_after_a_slot_change(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
-    """vLLM remembers its last mapping; an activation makes it forget."""
+    """vLLM remembers its last mapping; an activation makes it forget.
+
+    In its issue 47724 it did not, and a request under way went on with another user's adapter.
+    """
     adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
     manager._adapter_manager._last_mapping = "of the step before"
     adapters.execute([ActivateAdapter(1, 1)])

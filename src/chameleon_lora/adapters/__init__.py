@@ -3,6 +3,7 @@
     untrusted   bytes and JSON from files nobody vouches for, within caps
     config      adapter_config.json -> what it promises, and what vLLM would refuse
     header      a safetensors header -> the tensors it lists, proved against the file's size
+    patterns    which keys of rank_pattern and alpha_pattern are tried on module names
     pairs       do the listed tensors make LoRA pairs of the promised rank?
     inspect     all of it for one folder: AdapterInfo, or an error a user can act on
     folder      a folder of adapters, served under their folder names
@@ -11,7 +12,7 @@
 `make` is not imported here: reading adapters needs the standard library alone.
 """
 
-from chameleon_lora.adapters.folder import AdapterFolder
+from chameleon_lora.adapters.folder import AdapterFolder, is_name, leads_on
 from chameleon_lora.adapters.inspect import (
     AdapterInfo,
     AdapterLimits,
@@ -19,4 +20,12 @@ from chameleon_lora.adapters.inspect import (
     require_servable,
 )
 
-__all__ = ["AdapterFolder", "AdapterInfo", "AdapterLimits", "inspect_adapter", "require_servable"]
+__all__ = [
+    "AdapterFolder",
+    "AdapterInfo",
+    "AdapterLimits",
+    "inspect_adapter",
+    "is_name",
+    "leads_on",
+    "require_servable",
+]

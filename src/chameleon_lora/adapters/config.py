@@ -3,24 +3,24 @@
 The rules are those of vLLM 0.32 (vllm/lora/peft_helper.py: required fields, positive ranks, refused
 PEFT features), told before the engine is asked. Stricter than vLLM in three points: peft_type must
 be LORA, values must have their type, and modules_to_save is refused altogether, for vLLM takes
-it for classification models alone.
+it for classification models alone. What the keys of a pattern may be is in `patterns`.
 """
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chameleon_lora.adapters.patterns import is_literal
 from chameleon_lora.adapters.untrusted import open_regular, parse_object, quoted, read_exactly
 from chameleon_lora.errors import AdapterInvalidError
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_DIFFERENT_RANKS = 256
+MAX_RANK = 1 << 16
 
-_LITERAL_KEY = re.compile(r"[\w.\-]+")
 _RETRAIN = "train or export it again without"
 _REFUSED_WHEN_SET = {
     "use_dora": ("DoRA", f"{_RETRAIN} use_dora, or merge it into the base model"),
@@ -41,6 +41,7 @@ class PeftConfig:
     Attributes:
         r: the rank of every module that `rank_pattern` does not name; 0 only with a problem.
         rank_pattern: module name or regular expression -> its own rank, first match wins.
+        alpha_keys: those of alpha_pattern, of the same kind.
         target_modules: one expression such as "all-linear" is a tuple of one.
     """
 
@@ -49,6 +50,7 @@ class PeftConfig:
     base_model: str | None
     target_modules: tuple[str, ...]
     rank_pattern: dict[str, int]
+    alpha_keys: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -63,7 +65,7 @@ class PeftConfig:
         """
         default = frozenset({self.r})
         declared = default.union(self.rank_pattern.values())
-        if not all(_LITERAL_KEY.fullmatch(key) for key in self.rank_pattern):
+        if not all(map(is_literal, self.rank_pattern)):
             return lambda _module: declared
         places = {key: place for place, key in enumerate(self.rank_pattern)}
 
@@ -78,14 +80,14 @@ class PeftConfig:
         return find if places else lambda _module: default
 
 
-def read_config_bytes(folder: Path) -> bytes:
-    """The raw adapter_config.json, at most MAX_CONFIG_BYTES.
+def read_config_bytes(folder: Path, root: Path | None = None) -> bytes:
+    """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `root`, a file below it.
 
     Raises:
-        AdapterInvalidError: it is missing, unreadable or above the cap.
+        AdapterInvalidError: it is missing, unreadable, outside the root or above the cap.
     """
     try:
-        with open_regular(folder / CONFIG_NAME) as file:
+        with open_regular(folder / CONFIG_NAME, root) as file:
             raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
     except FileNotFoundError as error:
         raise AdapterInvalidError(
@@ -109,12 +111,14 @@ def parse_config(raw: bytes) -> PeftConfig:
     fields = parse_object(raw, CONFIG_NAME)
     r, alpha, pattern = fields.get("r"), fields.get("lora_alpha"), _rank_pattern(fields)
     base_model = fields.get("base_model_name_or_path")
+    alphas = fields.get("alpha_pattern")
     return PeftConfig(
         r=r if _is_rank(r) and isinstance(r, int) else 0,
         alpha=float(alpha) if _is_number(alpha) and isinstance(alpha, int | float) else 0.0,
-        base_model=base_model if isinstance(base_model, str) else None,
+        base_model=base_model if _is_text(base_model) and isinstance(base_model, str) else None,
         target_modules=_names(fields.get("target_modules")) or (),
         rank_pattern=pattern or {},
+        alpha_keys=tuple(alphas) if isinstance(alphas, dict) else (),
         problems=(*_broken_fields(fields), *_refused_features(fields)),
     )
 
@@ -127,7 +131,7 @@ def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
         )
     if not _is_rank(fields.get("r")):
         yield (
-            f"r is {quoted(fields.get('r'))}, it must be a whole number above 0; "
+            f"r is {quoted(fields.get('r'))}, it must be a whole number from 1 to {MAX_RANK}; "
             f"way out: write the rank it was trained with into {CONFIG_NAME}"
         )
     if not _is_number(fields.get("lora_alpha")):
@@ -138,12 +142,18 @@ def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
     if "target_modules" not in fields or _names(fields["target_modules"]) is None:
         yield (
             f"target_modules is {quoted(fields.get('target_modules', 'missing'))}, vLLM 0.32 needs "
-            f"a name or a list of names; way out: list the trained modules in {CONFIG_NAME}"
+            f"a name or a list of printable names; way out: list the trained modules in {CONFIG_NAME}"
         )
     if _rank_pattern(fields) is None:
         yield (
             f"rank_pattern is {quoted(fields['rank_pattern'])}, it must map names to at most "
-            f"{MAX_DIFFERENT_RANKS} different whole numbers above 0; way out: save the adapter again"
+            f"{MAX_DIFFERENT_RANKS} different whole numbers from 1 to {MAX_RANK}; "
+            "way out: save the adapter again"
+        )
+    if not isinstance(fields.get("use_rslora") or False, bool):
+        yield (
+            f"use_rslora is {quoted(fields['use_rslora'])}, it must be true or false; "
+            f"way out: write what it was trained with into {CONFIG_NAME}"
         )
     if not _is_alpha_pattern(fields.get("alpha_pattern")):
         yield (
@@ -170,7 +180,12 @@ def _refused_features(fields: dict[str, object]) -> Iterator[str]:
 
 
 def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RANK
+
+
+def _is_text(value: object) -> bool:
+    """Is it a string that can be printed and sent: no control signs, no half of a surrogate pair?"""
+    return isinstance(value, str) and value.isprintable()
 
 
 def _is_number(value: object) -> bool:
@@ -185,9 +200,9 @@ def _is_number(value: object) -> bool:
 def _names(value: object) -> tuple[str, ...] | None:
     if value is None:
         return ()
-    if isinstance(value, str):
+    if isinstance(value, str) and _is_text(value):
         return (value,)
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+    if isinstance(value, list) and all(map(_is_text, value)):
         return tuple(value)
     return None
 

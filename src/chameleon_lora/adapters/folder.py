@@ -1,4 +1,7 @@
-"""A folder of adapters, each served under its folder's name."""
+"""A folder of adapters, each served under its folder's name.
+
+Names are compared sign by sign, and nothing is normalised: a look-alike is another name.
+"""
 
 import stat
 from pathlib import Path
@@ -38,6 +41,14 @@ class AdapterFolder:
         except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
             return None
 
+    def try_stamp(self, name: str) -> str | None:
+        """What `scan` says of that name, or None if it does not name it. O(1)."""
+        path = self.try_path(name)
+        if path is None:
+            return None
+        stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        return None if None in stamps else " ".join(filter(None, stamps))
+
     def scan(self) -> dict[str, str]:
         """Name -> what changes when its files change, for folders that hold both files.
 
@@ -46,12 +57,8 @@ class AdapterFolder:
         Raises:
             AdapterNotFoundError: the root itself cannot be listed. Not the same as an empty root.
         """
-        found: dict[str, str] = {}
-        for name in self.names():
-            stamps = [_try_stamp(self.root / name / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
-            if None not in stamps:
-                found[name] = " ".join(filter(None, stamps))
-        return found
+        stamps = ((name, self.try_stamp(name)) for name in self._entries())
+        return {name: stamp for name, stamp in stamps if stamp is not None}
 
     def _entries(self) -> list[str]:
         try:
@@ -67,11 +74,18 @@ class AdapterFolder:
         return root in path.resolve(strict=True).parents
 
 
+def is_name(name: str) -> bool:
+    """May an adapter be called so: printable, so no NUL, no line end, no broken UTF-8, and short."""
+    return name != "" and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def leads_on(name: str) -> bool:
+    """Could it, put behind a folder's path, name a place outside that folder, or a hidden one?"""
+    return any(part.startswith(".") or not part for part in name.replace("\\", "/").split("/"))
+
+
 def _is_allowed(name: str) -> bool:
-    """Printable (so no NUL, no line end, no broken UTF-8), one path part, not hidden."""
-    if not name or not name.isprintable() or name.startswith("."):
-        return False
-    return "/" not in name and "\\" not in name and len(name.encode()) <= MAX_NAME_BYTES
+    return is_name(name) and "/" not in name and not leads_on(name) and "\\" not in name
 
 
 def _try_stamp(path: Path) -> str | None:

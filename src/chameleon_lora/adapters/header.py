@@ -17,7 +17,8 @@ from chameleon_lora.adapters.untrusted import parse_object, quoted, read_exactly
 from chameleon_lora.errors import AdapterInvalidError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_MARKS = 1_500_000  # about 180,000 tensors; each mark may cost 200 bytes of memory
 MAX_DIMENSIONS = 8
 MAX_NAME_CHARS = 512
 MAX_NAME_PARTS = 32
@@ -93,6 +94,11 @@ def parse_header(raw: bytes, weights_bytes: int) -> tuple[TensorEntry, ...]:
     """
     if raw[:1] != b"{":
         raise AdapterInvalidError(_broken("its header does not start with '{'"))
+    marks = sum(map(raw.count, (b",", b"[", b"{")))
+    if marks > MAX_HEADER_MARKS:
+        raise AdapterInvalidError(
+            _broken(f"its header has {marks} commas and brackets, the limit is {MAX_HEADER_MARKS}")
+        )
     fields = parse_object(raw, f"the header of {WEIGHTS_NAME}")
     _check_metadata(fields.pop("__metadata__", {}))
     entries = [_entry(name, value) for name, value in fields.items()]

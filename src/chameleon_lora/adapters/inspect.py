@@ -1,5 +1,6 @@
 """One adapter folder: what it holds, and why it cannot be served if it cannot."""
 
+import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass
@@ -26,11 +27,23 @@ _PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
 
 @dataclass(frozen=True, slots=True)
 class AdapterLimits:
-    """What the engine can hold. `max_rank` None: any rank."""
+    """What the engine can hold.
+
+    Attributes:
+        max_rank: None for any rank.
+        max_bytes: of the weights' file, whose bytes need not be there: a sparse file claims as many
+            as it likes. None for any size.
+    """
 
     max_rank: int | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise ConfigError(
+                f"max_bytes is {self.max_bytes}, the least is 1; way out: give a part of the "
+                "machine's memory"
+            )
         if self.max_rank is not None and self.max_rank < 1:
             raise ConfigError(
                 f"max_rank is {self.max_rank}, the least is 1; way out: give the engine's "
@@ -73,58 +86,73 @@ class _Weights:
 
 
 _NO_CONFIG = PeftConfig(
-    r=0, alpha=0.0, base_model=None, target_modules=(), rank_pattern={}, problems=()
+    r=0,
+    alpha=0.0,
+    base_model=None,
+    target_modules=(),
+    rank_pattern={},
+    alpha_keys=(),
+    problems=(),
 )
 
 
-def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
+def inspect_adapter(
+    path: Path, limits: AdapterLimits | None = None, root: Path | None = None
+) -> AdapterInfo:
     """What the folder holds, with every problem found; never raises for what is on disk.
 
-    Reads the configuration and the safetensors header, never the weights.
+    Reads the configuration and the safetensors header, never the weights. With `root`, a real path,
+    neither is read from a place outside it.
     """
-    if not is_folder(path):
-        return _info(path, _NO_CONFIG, _Weights((), (), (_no_folder(path),)), b"", limits)
-    raw, config = b"", _NO_CONFIG
-    problems: tuple[str, ...] = ()
-    try:
-        raw = read_config_bytes(path)
-        config = parse_config(raw)
-    except AdapterInvalidError as error:
-        problems = (str(error),)
-    found = _read_weights(path)
-    weights = _Weights(found.tensors, found.identity, problems + found.problems)
-    return _info(path, config, weights, raw, limits)
+    info, over = _inspect(path, limits, root)
+    return dataclasses.replace(info, problems=(*info.problems, *over))
 
 
-def require_servable(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
-    """The adapter, which has no problems and is within the limits.
+def require_servable(
+    path: Path, limits: AdapterLimits | None = None, root: Path | None = None
+) -> AdapterInfo:
+    """The adapter, which has no problems and is within the limits; read below `root` if there is one.
 
     Raises:
         AdapterNotFoundError: `path` is no folder.
         AdapterInvalidError: it has problems; the message lists them all.
-        AdapterTooLargeError: its rank is above `limits.max_rank`, and that alone is wrong.
+        AdapterTooLargeError: its rank or its bytes are above the limits, and that alone is wrong.
     """
     if not is_folder(path):
         raise AdapterNotFoundError(f"adapter {path.name!r}: {_no_folder(path)}")
-    info = inspect_adapter(path)
+    info, over = _inspect(path, limits, root)
     if info.problems:
         raise AdapterInvalidError(f"adapter {info.name!r}: {' | '.join(info.problems)}")
-    over = _over_limit(info.rank, limits)
-    if over is not None:
-        raise AdapterTooLargeError(f"adapter {info.name!r}: {over}")
+    if over:
+        raise AdapterTooLargeError(f"adapter {info.name!r}: {' | '.join(over)}")
     return info
 
 
-def _info(
-    path: Path, config: PeftConfig, weights: _Weights, raw: bytes, limits: AdapterLimits | None
-) -> AdapterInfo:
+def _inspect(
+    path: Path, limits: AdapterLimits | None, root: Path | None
+) -> tuple[AdapterInfo, list[str]]:
+    """The adapter with its problems, and which limits it is above."""
+    if not is_folder(path):
+        return _info(path, _NO_CONFIG, _Weights((), (), (_no_folder(path),)), b""), []
+    raw, config = b"", _NO_CONFIG
+    problems: tuple[str, ...] = ()
+    try:
+        raw = read_config_bytes(path, root)
+        config = parse_config(raw)
+    except AdapterInvalidError as error:
+        problems = (str(error),)
+    found = _read_weights(path, root)
+    weights = _Weights(found.tensors, found.identity, problems + found.problems)
+    file_bytes = sum(entry.nbytes for entry in found.tensors)
+    over = _over_limits(config.max_rank, file_bytes, limits)
+    return _info(path, config, weights, raw), over
+
+
+def _info(path: Path, config: PeftConfig, weights: _Weights, raw: bytes) -> AdapterInfo:
     tensors = lora_tensors(weights.tensors)
     problems = [*weights.problems, *config.problems]
     if not weights.problems:
         problems += pair_problems(weights.tensors, config)
-    over = _over_limit(config.max_rank, limits)
-    if over is not None:
-        problems.append(over)
     dtypes = sorted({entry.float_name or entry.dtype_code for entry in tensors})
     return AdapterInfo(
         name=path.absolute().name,
@@ -141,15 +169,23 @@ def _info(
     )
 
 
-def _read_weights(folder: Path) -> _Weights:
+def fingerprint_of(raw_config: bytes, status: os.stat_result, raw_header: bytes) -> str:
+    """The AdapterInfo.fingerprint of a sound adapter with these bytes and a weights file so."""
+    return _digest(raw_config, _stamp(status), raw_header)
+
+
+def _stamp(status: os.stat_result) -> bytes:
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()
+
+
+def _read_weights(folder: Path, root: Path | None) -> _Weights:
     identity: tuple[bytes, ...] = ()
     try:
-        with open_regular(folder / WEIGHTS_NAME) as file:
+        with open_regular(folder / WEIGHTS_NAME, root) as file:
             status = os.fstat(file.fileno())
-            stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-            identity = (stamp.encode(),)
+            identity = (_stamp(status),)
             raw = read_header_bytes(file)
-        identity = (stamp.encode(), raw)
+        identity = (_stamp(status), raw)
         tensors = parse_header(raw, weights_bytes=status.st_size - 8 - len(raw))
     except FileNotFoundError:
         return _Weights((), (), (_no_weights(folder),))
@@ -175,13 +211,21 @@ def _no_weights(folder: Path) -> str:
     )
 
 
-def _over_limit(rank: int, limits: AdapterLimits | None) -> str | None:
-    if limits is None or limits.max_rank is None or rank <= limits.max_rank:
-        return None
-    return (
-        f"its rank is {rank}, the limit is {limits.max_rank}; way out: start the engine with "
-        f"--max-lora-rank {rank} or more, or train the adapter with a smaller rank"
-    )
+def _over_limits(rank: int, file_bytes: int, limits: AdapterLimits | None) -> list[str]:
+    over: list[str] = []
+    if limits is None:
+        return over
+    if limits.max_rank is not None and rank > limits.max_rank:
+        over.append(
+            f"its rank is {rank}, the limit is {limits.max_rank}; way out: start the engine with "
+            f"--max-lora-rank {rank} or more, or train the adapter with a smaller rank"
+        )
+    if limits.max_bytes is not None and file_bytes > limits.max_bytes:
+        over.append(
+            f"its weights have {file_bytes} bytes, the limit is {limits.max_bytes}; way out: save them "
+            "as float16, or serve it from a machine with more memory"
+        )
+    return over
 
 
 def _digest(*parts: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from chameleon_lora.adapters.config import PeftConfig
 from chameleon_lora.adapters.header import TensorEntry
+from chameleon_lora.adapters.patterns import pattern_problems
 from chameleon_lora.adapters.untrusted import quoted
 
 _PREFIX = "base_model.model."
@@ -31,7 +32,10 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
             "the weights hold no LoRA tensors; way out: save the adapter with PEFT's "
             "save_pretrained, not the base model",
         )
+    modules = [_pattern_name(name) for name in {**a_sides, **b_sides}]
     return (
+        *pattern_problems("rank_pattern", tuple(config.rank_pattern), modules),
+        *pattern_problems("alpha_pattern", config.alpha_keys, modules),
         *_alien(tensors),
         *_one_sided(a_sides, b_sides),
         *_not_float(lora_tensors(tensors)),

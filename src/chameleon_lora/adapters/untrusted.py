@@ -15,26 +15,31 @@ _QUOTE.maxstring = 100
 _QUOTE.maxother = 60
 
 
-def open_regular(path: Path) -> AbstractContextManager[BinaryIO]:
-    """Open a regular file for reading, unbuffered; a pipe or a device never blocks.
+def open_regular(path: Path, root: Path | None = None) -> AbstractContextManager[BinaryIO]:
+    """Open a regular file for reading, unbuffered; a pipe or a device is not opened, or never waits.
+
+    With `root`, a real path, the file that was opened lies below it, whatever links led there.
 
     Raises:
         FileNotFoundError: nothing has that name.
-        AdapterInvalidError: it cannot be opened, or is not a regular file.
+        AdapterInvalidError: it cannot be opened, is not a regular file, or lies outside the root.
     """
     try:
+        _require_regular(path.stat().st_mode, path)  # opening alone can set off a device
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise AdapterInvalidError(
-            f"{path.name} cannot be opened ({error.strerror}); way out: make it readable"
+            f"{path.name} cannot be opened ({reason}); way out: make it readable"
         ) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)  # it may be another file by now
+        _require_inside(descriptor, path, root)
+    except AdapterInvalidError:
         os.close(descriptor)
-        raise AdapterInvalidError(
-            f"{path.name} is not a regular file; way out: put the file itself there"
-        )
+        raise
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
@@ -88,6 +93,22 @@ def parse_object(raw: bytes, source: str) -> dict[str, object]:
 def quoted(value: object) -> str:
     """`value` for a message: escaped and cut, whatever a hostile file put there."""
     return _QUOTE.repr(value)
+
+
+def _require_regular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise AdapterInvalidError(
+            f"{path.name} is not a regular file; way out: put the file itself there"
+        )
+
+
+def _require_inside(descriptor: int, path: Path, root: Path | None) -> None:
+    """Asks the kernel where the open file is: a link may have changed since its name was read."""
+    if root is not None and root not in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
+        raise AdapterInvalidError(
+            f"{path.name} leads out of the folder of adapters; "
+            "way out: put a copy of the file itself there"
+        )
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -195,8 +195,9 @@ def _cuts(name: str, module: Any, weights: Any) -> list[_Cut]:
     """
     cuts: list[_Cut] = []
     stand_in = copy.copy(module)
-    stand_in.lora_a_stacked = _recorders(module.lora_a_stacked, "a", cuts)
-    stand_in.lora_b_stacked = _recorders(module.lora_b_stacked, "b", cuts)
+    is_linear = "Linear" in type(module).__name__  # of others a part of the vocabulary is enough
+    stand_in.lora_a_stacked = _recorders(module.lora_a_stacked, "a", cuts, is_linear)
+    stand_in.lora_b_stacked = _recorders(module.lora_b_stacked, "b", cuts, is_linear)
     try:
         stand_in.set_lora(0, weights.lora_a, weights.lora_b)
     except AdapterInvalidError as error:
@@ -206,21 +207,32 @@ def _cuts(name: str, module: Any, weights: Any) -> list[_Cut]:
     return [cut for cut in cuts if cut.matrix.numel()]
 
 
-def _recorders(stacked: Any, factor: Literal["a", "b"], cuts: list[_Cut]) -> Any:
+def _recorders(stacked: Any, factor: Literal["a", "b"], cuts: list[_Cut], needs_whole: bool) -> Any:
     if isinstance(stacked, torch.Tensor):
-        return _StackedRecorder(stacked.shape, 0, factor, cuts)
+        return _StackedRecorder(stacked.shape, 0, factor, cuts, needs_whole)
     return tuple(
-        _StackedRecorder(tensor.shape, index, factor, cuts) for index, tensor in enumerate(stacked)
+        _StackedRecorder(tensor.shape, index, factor, cuts, needs_whole)
+        for index, tensor in enumerate(stacked)
     )
 
 
 class _StackedRecorder:
-    """Stands where a layer keeps its stacked slots; notes copies into a slot instead of making them."""
+    """Stands where a layer keeps its stacked slots; notes copies into a slot instead of making them.
+
+    With `needs_whole` a copy must fill the slot on the axis that is not the rank: vLLM itself would
+    serve a matrix with too few inputs or outputs as if the missing ones were zero.
+    """
 
     def __init__(
-        self, shape: Sequence[int], index: int, factor: Literal["a", "b"], cuts: list[_Cut]
+        self,
+        shape: Sequence[int],
+        index: int,
+        factor: Literal["a", "b"],
+        cuts: list[_Cut],
+        needs_whole: bool,
     ) -> None:
         self.shape = shape
+        self._needs_whole = needs_whole
         self._index = index
         self._factor = factor
         self._cuts = cuts
@@ -231,6 +243,8 @@ class _StackedRecorder:
     def __getitem__(self, key: tuple[Any, ...]) -> "_RegionRecorder":
         room = tuple(self.shape[-2:])
         region = tuple(min(part.stop, size) for part, size in zip(key[-2:], room, strict=True))
+        if self._needs_whole:
+            region = (region[0], room[1]) if self._factor == "a" else (room[0], region[1])
         return _RegionRecorder(self._index, self._factor, region, self._cuts)
 
 

@@ -1,13 +1,18 @@
 """Packed images on disk, so that an adapter's later loads are one read instead of a parse."""
 
+import contextlib
 import os
 import tempfile
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.untrusted import is_folder
 from chameleon_lora.engine_vllm.host_image import HostImage, Piece, empty_buffer, image_over
 
 DEFAULT_LIMIT_BYTES = 8 << 30
@@ -28,60 +33,66 @@ class _Entry:
 class ImageFile:
     """A ring of images in one unnamed file, which vanishes with the process however that ends.
 
-    A new image takes the place of the oldest once `limit_bytes` are used. Not thread-safe: the
-    loader's thread owns it. A disk that is full or broken costs speed only: images are not kept.
+    A new image takes the place of the oldest once `limit_bytes` are used. The loader's threads share
+    it, one at a time. A disk that is full or broken costs speed only: images are not kept.
     """
 
     def __init__(self, folder: Path | None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._end_bytes = 0
+        self._lock = threading.RLock()
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by age, so by place in the ring
         self._descriptor, name = tempfile.mkstemp(prefix="chameleon-images-", dir=folder)
         Path(name).unlink()
 
     def save(self, image: HostImage, fingerprint: Fingerprint) -> bool:
         """Whether the image was kept; replaces an earlier one of the same adapter."""
-        if image.nbytes > self._limit_bytes:
-            return False
-        self._entries.pop(image.adapter_id, None)
-        offset = self._make_room(image.nbytes)
-        try:
-            _write_all(self._descriptor, image.flat, offset)
-        except OSError:
-            return False
-        self._entries[image.adapter_id] = _Entry(
-            fingerprint,
-            image.rank,
-            image.dtype,
-            image.pieces,
-            offset,
-            image.nbytes,
-            image.flat.is_pinned(),
-        )
-        return True
+        with self._lock:
+            if image.nbytes > self._limit_bytes:
+                return False
+            self._entries.pop(image.adapter_id, None)
+            offset = self._make_room(image.nbytes)
+            try:
+                _write_all(self._descriptor, image.flat, offset)
+            except OSError:
+                return False
+            self._entries[image.adapter_id] = _Entry(
+                fingerprint,
+                image.rank,
+                image.dtype,
+                image.pieces,
+                offset,
+                image.nbytes,
+                image.flat.is_pinned(),
+            )
+            return True
 
     def save_once(self, image: HostImage, fingerprint: Fingerprint) -> None:
         """Keeps the image unless one of that very source is kept already."""
-        entry = self._entries.get(image.adapter_id)
-        if entry is None or entry.fingerprint != fingerprint:
-            self.save(image, fingerprint)
+        with self._lock:
+            entry = self._entries.get(image.adapter_id)
+            if entry is None or entry.fingerprint != fingerprint:
+                self.save(image, fingerprint)
 
     def load(self, adapter_id: int, fingerprint: Fingerprint) -> HostImage | None:
         """The adapter's image in fresh memory, or None if there is none of that very source."""
-        entry = self._entries.get(adapter_id)
-        if entry is None or entry.fingerprint != fingerprint:
-            return None
-        flat = empty_buffer(entry.nbytes, pinned=entry.pinned)
-        try:
-            _read_all(self._descriptor, flat, entry.offset_bytes)
-        except OSError:
-            return None
+        with self._lock:
+            entry = self._entries.get(adapter_id)
+            if entry is None or entry.fingerprint != fingerprint:
+                return None
+            flat = empty_buffer(entry.nbytes, pinned=entry.pinned)
+            try:
+                _read_all(self._descriptor, flat, entry.offset_bytes)
+            except OSError:
+                return None
         return image_over(flat, adapter_id, entry.rank, entry.dtype, entry.pieces)
 
     def close(self) -> None:
-        """Afterwards the disk space is free again."""
-        self._entries.clear()
-        os.close(self._descriptor)
+        """Afterwards the disk space is free again, and nothing is kept any more."""
+        with self._lock:
+            self._entries.clear()
+            self._limit_bytes = 0
+            os.close(self._descriptor)
 
     def _make_room(self, nbytes: int) -> int:
         offset = self._end_bytes if self._end_bytes + nbytes <= self._limit_bytes else 0
@@ -97,14 +108,18 @@ class ImageFile:
 
 
 def fingerprint_of(path: str) -> Fingerprint:
-    """Name, size and time of change of the adapter's files: equal only if nothing was rewritten."""
+    """Name, size and time of change of the adapter's files: equal only if nothing was rewritten.
+
+    Never raises: a file that is not there counts as absent.
+    """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not is_folder(folder):
         return ((path, 0, 0),)
     found = []
-    for file in sorted(folder.glob("adapter_*")):
-        status = file.stat()
-        found.append((str(file), status.st_size, status.st_mtime_ns))
+    for file in (folder / CONFIG_NAME, folder / WEIGHTS_NAME):
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            found.append((str(file), status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 

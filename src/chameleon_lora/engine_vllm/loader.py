@@ -13,16 +13,20 @@ from typing import Any, Protocol
 
 import torch
 
-from chameleon_lora.adapters import require_servable
+from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.engine_vllm.host_image import HostCopy, HostImage, Piece, pack
 from chameleon_lora.engine_vllm.image_file import ImageFile, fingerprint_of
 from chameleon_lora.engine_vllm.messages import LoadAdapter
 from chameleon_lora.engine_vllm.observe import stopwatch_s
-from chameleon_lora.errors import AdapterInvalidError
+from chameleon_lora.engine_vllm.sealed import STAGED, sealed
+from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.errors import AdapterError
 
 _SWITCH_INTERVAL_S = 0.0005
-_READ_AHEAD_BYTES = 4 << 20
 _REASON_CHARACTERS = 400
+STALL_S = 1.0  # a load that takes longer may hang: the next one gets a thread of its own
+MOST_THREADS = 16
+_CLOSE_LIMIT_S = 1.0
 _KEEP_LATER = 16  # copies that may outlive their drop until a quiet moment; older ones go unkept
 
 
@@ -49,26 +53,33 @@ class Reader(Protocol):
 
 
 class Loader:
-    """One daemon thread that takes loads in order and delivers them on a queue.
+    """A daemon thread that takes loads in order and delivers them on a queue.
 
-    A load that fails is delivered as its reason; the thread outlives it.
+    A load that fails is delivered as its reason; the thread outlives it. While every thread has been
+    at its load for more than `stall_s`, a further one takes the loads that wait, up to MOST_THREADS:
+    a disk that hangs holds up its own adapter only. Whoever finishes one too many ends.
     """
 
-    def __init__(self, reader: Reader, prepare_thread: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        prepare_thread: Callable[[], None] = lambda: None,
+        stall_s: float = STALL_S,
+    ) -> None:
         self._reader = reader
         self._prepare_thread = prepare_thread
+        self._stall_s = stall_s
         self._orders: queue.SimpleQueue[tuple[int, LoadAdapter] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
         self._to_keep: deque[tuple[LoadAdapter, HostCopy]] = deque(maxlen=_KEEP_LATER)
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # for the two below
+        self._threads: dict[threading.Thread, float | None] = {}  # since when at a load
 
     def submit(self, ticket: int, command: LoadAdapter) -> None:
         """Queues a load; its delivery carries the ticket."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="chameleon-loader", daemon=True)
-            self._thread.start()
         self._orders.put((ticket, command))
+        self._grow()
 
     def cancel(self, ticket: int) -> None:
         """Skips the load if it has not begun; a later delivery of it may still come."""
@@ -76,6 +87,7 @@ class Loader:
 
     def poll(self) -> list[Delivery]:
         """What was finished since the last call; never waits."""
+        self._grow()
         deliveries = []
         while not self._done.empty():  # only this caller takes from the queue
             deliveries.append(self._done.get())
@@ -83,14 +95,35 @@ class Loader:
 
     def wait(self) -> Delivery:
         """The next delivery; waits for it. Call only while a load is under way."""
-        return self._done.get()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._done.get(timeout=self._stall_s)
+            self._grow()
 
     def close(self) -> None:
-        """Waits for the load under way and ends the thread."""
-        if self._thread is not None:
+        """Ends the threads; one whose load hangs ends with that, or with the process."""
+        with self._lock:
+            threads = list(self._threads)
+            self._threads.clear()
+        for _ in threads:
             self._orders.put(None)
-            self._thread.join()
-            self._thread = None
+        for thread in threads:
+            thread.join(_CLOSE_LIMIT_S)
+
+    def _grow(self) -> None:
+        """Afterwards a thread takes what is queued, unless one is about to."""
+        if self._orders.empty():
+            return
+        with self._lock:
+            stalled = sum(self._is_stalled(since_s) for since_s in self._threads.values())
+            if stalled < len(self._threads) or stalled == MOST_THREADS:
+                return
+            thread = threading.Thread(target=self._run, name="chameleon-loader", daemon=True)
+            self._threads[thread] = None
+        thread.start()
+
+    def _is_stalled(self, since_s: float | None) -> bool:
+        return since_s is not None and stopwatch_s() - since_s > self._stall_s
 
     def _run(self) -> None:
         self._prepare_thread()
@@ -99,15 +132,37 @@ class Loader:
             if ticket in self._cancelled:
                 self._cancelled.discard(ticket)
                 continue
+            self._mark(stopwatch_s())
             delivery = self._attempt(ticket, command)
-            self._done.put(delivery)
             if not isinstance(delivery.outcome, str):
                 self._to_keep.append((command, delivery.outcome))
+            self._done.put(delivery)
+            if self._is_one_too_many():
+                return
+
+    def _mark(self, since_s: float | None) -> None:
+        with self._lock:
+            self._threads[threading.current_thread()] = since_s
+
+    def _is_one_too_many(self) -> bool:
+        """Whether another thread is there for what comes; this one is struck off then."""
+        me = threading.current_thread()
+        with self._lock:
+            others = [since_s for thread, since_s in self._threads.items() if thread is not me]
+            if all(map(self._is_stalled, others)):
+                self._threads[me] = None
+                return False
+            self._threads.pop(me, None)  # closed meanwhile, it is struck off already
+            return True
 
     def _next_order(self) -> tuple[int, LoadAdapter] | None:
         """The next load; while none is due, what was read is kept for later."""
-        while self._to_keep and self._orders.empty():
-            self._reader.keep(*self._to_keep.popleft())
+        while self._orders.empty():
+            try:
+                kept = self._to_keep.popleft()
+            except IndexError:  # another thread may have taken the last one
+                break
+            self._reader.keep(*kept)
         return self._orders.get()
 
     def _attempt(self, ticket: int, command: LoadAdapter) -> Delivery:
@@ -123,9 +178,13 @@ class Loader:
 def reason_of(command: LoadAdapter, error: BaseException) -> str:
     """One line a user understands: which adapter, and why not."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.removeprefix(f"adapter {Path(command.path).name!r}: ")
+    text = STAGED.sub("", text).removeprefix(f"adapter {Path(command.path).name!r}: ")
     absent = getattr(error.__cause__, "filename", None)
-    if absent is not None:  # vLLM says that an adapter was not found, but not which file is missing
+    if isinstance(error, AdapterError):  # our own words name the file and the way out
+        pass
+    elif (
+        absent is not None
+    ):  # vLLM says that an adapter was not found, but not which file is missing
         text = f"there is no {absent}"
     elif isinstance(error, StopIteration):
         text = "it has no LoRA weights"
@@ -139,12 +198,15 @@ def reason_of(command: LoadAdapter, error: BaseException) -> str:
 class VllmReader:
     """Reads with vLLM's own code the first time, from a packed image later.
 
+    That code sees a private copy of the files, never the files themselves (`sealed`).
+
     vLLM's load and merge only read the manager, so the thread may use them beside running steps.
     """
 
     def __init__(self, worker_manager: Any, images: ImageFile | None) -> None:
         self._worker_manager = worker_manager
         self._images = images
+        self._limits = AdapterLimits(max_bytes=largest_bytes())
         self._geometries: dict[tuple[Piece, ...], tuple[Piece, ...]] = {}
 
     def read(self, command: LoadAdapter) -> HostCopy:
@@ -159,14 +221,13 @@ class VllmReader:
         """The adapter from its own files; safe on any thread."""
         from vllm.lora.request import LoRARequest
 
-        _check_files(command)
-        _read_ahead(command.path)
         fused = {"is_3d_lora_weight": True} if command.is_3d else {}
-        request = LoRARequest(command.name, command.adapter_id, command.path, **fused)
-        lora_model = self._worker_manager._load_adapter(request)
-        adapter_manager = self._worker_manager._adapter_manager
-        adapter_manager._create_merged_loras_inplace(lora_model)
-        host_copy = pack(adapter_manager, lora_model)
+        with sealed(resolved(command.path), command.fingerprint, self._limits) as folder:
+            request = LoRARequest(command.name, command.adapter_id, str(folder), **fused)
+            lora_model = self._worker_manager._load_adapter(request)
+            adapter_manager = self._worker_manager._adapter_manager
+            adapter_manager._create_merged_loras_inplace(lora_model)
+            host_copy = pack(adapter_manager, lora_model)
         return self._with_shared_geometry(host_copy)
 
     def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
@@ -217,38 +278,3 @@ def _leave_compute_cores() -> None:
     others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
     with contextlib.suppress(OSError):  # not ours to use, as in a container
         os.sched_setaffinity(0, others or os.sched_getaffinity(0))
-
-
-def _check_files(command: LoadAdapter) -> None:
-    """Nothing if the files are sound and those that were announced.
-
-    Files replaced behind a name's back would answer from another content's prefix cache.
-
-    Raises:
-        AdapterError: naming what is wrong with them.
-    """
-    folder = Path(command.path).expanduser()
-    if not folder.is_dir():
-        return  # a hub's name, which vLLM resolves
-    found = require_servable(folder)
-    if command.fingerprint and found.fingerprint != command.fingerprint:
-        raise AdapterInvalidError(
-            "its files changed after it was announced; ask again in a moment, "
-            "or load it anew with load_inplace"
-        )
-
-
-def _read_ahead(path: str) -> None:
-    """Afterwards the adapter's files are in the page cache: read in one go, the interpreter free.
-
-    Parsing alone would fault them in page by page.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return
-    buffer = bytearray(_READ_AHEAD_BYTES)
-    for file in folder.glob("adapter_model.*"):
-        with file.open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            while stream.readinto(buffer):
-                pass

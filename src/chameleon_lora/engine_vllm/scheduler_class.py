@@ -84,6 +84,7 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            ignore_priorities(self)
             settings = settings_of(self.vllm_config)
             cells = cells_of(self.vllm_config, settings.serving.slot_parts)
             limits = limits_of(self, cells, has_device=settings.policy.device.max_bytes != 0)
@@ -133,6 +134,11 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             return bool(super().reset_prefix_cache(*args, **kwargs))
 
     return ChameleonScheduler
+
+
+def ignore_priorities(scheduler: Any) -> None:
+    """Afterwards no client's `priority` chooses whom vLLM preempts, whatever its flags say."""
+    scheduler.policy = type(scheduler.policy)("fcfs")
 
 
 def is_idle(scheduler: Any) -> bool:

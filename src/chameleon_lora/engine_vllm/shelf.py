@@ -10,10 +10,18 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.adapters import AdapterFolder, AdapterInfo, AdapterLimits, require_servable
+from chameleon_lora.adapters import (
+    AdapterFolder,
+    AdapterInfo,
+    AdapterLimits,
+    is_name,
+    require_servable,
+)
+from chameleon_lora.adapters.folder import MAX_NAME_BYTES
 from chameleon_lora.engine_vllm.catalog import Announcement
 from chameleon_lora.engine_vllm.core_patch import ANNOUNCE, WITHDRAW
-from chameleon_lora.errors import AdapterError
+from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.errors import AdapterError, AdapterInvalidError
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +36,8 @@ class Shelf:
     def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
         self._models = models
         self._engine = models.engine_client.engine_core
-        self._limits = AdapterLimits(models.engine_client.vllm_config.lora_config.max_lora_rank)
+        max_rank = models.engine_client.vllm_config.lora_config.max_lora_rank
+        self._limits = AdapterLimits(max_rank, largest_bytes())
         self._folder = folder
         self._scan_s = scan_s
         self._stamps: dict[str, str] = {}
@@ -61,20 +70,21 @@ class Shelf:
     async def look(self, name: str) -> None:
         """If this unknown name is a folder that came since the last look, offer it now.
 
-        Afterwards `refused` also tells why a folder whose weights are missing is not served.
+        Afterwards `refused` also tells why a folder whose weights are missing is not served. Looks
+        at no other folder: what clients ask for costs the same however many adapters there are.
         """
         if self._folder is None or self._models.is_base_model(name):
             return
         if name in self._models.lora_requests:
             return
-        path = await asyncio.to_thread(self._folder.try_path, name)
-        if path is not None:
-            await self._follow()
+        stamp = await asyncio.to_thread(self._folder.try_stamp, name)
+        if stamp is not None:
+            await self._follow_one(name, stamp)
         if name in self._stamps:
             return
-        self.refused.pop(name, None)  # no folder, or a scan would have found it
-        if path is not None:
-            found = await asyncio.to_thread(_check_all, path.parent, [name], self._limits)
+        self.refused.pop(name, None)  # half a folder, or none
+        if await asyncio.to_thread(self._folder.try_path, name) is not None:
+            found = await asyncio.to_thread(_check_all, self._folder.root, [name], self._limits)
             if isinstance(found[name], AdapterError):
                 self.refused[name] = str(found[name])
 
@@ -85,6 +95,13 @@ class Shelf:
                 await self._follow()
             except Exception:  # the watch outlives one bad look
                 _logger.exception("Looking for adapters failed; trying again in %s s", self._scan_s)
+
+    async def _follow_one(self, name: str, stamp: str) -> None:
+        """Bring the offer in line with one folder that is there."""
+        async with self._lock:
+            if self._stamps.get(name) != stamp:
+                await self._put_up([name])
+                self._stamps[name] = stamp
 
     async def _follow(self) -> None:
         """Bring the offer in line with the folder."""
@@ -119,7 +136,7 @@ class Shelf:
         )
         for name in good:
             self._list(name, str(root / name))
-        _logger.info("Serving %d adapters from %s", len(good), root)
+        _logger.info("Serving %d adapters from %r", len(good), str(root))
 
     async def _take_down(self, names: list[str]) -> None:
         for name in names:
@@ -146,23 +163,35 @@ class Shelf:
         return is_shadowed
 
 
+def require_name(name: str) -> None:
+    """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
+
+    Raises:
+        AdapterInvalidError: it is empty, too long or cannot be printed.
+    """
+    if not is_name(name):
+        raise AdapterInvalidError(
+            f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
+            f"{MAX_NAME_BYTES} bytes that can be printed"
+        )
+
+
 def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Announcement:
     return Announcement(name, path, info.fingerprint, info.nbytes, info.rank, is_3d)
 
 
 def _check(path: str, limits: AdapterLimits) -> AdapterInfo:
-    from vllm.lora.utils import get_adapter_absolute_path
-
-    return require_servable(Path(get_adapter_absolute_path(path)), limits)
+    return require_servable(resolved(path), limits)
 
 
 def _check_all(
     root: Path, names: Iterable[str], limits: AdapterLimits
 ) -> dict[str, AdapterInfo | AdapterError]:
     found: dict[str, AdapterInfo | AdapterError] = {}
+    real_root = root.resolve()
     for name in names:
         try:
-            found[name] = require_servable(root / name, limits)
+            found[name] = require_servable(root / name, limits, real_root)
         except AdapterError as error:
             found[name] = error
     return found

@@ -1,0 +1,35 @@
+"""Which folder the path of an adapter means, and how large an adapter may be on this machine."""
+
+import os
+from pathlib import Path
+
+from chameleon_lora.errors import AdapterNotFoundError
+
+MAX_PATH_CHARS = 4096
+
+
+def largest_bytes() -> int:
+    """The most a file of weights may have on this machine: a quarter of its memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def resolved(path: str) -> Path:
+    """The folder a path means, or that of a hub's name, fetched if it is not there.
+
+    Raises:
+        AdapterNotFoundError: it cannot be fetched, or is no path at all.
+    """
+    from vllm.lora.utils import get_adapter_absolute_path
+
+    if not path.isprintable() or len(path) > MAX_PATH_CHARS:
+        raise AdapterNotFoundError(
+            f"there is no adapter at a path of {len(path)} characters that begins {path[:60]!r}; "
+            f"way out: give a printable one of at most {MAX_PATH_CHARS} characters"
+        )
+    try:
+        return Path(get_adapter_absolute_path(path))
+    except Exception as error:
+        raise AdapterNotFoundError(
+            f"there is no folder {path!r}, and no hub that could be asked for it "
+            f"({type(error).__name__}); way out: give the path of the adapter's folder"
+        ) from error

@@ -1,0 +1,102 @@
+"""What stands in place of an adapter's file and is none: pipes, devices, links to elsewhere."""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.inspect import inspect_adapter, require_servable
+from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.errors import AdapterInvalidError
+
+DIMS = ModelDims(
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    head_dim=8,
+)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A sound adapter named 'good'."""
+    return make_adapter(tmp_path / "good", DIMS, 2, seed=1, target_modules=["q_proj"])
+
+
+def the_problem(adapter: Path) -> str:
+    """The one problem that inspection lists and for which the adapter is refused."""
+    (problem,) = inspect_adapter(adapter).problems
+    with pytest.raises(AdapterInvalidError, match="way out: "):
+        require_servable(adapter)
+    return problem
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_a_pipe_in_place_of_a_file_does_not_block(adapter: Path, name: str) -> None:
+    """A named pipe nobody writes to is a problem at once, not a wait for ever."""
+    (adapter / name).unlink()
+    os.mkfifo(adapter / name)
+    assert f"{name} is not a regular file" in the_problem(adapter)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("special", ["folder", "device", "device link", "socket"])
+def test_what_is_no_file_is_not_opened(adapter: Path, name: str, special: str) -> None:
+    """A folder, a device or a socket in place of a file is a problem at once."""
+    (adapter / name).unlink()
+    match special:
+        case "folder":
+            (adapter / name).mkdir()
+        case "device":
+            try:
+                os.mknod(adapter / name, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # zeros for ever
+            except PermissionError:
+                pytest.skip("making a device takes root")
+        case "socket":
+            os.mknod(adapter / name, 0o600 | stat.S_IFSOCK)
+        case _:
+            (adapter / name).symlink_to("/dev/zero")
+    assert f"{name} is not a regular file" in the_problem(adapter)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("is_whole_folder", [False, True])
+def test_a_link_out_of_the_root_is_not_followed(
+    adapter: Path, name: str, is_whole_folder: bool
+) -> None:
+    """With a root, a file that really lies elsewhere is a problem; without one it is read."""
+    root = adapter.parent / "root"
+    root.mkdir()
+    inside = root / "good"
+    if is_whole_folder:
+        inside.symlink_to(adapter)
+    else:
+        shutil.copytree(adapter, inside)
+        (inside / name).unlink()
+        (inside / name).symlink_to(adapter / name)
+    assert () == inspect_adapter(inside).problems
+    with pytest.raises(AdapterInvalidError, match=f"{name} leads out of the folder of adapters"):
+        require_servable(inside, root=root)
+
+
+def test_a_link_within_the_root_is_followed(adapter: Path) -> None:
+    """As a hub's cache has them: snapshots of links to files kept once."""
+    root = adapter.parent.resolve()
+    blobs = root / ".blobs"
+    blobs.mkdir()
+    (adapter / WEIGHTS_NAME).rename(blobs / "1")
+    (adapter / WEIGHTS_NAME).symlink_to("../.blobs/1")
+    assert () == require_servable(adapter, root=root).problems
+
+
+def test_a_link_in_a_circle_cannot_be_opened(adapter: Path) -> None:
+    """A file that links to itself is a problem, not an exception."""
+    (adapter / WEIGHTS_NAME).unlink()
+    (adapter / WEIGHTS_NAME).symlink_to(WEIGHTS_NAME)
+    assert "cannot be opened" in the_problem(adapter)

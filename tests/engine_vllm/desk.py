@@ -1,0 +1,121 @@
+"""A shelf over a folder, with stand-ins for what it uses of vLLM's API server and its engine."""
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.adapters import AdapterFolder
+from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.engine_vllm.shelf import Shelf
+
+BASE = "base-model"
+MAX_RANK = 8
+NEVER_S = 3600.0
+DIMS = ModelDims(
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    head_dim=8,
+)
+
+
+@dataclass
+class FakeEngine:
+    """The engine's client: keeps what it was told, and fails while it is told to."""
+
+    calls: list[tuple[str, list[Any]]] = field(default_factory=list)
+    is_down: bool = False
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def call_utility_async(self, method: str, argument: list[Any]) -> int:
+        """Note the call."""
+        self.was_asked.set()
+        if self.is_down:
+            raise ConnectionError("the engine does not answer")
+        self.calls.append((method, argument))
+        return len(argument)
+
+
+@dataclass
+class FakeCounter:
+    """vLLM's AtomicCounter."""
+
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def inc(self, _by: int) -> int:
+        """The next number."""
+        return next(self.numbers)
+
+
+@dataclass
+class FakeLoraConfig:
+    max_lora_rank: int = MAX_RANK
+
+
+@dataclass
+class FakeConfig:
+    lora_config: FakeLoraConfig = field(default_factory=FakeLoraConfig)
+
+
+@dataclass
+class FakeClient:
+    engine_core: FakeEngine = field(default_factory=FakeEngine)
+    vllm_config: FakeConfig = field(default_factory=FakeConfig)
+
+
+@dataclass
+class FakeModels:
+    """What the shelf uses of OpenAIServingModels."""
+
+    engine_client: FakeClient = field(default_factory=FakeClient)
+    lora_id_counter: FakeCounter = field(default_factory=FakeCounter)
+    lora_requests: dict[str, Any] = field(default_factory=dict)
+
+    def is_base_model(self, name: str) -> bool:
+        """Whether the name is the base model's."""
+        return name == BASE
+
+
+@dataclass
+class Desk:
+    """A folder, its shelf, and what clients and the engine know of it."""
+
+    root: Path
+    models: FakeModels = field(default_factory=FakeModels)
+    scan_s: float = NEVER_S
+
+    def __post_init__(self) -> None:
+        self.shelf = Shelf(self.models, AdapterFolder(self.root), self.scan_s)
+
+    def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
+        """Put a sound adapter into the folder, in place of one of that name."""
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        make_adapter(self.root / name, DIMS, rank, seed=seed, target_modules=["q_proj"])
+
+    def look(self, name: str) -> None:
+        """A client names an adapter."""
+        asyncio.run(self.shelf.look(name))
+
+    def follow(self) -> None:
+        """The shelf looks at the folder, as it does every `scan_s`."""
+        asyncio.run(self.shelf._follow())
+
+    @property
+    def engine(self) -> FakeEngine:
+        """What the engine was told."""
+        return self.models.engine_client.engine_core
+
+    def told(self) -> list[tuple[str, list[str]]]:
+        """What the engine was told since the last question: the call, and the names in it."""
+        calls = [
+            (method.removeprefix("chameleon_"), [a if isinstance(a, str) else a[0] for a in named])
+            for method, named in self.engine.calls
+        ]
+        self.engine.calls.clear()
+        return calls

@@ -1,0 +1,97 @@
+"""Whose cached prefixes a request may read: those of its own adapter's own content, and no others."""
+
+from typing import Any
+
+import pytest
+from tests.engine_vllm.fake_requests import announced, make_driver
+
+from chameleon_lora.engine_vllm.driver import Driver
+from chameleon_lora.engine_vllm.scheduler_class import name_version
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+BLOCK_TOKENS = 4
+PROMPT = list(range(1, 13))  # three blocks
+
+
+@pytest.fixture(autouse=True)
+def _has_vllm() -> None:
+    """Keys are vLLM's own."""
+    pytest.importorskip("vllm")
+
+
+def keys(driver: Driver, name: str | None, path: str | None = None) -> tuple[bytes, ...]:
+    """The keys of the prompt's blocks in the prefix cache, for a request that names this adapter."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    adapter = None if name is None else LoRARequest(name, 1, path or f"/adapters/{name}")
+    request: Any = Request(
+        request_id="r",
+        prompt_token_ids=PROMPT,
+        sampling_params=SamplingParams(max_tokens=1),
+        pooling_params=None,
+        lora_request=adapter,
+        block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256),
+    )
+    name_version(driver, request)
+    assert len(PROMPT) // BLOCK_TOKENS == len(request.block_hashes)
+    return tuple(request.block_hashes)
+
+
+def test_one_content_of_one_adapter_has_one_key() -> None:
+    """Two requests with the same prompt share their prefix, also after a second announcement."""
+    driver = make_driver()
+    driver.announce(announced("a"))
+    first = keys(driver, "a")
+    driver.announce(announced("a"))
+    assert first == keys(driver, "a")
+
+
+def test_adapters_and_the_base_model_share_nothing() -> None:
+    """The same prompt has other keys for each, block by block."""
+    driver = make_driver()
+    for name in ("a", "b", "a@2"):
+        driver.announce(announced(name))
+    found = [keys(driver, name) for name in (None, "a", "b", "a@2")]
+    for blocks in zip(*found, strict=True):
+        assert len(found) == len(set(blocks))
+
+
+def test_contents_of_one_adapter_share_nothing() -> None:
+    """Replaced, replaced again, and put back as it was first: no content reads another's blocks."""
+    driver = make_driver()
+    found = []
+    for fingerprint in ("1", "2", "3", "1"):
+        driver.announce(announced("a", fingerprint))
+        found.append(keys(driver, "a"))
+    for blocks in zip(*found, strict=True):
+        assert len(found) == len(set(blocks))
+
+
+def test_an_adapter_that_went_and_came_shares_nothing_with_its_past() -> None:
+    """Withdrawn and announced anew, even with the same content."""
+    driver = make_driver()
+    driver.announce(announced("a"))
+    first = keys(driver, "a")
+    driver.withdraw("a")
+    driver.announce(announced("a"))
+    assert not set(first) & set(keys(driver, "a"))
+
+
+def test_an_adapter_called_like_anothers_version_shares_nothing_with_it() -> None:
+    """The second content of `a` is called a@2 inside; a client's own `a@2` is another."""
+    driver = make_driver()
+    for source in (announced("a", "1"), announced("a", "2"), announced("a@2", "1")):
+        driver.announce(source)
+    assert not set(keys(driver, "a")) & set(keys(driver, "a@2"))
+
+
+def test_an_adapter_that_nobody_announced_has_keys_of_its_path() -> None:
+    """As with vLLM's own LLM class: the same name at another path is another content."""
+    driver = make_driver()
+    assert not set(keys(driver, "a", "/one")) & set(keys(driver, "a", "/two"))
