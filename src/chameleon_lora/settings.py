@@ -6,6 +6,7 @@ frozen dataclasses. `preset` chooses the values that the others change.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,7 @@ from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
 
 T = TypeVar("T")
+KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 POLICY = tuple(f.name for f in dataclasses.fields(PolicySettings))
 
 
@@ -32,6 +34,10 @@ class ServingSettings:
         debug_checks: compare the bytes of each adapter taken from the KV cache with its host copy,
             and count all KV blocks whenever no request is left; an engine that finds a difference
             ends. Slow.
+        admin_key_hash: the admin key's hash, as `chameleon tenants hash` prints it; with one, loading,
+            unloading and pinning adapters and Chameleon's own pages need that key. "" for none.
+        tenants: file of tenants in TOML (docs/tenants.md); with one, whoever asks needs a tenant's key
+            or the admin's. "" for none.
     """
 
     adapters: str = ""
@@ -39,12 +45,19 @@ class ServingSettings:
     trusts_hints: bool = False
     slot_parts: int = 4
     debug_checks: bool = False
+    admin_key_hash: str = ""
+    tenants: str = ""
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
             raise ConfigError(f"serving.scan_s is {self.scan_s}; use 0.1 seconds or more")
         if self.slot_parts not in (1, 2, 4, 8, 16):
             raise ConfigError(f"serving.slot_parts is {self.slot_parts}; use 1, 2, 4, 8 or 16")
+        if self.admin_key_hash and not KEY_HASH.fullmatch(self.admin_key_hash):
+            raise ConfigError(
+                f"serving.admin_key_hash has {len(self.admin_key_hash)} characters and is no sha256: "
+                "with 64 hex digits; `chameleon tenants hash` makes it from a key"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from chameleon_lora.cli.main import main
 from chameleon_lora.cli.serve import PLUGIN, RANKS, add_parser, allow_plugin, vllm_arguments
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.errors import AdapterNotFoundError, ConfigError
+from chameleon_lora.tenants import hash_key
 
 DIMS = ModelDims(
     hidden_size=8,
@@ -230,3 +231,68 @@ def test_the_plugin_is_allowed_beside_others(
         monkeypatch.setenv("VLLM_PLUGINS", allowed)
     allow_plugin()
     assert expected == os.environ.get("VLLM_PLUGINS")
+
+
+ADMIN_KEY = "an-admin-key-0123"
+TENANTS = f'[tenants.acme]\nkeys = ["{hash_key("acme-key-01234567")}"]\n'
+
+
+@pytest.fixture
+def tenants(tmp_path: Path) -> Path:
+    """A file of one tenant."""
+    path = tmp_path / "tenants.toml"
+    path.write_text(TENANTS)
+    return path
+
+
+def serving_of(given: list[str]) -> Any:
+    """Chameleon's settings of serving among vLLM's arguments."""
+    return config(given)["chameleon"]["serving"]
+
+
+def test_tenants_are_passed_on_in_full(tenants: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the server starts does not matter."""
+    monkeypatch.chdir(tenants.parent)
+    assert str(tenants) == serving_of(arguments("--tenants", tenants.name))["tenants"]
+
+
+def test_an_admin_key_is_passed_on_as_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file or the environment; the file goes before. The key itself is nowhere."""
+    monkeypatch.setenv("CHAMELEON_ADMIN_KEY", ADMIN_KEY)
+    given = arguments()
+    assert {"admin_key_hash": hash_key(ADMIN_KEY)} == serving_of(given)
+    assert not [word for word in given if ADMIN_KEY in word]
+    (tmp_path / "key").write_text(ADMIN_KEY[::-1] + "\n")
+    given = arguments("--admin-key-file", tmp_path / "key")
+    assert {"admin_key_hash": hash_key(ADMIN_KEY[::-1])} == serving_of(given)
+
+
+def test_an_admin_key_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    """A missing file, and a key that can be guessed."""
+    assert "cannot be read" in refusal("--admin-key-file", tmp_path / "none")
+    (tmp_path / "key").write_text("short")
+    assert "16" in refusal("--admin-key-file", tmp_path / "key")
+
+
+@pytest.mark.parametrize("words", [("--api-key", "k"), ("--api-key=k",)], ids=str)
+def test_vllms_key_is_refused_beside_tenants(tenants: Path, words: tuple[str, ...]) -> None:
+    """Before the engine starts."""
+    assert "tenants have keys of their own" in refusal("--tenants", tenants, *words)
+
+
+def test_vllms_key_in_the_environment_is_refused_too(
+    tenants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would shut every tenant out."""
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    assert "VLLM_API_KEY" in refusal("--tenants", tenants)
+
+
+def test_a_bad_tenants_file_is_refused(tenants: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, and one line that names file, tenant and key."""
+    tenants.write_text(TENANTS + "weight = 0\n")
+    assert 2 == main(["serve", "model", "--tenants", str(tenants)])
+    error = capsys.readouterr().err
+    assert f"tenants file {tenants}: tenant 'acme': weight is 0; use 0.001 to 1000" in error

@@ -1,7 +1,7 @@
 """Asks an ASGI app as a server would, in this process."""
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,15 @@ class Answer:
         return self.body.decode()
 
 
-def ask(app: Any, method: str, target: str, body: bytes = b"") -> Answer:
-    """One request to a path, with its query, if any; and with a JSON body, if any."""
+def ask(
+    app: Any,
+    method: str,
+    target: str,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    root_path: str = "",
+) -> Answer:
+    """One request to a path, with its query, if any; with a JSON body and more headers, if any."""
     path, _, query = target.partition("?")
     sent: list[MutableMapping[str, Any]] = []
     scope = {
@@ -31,10 +38,13 @@ def ask(app: Any, method: str, target: str, body: bytes = b"") -> Answer:
         "method": method,
         "path": path,
         "raw_path": path.encode(),
-        "root_path": "",
+        "root_path": root_path,
         "query_string": query.encode(),
         "scheme": "http",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [
+            (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in (headers or {}).items()),
+        ],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }

@@ -12,11 +12,12 @@ from tests.engine_vllm.asgi_client import Answer, ask
 from tests.engine_vllm.fake_requests import announced, carry_out, make_driver, request_for
 
 from chameleon_lora.engine_vllm import control_api, core_patch
+from chameleon_lora.engine_vllm.callers import VISIT, Visit
 from chameleon_lora.engine_vllm.driver import Driver
 from chameleon_lora.engine_vllm.state import state_of
 
 fastapi = pytest.importorskip("fastapi")
-OK, BAD_REQUEST, NOT_FOUND, UNAVAILABLE = 200, 400, 404, 503
+OK, BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, UNAVAILABLE = 200, 400, 401, 404, 503
 
 
 UTILITIES: dict[str, Callable[..., Any]] = {
@@ -134,6 +135,25 @@ def test_an_unknown_name_is_not_found(verb: str) -> None:
     assert expected == error_of(Server().pin("nobody", verb))
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\0", "x" * 10_000, "a\r\nINFO all is well"])
+def test_a_hostile_name_is_not_found(name: str) -> None:
+    """The same 404, whose message is short and can be printed and sent."""
+    status, kind, message = error_of(Server().pin(name))
+    assert (NOT_FOUND, "NotFoundError") == (status, kind)
+    assert message.isprintable()
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("after", ["-1", "9223372036854775808", "1" * 5000, "x", "1e3", "NaN"])
+def test_arrivals_after_no_number_of_any_are_refused(after: str) -> None:
+    """Before the engine is asked (with 400 on vLLM's server)."""
+    server = Server()
+    server.core.driver = None
+    answer = ask(server.app, "GET", f"/chameleon/arrivals?after={after}")
+    assert answer.status in (BAD_REQUEST, 422)
+    assert "query" in answer.text
+
+
 def test_an_empty_name_is_a_bad_request() -> None:
     """The field is named."""
     status, kind, message = error_of(Server().pin(""))
@@ -171,6 +191,31 @@ def test_an_adapter_that_is_not_served_is_refused_with_its_reason() -> None:
     server = Server()
     server.shelf = FakeShelf(server.models, refused={"a": "adapter 'a': no weights"})
     assert (BAD_REQUEST, "BadRequestError", "adapter 'a': no weights") == error_of(server.pin("a"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", control_api.STATE_PATH),
+        ("GET", control_api.ARRIVALS_PATH),
+        ("POST", "/v1/pin_lora_adapter"),
+        ("POST", "/v1/unpin_lora_adapter"),
+    ],
+)
+def test_a_visit_that_controls_nothing_is_refused_by_the_route_itself(
+    method: str, path: str
+) -> None:
+    """Whatever way it came by; one that controls gets in."""
+    server = Server()
+    for may_control, expected in ((False, UNAUTHORIZED), (True, OK)):
+        token = VISIT.set(Visit(None, may_control))
+        try:
+            server.core.driver.announce(announced("a"))
+            server.models.lora_requests["a"] = object()
+            answer = ask(server.app, method, path, b'{"lora_name": "a"}')
+        finally:
+            VISIT.reset(token)
+        assert expected == answer.status, answer.text
 
 
 def test_without_runtime_updating_nobody_pins() -> None:

@@ -11,12 +11,16 @@ from typing import Any
 from chameleon_lora.adapters import AdapterFolder, inspect_adapter
 from chameleon_lora.cli.config import read_settings
 from chameleon_lora.engine_vllm import SCHEDULER
+from chameleon_lora.engine_vllm.keyring import keyring_of
 from chameleon_lora.engine_vllm.launch import serve
-from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError
+from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError, EngineGoneError
 from chameleon_lora.settings import parse_settings
+from chameleon_lora.tenants import hash_key
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 PLUGIN = "chameleon"
+ADMIN_KEY = "CHAMELEON_ADMIN_KEY"
+SERVER_KEY, SERVER_ENV = "--api-key", "VLLM_API_KEY"  # vLLM's own
 EPILOG = (
     "Every flag of `vllm serve` may follow and means what it means there. "
     "docs/settings.md lists Chameleon's own settings."
@@ -29,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "serve",
         help="serve a base model and a folder of adapters",
         usage="chameleon serve MODEL --adapters DIR [--chameleon-config FILE] [--set KEY=VALUE] "
-        "[any vLLM flag]",
+        "[--tenants FILE] [--admin-key-file FILE] [any vLLM flag]",
         epilog=EPILOG,
         allow_abbrev=False,
     )
@@ -40,18 +44,27 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="one setting, as admission.bypass=paper; goes before the file",
     )  # fmt: skip
+    parser.add_argument("--tenants", type=Path, metavar="FILE", help="who may use which adapters")
+    parser.add_argument(
+        "--admin-key-file", type=Path, metavar="FILE",
+        help=f"holds the key that opens control routes; or give it in {ADMIN_KEY}",
+    )  # fmt: skip
     parser.set_defaults(run=serve_command, takes_rest=True)
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped; 2 if a setting is wrong."""
+    """Run the server until it is stopped; 1 if its engine died, 2 if a setting is wrong."""
     try:
         arguments = vllm_arguments(args)
     except ChameleonError as error:
         print(f"chameleon serve: {error}", file=sys.stderr)
         return 2
     allow_plugin()
-    serve(arguments)
+    try:
+        serve(arguments)
+    except EngineGoneError as error:
+        print(f"chameleon serve: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -63,13 +76,18 @@ def vllm_arguments(args: argparse.Namespace) -> list[str]:
         AdapterNotFoundError: the folder of adapters cannot be listed.
     """
     settings = read_settings(args.chameleon_config, args.overrides)
-    named = parse_settings(settings).serving.adapters
+    parse_settings(settings)
+    _add_keys(settings, args)
+    serving = parse_settings(settings).serving
+    named = serving.adapters
     adapters: Path | None = args.adapters or (Path(named) if named else None)
     rest: list[str] = list(args.rest)
     if _has(rest, "--scheduler-cls"):
         raise ConfigError(
             "--scheduler-cls is Chameleon's own here; use `vllm serve` to run another scheduler"
         )
+    server_keys = [SERVER_KEY] if _has(rest, SERVER_KEY) or os.environ.get(SERVER_ENV) else []
+    keyring_of(serving, server_keys, can_change=True)
     lora: list[str] = []
     if adapters is not None:
         if not adapters.is_dir():
@@ -87,6 +105,25 @@ def vllm_arguments(args: argparse.Namespace) -> list[str]:
         *lora,
         *rest,
     ]
+
+
+def _add_keys(settings: dict[str, Any], args: argparse.Namespace) -> None:
+    """Put the tenants' file and the hash of the admin key into the settings, if they are given."""
+    serving = settings.setdefault("serving", {}) if args.tenants or _admin_key(args) else {}
+    if args.tenants:
+        serving["tenants"] = str(args.tenants.absolute())
+    if key := _admin_key(args):
+        serving["admin_key_hash"] = hash_key(key)
+
+
+def _admin_key(args: argparse.Namespace) -> str | None:
+    path: Path | None = args.admin_key_file
+    if path is None:
+        return os.environ.get(ADMIN_KEY)
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"admin key file {path} cannot be read: {error}") from error
 
 
 def allow_plugin() -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
-from chameleon_lora.engine_vllm import control_api
+from chameleon_lora.engine_vllm import control_api, keyring, leaving
+from chameleon_lora.engine_vllm.callers import may_name
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.failure import client_error, failure_reason
-from chameleon_lora.engine_vllm.shelf import Shelf
+from chameleon_lora.engine_vllm.openai_error import openai_error
+from chameleon_lora.engine_vllm.resolving import NameLocks, resolving
+from chameleon_lora.engine_vllm.shelf import Shelf, require_name
 from chameleon_lora.engine_vllm.worker_patch import is_chameleon_scheduler
 from chameleon_lora.errors import AdapterError, AdapterNotFoundError
 
@@ -37,8 +40,11 @@ def install() -> None:
         (OpenAIServingModels, "init_static_loras", _opening),
         (OpenAIServingModels, "load_lora_adapter", _checking),
         (OpenAIServingModels, "unload_lora_adapter", _withdrawing),
+        (OpenAIServingModels, "resolve_lora", functools.partial(resolving, shelf_of=_shelf_of)),
         (BaseServing, "_check_model", _explaining),
         (AsyncLLM, "add_lora", _offering),
+        (AsyncLLM, "shutdown", leaving.ending),
+        (AsyncLLM, "check_health", leaving.checking_health),
         (OutputProcessor, "process_outputs", _raising),
         (serve, "register_vllm_serve_api_routers", _controlling),
     ):
@@ -56,6 +62,7 @@ def _with_shelf(stock: Any) -> Any:
         folder = AdapterFolder(Path(serving.adapters).absolute()) if serving.adapters else None
         if config.lora_config is not None:
             shelf = Shelf(models, folder, serving.scan_s)
+            models.lora_resolver_lock = NameLocks()
             setattr(models, SHELF, shelf)
             setattr(models.engine_client, SHELF, shelf)
 
@@ -77,11 +84,12 @@ def _checking(stock: Any) -> Any:
         shelf = getattr(models, SHELF)
         if shelf is not None and request.lora_path:
             try:
+                require_name(request.lora_name)
                 await shelf.check(request.lora_path)
             except AdapterNotFoundError as error:
-                return _error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
+                return openai_error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
             except AdapterError as error:
-                return _error(str(error), "BadRequestError", HTTPStatus.BAD_REQUEST)
+                return openai_error(str(error), "BadRequestError", HTTPStatus.BAD_REQUEST)
         return await stock(models, request, *args, **kwargs)
 
     return load_lora_adapter
@@ -101,11 +109,14 @@ def _withdrawing(stock: Any) -> Any:
 def _explaining(stock: Any) -> Any:
     async def check_model(serving: Any, request: Any) -> Any:
         shelf = getattr(serving.models, SHELF, None)
-        if shelf is not None and isinstance(request.model, str):
+        if leaving.is_leaving(getattr(serving.models, "engine_client", None)):
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            return openai_error(leaving.LEAVING_WORDS, "ServiceUnavailableError", status)
+        if shelf is not None and isinstance(request.model, str) and may_name(request.model):
             await shelf.look(request.model)
             reason = shelf.refused.get(request.model)
             if reason is not None:
-                return _error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
+                return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
         return await stock(serving, request)
 
     return check_model
@@ -148,6 +159,7 @@ def _controlling(stock: Any) -> Any:
         if is_chameleon_scheduler(getattr(args, "scheduler_cls", None)):
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             control_api.attach(app, _shelf_of, can_change=can_change)
+            keyring.guard(app, args, can_change=can_change)
 
     return register_vllm_serve_api_routers
 
@@ -155,14 +167,3 @@ def _controlling(stock: Any) -> Any:
 def _shelf_of(models: Any) -> Shelf | None:
     shelf: Shelf | None = getattr(models, SHELF)
     return shelf
-
-
-def _error(message: str, kind: str, status: HTTPStatus) -> Any:
-    try:
-        from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
-    except ImportError:  # vLLM 0.26
-        from vllm.entrypoints.openai.engine.protocol import ErrorInfo, ErrorResponse
-
-    return ErrorResponse(
-        error=ErrorInfo(message=message, type=kind, code=status.value, param="model")
-    )

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from chameleon_lora.adapters.untrusted import quoted
+from chameleon_lora.engine_vllm.callers import may_control
 from chameleon_lora.engine_vllm.core_patch import ARRIVALS, METRICS, PIN, STATE
 from chameleon_lora.engine_vllm.metrics_page import MetricsPage
 from chameleon_lora.engine_vllm.shelf import Shelf
@@ -28,6 +30,7 @@ from chameleon_lora.engine_vllm.shelf import Shelf
 STATE_PATH = "/chameleon/state"
 ARRIVALS_PATH = "/chameleon/arrivals"
 LIMIT_S = 10.0  # for the engine to answer
+MAX_ARRIVAL = (1 << 63) - 1  # what can be sent to the engine
 _logger = logging.getLogger(__name__)
 
 
@@ -42,7 +45,7 @@ def attach(app: FastAPI, shelf_of: Callable[[Any], Shelf | None], *, can_change:
 
     `shelf_of` finds the shelf of an OpenAIServingModels; with `can_change` clients may pin.
     """
-    router = APIRouter()
+    router = APIRouter(dependencies=[Depends(_require_admin)])
 
     @router.get(STATE_PATH)
     async def state() -> Response:
@@ -50,7 +53,7 @@ def attach(app: FastAPI, shelf_of: Callable[[Any], Shelf | None], *, can_change:
         return await _answer(_ask(app, STATE))
 
     @router.get(ARRIVALS_PATH)
-    async def arrivals(after: Annotated[int, Query(ge=0)] = 0) -> Response:
+    async def arrivals(after: Annotated[int, Query(ge=0, le=MAX_ARRIVAL)] = 0) -> Response:
         """Where the adapters of requests were when these arrived, of those after a number."""
         return await _answer(_ask(app, ARRIVALS, after))
 
@@ -68,6 +71,12 @@ def attach(app: FastAPI, shelf_of: Callable[[Any], Shelf | None], *, can_change:
 
     app.include_router(router)
     app.add_middleware(MetricsPage, ask=lambda: _ask(app, METRICS))
+
+
+async def _require_admin() -> None:
+    """Nothing if whoever asks may control; the gate lets no other come so far."""
+    if not may_control():
+        raise HTTPException(HTTPStatus.UNAUTHORIZED, "This is for the admin: send the admin key.")
 
 
 async def _ask(app: FastAPI, utility: str, *arguments: Any) -> Any:
@@ -89,7 +98,7 @@ async def _pin(
         if name in shelf.refused:
             return _error(shelf.refused[name], "BadRequestError", HTTPStatus.BAD_REQUEST)
     if name not in models.lora_requests:
-        reason = f"The lora adapter '{name}' cannot be found."
+        reason = f"The lora adapter {quoted(name)} cannot be found."
         return _error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
     reason = await _ask(app, PIN, name, is_pinned)
     if reason:

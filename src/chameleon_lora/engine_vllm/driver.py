@@ -30,7 +30,7 @@ from chameleon_lora.engine_vllm.telemetry import Source, Telemetry
 from chameleon_lora.engine_vllm.tiers import tier_of
 from chameleon_lora.policy.length import Predictor
 from chameleon_lora.policy.plan import StepPlan
-from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
+from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId, Share
 from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.words import excerpt
@@ -38,6 +38,9 @@ from chameleon_lora.settings import ServingSettings
 
 _logger = logging.getLogger(__name__)
 HINT = "output_tokens"  # key in vllm_xargs
+SHARE = "chameleon_share"  # the same; written by the API server, which lets no client write it
+# Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
+OTHERS = Share("")
 
 
 class Driver:
@@ -138,6 +141,7 @@ class Driver:
                 max_output_tokens=max(1, request.max_tokens),
                 output_hint_tokens=self._hint(request),
                 words=self._words(request),
+                share=self._share(request),
             ),
             self._now_s,
         )
@@ -279,6 +283,14 @@ class Driver:
         hint = params.extra_args.get(HINT)
         is_count = isinstance(hint, int) and not isinstance(hint, bool) and hint > 0
         return hint if is_count else None
+
+    def _share(self, request: Any) -> Share | None:
+        """Whose request it is, on a server with tenants."""
+        if not self._serving.tenants:
+            return None
+        params = request.sampling_params
+        extra = request.pooling_params.extra_kwargs if params is None else params.extra_args
+        return Share(*extra[SHARE]) if extra and SHARE in extra else OTHERS
 
     def _words(self, request: Any) -> tuple[int, ...]:
         token_ids = request.prompt_token_ids if self._reads_prompts else None

@@ -112,10 +112,8 @@ class OfflineEngine:
             additional_config={CONFIG_KEY: job["settings"]},
             skip_tokenizer_init=True,
             enable_lora=True,
-            dtype="float32",
-            enforce_eager=True,
             disable_log_stats=False,
-            **job["engine"],
+            **{"dtype": "float32", "enforce_eager": True, **job["engine"]},
         )
         core: Any = self._llm.llm_engine.engine_core
         self._executor = core.engine_core.model_executor

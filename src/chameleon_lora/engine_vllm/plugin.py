@@ -2,7 +2,7 @@
 
 import logging
 
-from chameleon_lora.engine_vllm import api_patch, core_patch, probe, worker_patch
+from chameleon_lora.engine_vllm import api_patch, core_patch, probe, tenant_patch, worker_patch
 
 _logger = logging.getLogger(__name__)
 
@@ -18,5 +18,6 @@ def register() -> None:
         core_patch.install()
         api_patch.install()
         probe.install()
+        tenant_patch.install()
     except (ImportError, AttributeError) as error:
         _logger.debug("Chameleon does not know this vLLM: %s", error)

@@ -25,6 +25,8 @@ class Touchpoint:
 
 SCHEDULER = "vllm.v1.core.sched.scheduler"
 MODELS = "vllm.entrypoints.openai.models.serving"
+SERVING = "vllm.entrypoints.serve.engine.serving"
+ASYNC_LLM = "vllm.v1.engine.async_llm"
 TOUCHPOINTS = (
     Touchpoint(SCHEDULER, "Scheduler.schedule"),
     Touchpoint(SCHEDULER, "Scheduler.add_request", ("request",)),
@@ -46,14 +48,18 @@ TOUCHPOINTS = (
     Touchpoint("vllm.v1.engine", "EngineCoreOutput"),
     Touchpoint("vllm.v1.engine.core", "EngineCore.add_lora", ("lora_request",)),
     Touchpoint("vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", ("method",)),
-    Touchpoint("vllm.v1.engine.async_llm", "AsyncLLM.add_lora", ("lora_request",)),
+    Touchpoint(ASYNC_LLM, "AsyncLLM.add_lora", ("lora_request",)),
+    Touchpoint(ASYNC_LLM, "AsyncLLM.shutdown", ("timeout",)),
+    Touchpoint(ASYNC_LLM, "AsyncLLM.check_health"),
     Touchpoint("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs"),
+    Touchpoint("vllm.v1.engine.output_processor", "OutputProcessor.get_num_unfinished_requests"),
     Touchpoint("vllm.v1.engine.output_processor", "RequestOutputCollector.put"),
     Touchpoint("vllm.entrypoints.serve", "register_vllm_serve_api_routers", ("app",)),
     Touchpoint(MODELS, "OpenAIServingModels.init_static_loras"),
     Touchpoint(MODELS, "OpenAIServingModels.is_base_model", ("model_name",)),
     Touchpoint(MODELS, "OpenAIServingModels.load_lora_adapter", ("request",)),
     Touchpoint(MODELS, "OpenAIServingModels.unload_lora_adapter", ("request",)),
+    Touchpoint(MODELS, "OpenAIServingModels.resolve_lora", ("lora_name",)),
     Touchpoint("vllm.entrypoints.serve.engine.serving", "BaseServing._check_model", ("request",)),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.execute_model", ("scheduler_output",)),
     Touchpoint("vllm.v1.worker.gpu_worker", "Worker.sample_tokens"),

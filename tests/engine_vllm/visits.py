@@ -1,0 +1,33 @@
+"""Two tenants, and what it is to run for a request of one."""
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from chameleon_lora.engine_vllm.callers import VISIT, Visit
+from chameleon_lora.tenants import KeyHash, Tenant
+
+T = TypeVar("T")
+ACME = Tenant("acme", (KeyHash(b"1"),), ("acme-*",), base_model=True, weight=2.0)
+BOB = Tenant("bob", (KeyHash(b"2"),), ("bob-*",))
+
+
+@contextmanager
+def visited_by(tenant: Tenant | None, *, may_control: bool = False) -> Iterator[Visit]:
+    """What runs inside runs for a request of this tenant."""
+    visit = Visit(tenant, may_control)
+    token = VISIT.set(visit)
+    try:
+        yield visit
+    finally:
+        VISIT.reset(token)
+
+
+def run(work: Awaitable[T]) -> T:
+    """What it answers."""
+
+    async def wait() -> T:
+        return await work
+
+    return asyncio.run(wait())
