@@ -9,7 +9,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
-LIVE = "tests/live"
+LIVE = ("tests/live", "tests/faults/test_faults.py")
 
 # ci tries more and always the same examples; dev tries fresh ones each time.
 settings.register_profile("ci", max_examples=300, derandomize=True, deadline=None)
@@ -35,11 +35,12 @@ class SharedOnes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         folder = file.rpartition("/")[0]
-        return folder if folder in (LIVE, "tests/engine_vllm") else file
+        return folder if folder in (LIVE[0], "tests/engine_vllm") else file
 
     def _assign_work_unit(self, node: Any) -> None:
-        if LIVE in self.workqueue:
-            self.workqueue.move_to_end(LIVE, last=False)
+        for scope in reversed(LIVE):
+            if scope in self.workqueue:
+                self.workqueue.move_to_end(scope, last=False)
         super()._assign_work_unit(node)
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.live.servers import SERVED, Kit, Server, Setup, server_spec
+from tests.live.servers import SERVED, WEIGHTS, Server, Setup, server_spec
 from tests.live.stock import Stock
 
 from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
 from chameleon_lora.bench.server import running_server
+from chameleon_lora.faults.kit import Kit
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     """The tiny model and its adapters."""
     pytest.importorskip("vllm")
     model = ensure_tiny_model(default_cache_dir())
-    return Kit.make(model, tmp_path_factory.mktemp("kit"))
+    return Kit.make(model, tmp_path_factory.mktemp("kit"), len(WEIGHTS))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ whatever name. Stock vLLM's answers are known by that number.
 """
 
 import itertools
-import shutil
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +13,12 @@ from typing import TypeVar
 
 from tests.live.client import Connection, Question, Reply, with_client
 
-from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.bench.server import ServerSpec, free_port
+from chameleon_lora.faults.kit import RANKS, Kit
 
 T = TypeVar("T")
 BASE = "base"
 CONTEXT_TOKENS = 1024
-RANKS = (4, 8, 16)
 WEIGHTS = tuple(range(12))
 SERVED = {f"a{number}": number for number in range(8)}
 """Adapters that every server has from its start: name -> weights."""
@@ -70,47 +67,6 @@ TIGHT_MEMORY = Setup(
         *("--set", "serving.debug_checks=true", "--set", "device.promotions_per_s=1000.0"),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Kit:
-    """The model, and adapter folders to copy from.
-
-    Attributes:
-        root: holds w0, w1, ...: the folder of each weights.
-    """
-
-    model: Path
-    root: Path
-
-    @classmethod
-    def make(cls, model: Path, root: Path) -> "Kit":
-        """Writes all WEIGHTS; weights of one rank have the same adapter_config.json."""
-        dims = ModelDims.from_model(model)
-        for number in WEIGHTS:
-            make_adapter(root / f"w{number}", dims, rank_of(number), seed=number, scale=1.0)
-        return cls(model, root)
-
-    def path(self, number: int) -> Path:
-        """The folder to copy from; not to be served."""
-        return self.root / f"w{number}"
-
-    def place(self, number: int, target: Path) -> Path:
-        """Copies weights to a folder that appears whole."""
-        staged = target.with_name(f".{target.name}-staged")
-        shutil.copytree(self.path(number), staged)
-        return staged.rename(target)
-
-    def replace_weights(self, number: int, target: Path) -> None:
-        """Puts other weights of the same rank into a folder, in one step."""
-        staged = target / f".{WEIGHTS_NAME}"
-        shutil.copyfile(self.path(number) / WEIGHTS_NAME, staged)
-        staged.replace(target / WEIGHTS_NAME)
-
-
-def rank_of(number: int) -> int:
-    """The rank of weights n."""
-    return RANKS[number % len(RANKS)]
 
 
 @dataclass(frozen=True, slots=True)

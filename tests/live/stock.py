@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.live.client import Question, with_client
-from tests.live.servers import BASE, WEIGHTS, Kit, stock_spec
+from tests.live.servers import BASE, WEIGHTS, stock_spec
 
 from chameleon_lora.bench.server import running_server
+from chameleon_lora.faults.kit import Kit
 
 _FIRST_TEXT_TOKEN, _VOCABULARY = 3, 512  # those before are special
 

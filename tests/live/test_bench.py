@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.live.servers import SERVED, SHARED, Server, rank_of
+from tests.live.servers import SERVED, SHARED, Server
 
 from chameleon_lora.bench.run_folder import read_config, read_records, read_samples
 from chameleon_lora.cli.main import main
+from chameleon_lora.faults.kit import rank_of
 from chameleon_lora.metrics.record import RESIDENCIES
 
 pytestmark = [

@@ -1,7 +1,6 @@
 """A broken adapter costs the requests that name it, and tells them why; nobody else notices."""
 
 import asyncio
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,13 @@ from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.faults.broken_adapters import (
+    break_config,
+    cut_short,
+    raise_rank,
+    take_weights,
+    widen,
+)
 
 pytestmark = [
     pytest.mark.vllm,
@@ -25,46 +30,14 @@ pytestmark = [
 BAD_REQUEST, SERVER_ERROR = 400, 500
 
 
-def cut_short(folder: Path, model: Path) -> None:
-    """Leaves half of the weights, as a copy that was broken off does."""
-    del model
-    weights = folder / WEIGHTS_NAME
-    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-
-
-def take_the_weights(folder: Path, model: Path) -> None:
-    """Leaves the configuration alone."""
-    del model
-    (folder / WEIGHTS_NAME).unlink()
-
-
-def break_json(folder: Path, model: Path) -> None:
-    """Leaves half a configuration."""
-    del model
-    (folder / CONFIG_NAME).write_text('{"r": 8,')
-
-
-def raise_rank(folder: Path, model: Path) -> None:
-    """An adapter of rank 32 where slots hold 16."""
-    shutil.rmtree(folder)
-    make_adapter(folder, ModelDims.from_model(model), 32, seed=1)
-
-
-def widen(folder: Path, model: Path) -> None:
-    """A sound adapter, but for a model twice as wide."""
-    dims = ModelDims.from_model(model)
-    shutil.rmtree(folder)
-    make_adapter(folder, dataclasses.replace(dims, hidden_size=2 * dims.hidden_size), 8, seed=1)
-
-
 FOUND_AT_SIGHT: list[tuple[Callable[[Path, Path], None], str]] = [
     (cut_short, WEIGHTS_NAME),
-    (take_the_weights, WEIGHTS_NAME),
-    (break_json, CONFIG_NAME),
+    (take_weights, WEIGHTS_NAME),
+    (break_config, CONFIG_NAME),
     (raise_rank, "rank is 32, the limit is 16"),
 ]
 FOUND_AT_LOAD: list[tuple[Callable[[Path, Path], None], str]] = [
-    (take_the_weights, "tensors"),
+    (take_weights, "tensors"),
     (widen, "its A is (8, 256), but this model has room for (8, 128)"),
 ]
 
@@ -113,7 +86,7 @@ def test_a_folder_that_was_mended_is_served(server: Server, stock: Stock) -> Non
         shutil.copyfile(server.kit.path(5) / WEIGHTS_NAME, server.adapters / name / WEIGHTS_NAME)
         return before, await client.ask(question)
 
-    name = put_broken(server, take_the_weights)
+    name = put_broken(server, take_weights)
     question = Question(name, PROMPTS[0], ANSWER_TOKENS)
     before, after = server.run(mend)
     assert BAD_REQUEST == before.status

@@ -1,9 +1,11 @@
 """Names that are no adapter's get OpenAI's 404 and reach no file."""
 
 import pytest
-from tests.live.client import Question
+from tests.live.client import Connection, Question, Reply, until
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import PROMPTS
+
+from chameleon_lora.adapters.header import WEIGHTS_NAME
 
 pytestmark = [
     pytest.mark.vllm,
@@ -11,7 +13,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.parametrize("server", [SHARED], indirect=True, ids=["shared"]),
 ]
-NOT_FOUND = 404
+BAD_REQUEST, NOT_FOUND = 400, 404
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,13 @@ NOT_FOUND = 404
         "a\\b",
         "A1",
         "x" * 300,
+        "x" * 10_000,
+        "a1\r\nINFO: all is well",
+        "a1\u200b",
+        "\u202ea1",
+        "\N{CYRILLIC SMALL LETTER A}1",
+        "\N{FULLWIDTH LATIN SMALL LETTER A}1",
+        "%61%31",
     ],
 )
 def test_a_name_that_is_no_adapters_is_not_found(server: Server, name: str) -> None:
@@ -56,6 +65,27 @@ def test_a_link_that_leads_outside_is_not_found(server: Server) -> None:
     (reply,) = server.ask([Question(name, PROMPTS[0])])
     assert NOT_FOUND == reply.status
     assert name not in server.run(lambda client: client.models())
+
+
+def test_a_file_that_leads_outside_is_refused(server: Server) -> None:
+    """An adapter whose weights are a link to outside of the folder is not served: 400 says why."""
+    name = server.put(1)
+    weights = server.adapters / name / WEIGHTS_NAME
+    staged = weights.with_name(".staged")
+    staged.symlink_to(server.kit.path(1) / WEIGHTS_NAME)
+    staged.replace(weights)
+    replies: list[Reply] = []
+
+    async def is_refused(client: Connection) -> None:
+        async def is_so() -> bool:
+            replies.append(await client.ask(Question(name, PROMPTS[0])))
+            return replies[-1].status == BAD_REQUEST
+
+        await until(is_so)
+
+    server.run(is_refused)
+    assert replies[-1].error is not None
+    assert "leads out of the folder of adapters" in replies[-1].error["message"]
 
 
 def test_none_of_these_is_listed(server: Server) -> None:

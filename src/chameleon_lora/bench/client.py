@@ -26,12 +26,14 @@ class Answer:
         usage: (prompt, output) tokens as the server counts them, None until it says.
         error: why the request failed, None if it has not; begins with a `Cause`.
         id: the server's own name for it, None until it says.
+        token_ids: the tokens themselves, if they were asked for.
     """
 
     token_times_s: list[float] = field(default_factory=list)
     usage: tuple[int, int] | None = None
     error: str | None = None
     id: str | None = None
+    token_ids: list[int] = field(default_factory=list)
 
 
 async def stream_completion(
@@ -119,6 +121,7 @@ class _Delta(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
+    token_ids: list[int] | None = None
     finish_reason: str | None = None
 
 
@@ -203,6 +206,8 @@ class _StreamReader:
 
         Servers hold text back until it is whole UTF-8, or skip special tokens.
         """
+        if choice.token_ids:
+            self._answer.token_ids += choice.token_ids
         delta = choice.delta
         if delta is None:
             text, is_other = choice.text, False

@@ -42,6 +42,7 @@ class CompletionRequest:
             text, which becomes one message of the user.
         output_tokens: the server is told to end after this many.
         ignore_eos: and not to stop before; vLLM's extension, which strict servers refuse.
+        returns_ids: the answer's token ids are wanted too; another extension of vLLM's.
     """
 
     model: str
@@ -49,6 +50,7 @@ class CompletionRequest:
     output_tokens: int
     endpoint: Endpoint = Endpoint.COMPLETIONS
     ignore_eos: bool = True
+    returns_ids: bool = False
 
     def body(self) -> dict[str, Any]:
         """The JSON body of the POST."""
@@ -57,6 +59,7 @@ class CompletionRequest:
             **self._prompt(),
             "max_tokens": self.output_tokens,
             **({"ignore_eos": True} if self.ignore_eos else {}),
+            **({"return_token_ids": True} if self.returns_ids else {}),
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -100,7 +100,7 @@ async def replay(
     """
     calls = [completion_of(request, target).call() for request in requests]  # before the clock runs
     deadline_s = max((request.arrival_s for request in requests), default=0.0) + patience_s
-    _allow_many_connections()
+    allow_many_connections()
     async with open_session(target.headers) as session:
         run = _Run(session, target.base_url, deadline_s, watcher)
         companions = [_report(run, len(requests), on_progress, progress_every_s)]
@@ -147,7 +147,7 @@ def completion_of(request: TimedRequest, target: Target) -> CompletionRequest:
     )
 
 
-def _allow_many_connections() -> None:
+def allow_many_connections() -> None:
     """Afterwards this process may have `_FILES` open, if it can be allowed: each stream is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)

@@ -60,6 +60,13 @@ def running_server(spec: ServerSpec) -> Iterator[str]:
         BenchError: it ended by itself before it was healthy, or took longer than the limit; the
             message shows the last lines of its log.
     """
+    with running_process(spec):
+        yield spec.base_url
+
+
+@contextlib.contextmanager
+def running_process(spec: ServerSpec) -> Iterator[subprocess.Popen[bytes]]:
+    """The same, with the server's first process for what is yielded."""
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("wb") as log:
         process = subprocess.Popen(
@@ -72,7 +79,7 @@ def running_server(spec: ServerSpec) -> Iterator[str]:
         )
     try:
         _wait_until_healthy(process, spec)
-        yield spec.base_url
+        yield process
     finally:
         _stop(process, spec.stop_limit_s)
 

@@ -15,6 +15,8 @@ from chameleon_lora.cli import (
     report,
     reproduce,
     serve,
+    soak,
+    tenants,
     workload,
 )
 
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (
         serve,
         adapters,
+        tenants,
         demo,
         bench,
         compare,
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan,
         reproduce,
         report,
+        soak,
     ):
         command.add_parser(subparsers)
     args, rest = parser.parse_known_args(argv)

@@ -1,0 +1,121 @@
+"""Faults of clients: those who leave, and those who come all at once."""
+
+import asyncio
+import os
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+
+from chameleon_lora.faults.asked import Asked
+from chameleon_lora.faults.client import until
+from chameleon_lora.faults.fault import RIGHT, Fault, Outcome, first_error
+from chameleon_lora.faults.scene import (
+    BASE,
+    LONG_SEED,
+    LONG_TELLERS,
+    SEEDS,
+    SERVED,
+    TOKENS,
+    VICTIM,
+    Scene,
+)
+
+LEAVERS = 500
+STORM_ADAPTERS, STORM_REQUESTS = 10, 100
+STALL_S = 0.2
+REGISTERED, TRIED = 5_000, 20
+AT_ONCE = 2_000
+LONG_STREAMS, LONG_LENGTHS = 24, (220, 250, 280)
+NAMES = (*SERVED, BASE)
+
+
+async def leave(scene: Scene) -> Outcome:
+    """Five hundred streams are cut at their first token."""
+    questions = [Asked(NAMES[i % len(NAMES)], SEEDS[0], TOKENS) for i in range(LEAVERS)]
+    await asyncio.gather(*(scene.client.hang_up(asked, after_tokens=1) for asked in questions))
+    return Outcome(recovery_s=await until(partial(scene.is_right, BASE, None)))
+
+
+async def leave_while_loading(scene: Scene) -> Outcome:
+    """Requests for adapters that are being read are cut before their first token.
+
+    Afterwards each of those adapters is served: none is stuck, no slot is lost.
+    """
+    offered = [await scene.offered() for _ in range(STORM_ADAPTERS)]
+    names = [name for name, _ in offered]
+    leavers = [Asked(names[i % len(names)], SEEDS[0], TOKENS) for i in range(STORM_REQUESTS)]
+    with scene.faulty.stalling(f"{scene.home}/", STALL_S):
+        tasks = [asyncio.create_task(scene.client.hang_up(asked, 1)) for asked in leavers]
+        await asyncio.sleep(2 * STALL_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    replies = await scene.client.ask_all(Asked(name, SEEDS[1], TOKENS) for name in names)
+    ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
+    recovery_s = await until(partial(scene.is_right, names[0], VICTIM))
+    for name in names:
+        await scene.client.unload(name)
+    return Outcome(ends, recovery_s, first_error(replies))
+
+
+async def register(scene: Scene) -> Outcome:
+    """Five thousand adapters appear in the served folder, and go again; some are asked for."""
+    assert scene.adapters is not None
+    names = [f"many-{number:04d}" for number in range(REGISTERED)]
+    source = scene.kit.path(VICTIM)
+    await asyncio.to_thread(_link_all, source, scene.adapters, names)
+    tried = random.Random(0).sample(names, TRIED)
+    replies = await scene.client.ask_all(Asked(name, SEEDS[0], TOKENS) for name in tried)
+    ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
+    await until(partial(_lists, scene, len(NAMES) + REGISTERED))
+    for name in names:
+        await asyncio.to_thread(shutil.rmtree, scene.adapters / name)
+    return Outcome(ends, await until(partial(_lists, scene, len(NAMES))), first_error(replies))
+
+
+async def come_at_once(scene: Scene) -> Outcome:
+    """Two thousand requests at once, for all adapters, over a small KV cache."""
+    questions = [Asked(NAMES[i % len(NAMES)], SEEDS[i % 2], 4 + i % 5) for i in range(AT_ONCE)]
+    replies = await scene.client.ask_all(questions)
+    ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
+    recovery_s = await until(partial(scene.is_right, BASE, None))
+    return Outcome(ends, recovery_s, first_error(replies))
+
+
+async def fill_memory(scene: Scene) -> Outcome:
+    """Long answers that do not fit together: vLLM preempts, and all come to their end."""
+    questions = [
+        Asked(LONG_TELLERS[i % len(LONG_TELLERS)], LONG_SEED, LONG_LENGTHS[i % len(LONG_LENGTHS)])
+        for i in range(LONG_STREAMS)
+    ]
+    before = await scene.client.metric("vllm:num_preemptions_total")
+    replies = await scene.client.ask_all(questions)
+    preemptions = await scene.client.metric("vllm:num_preemptions_total") - before
+    ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
+    recovery_s = await until(partial(scene.is_right, BASE, None))
+    said = first_error(replies) or f"{preemptions:.0f} preemptions"
+    return Outcome(ends, recovery_s, said)
+
+
+def _link_all(source: Path, root: Path, names: list[str]) -> None:
+    """Folders that share one adapter's files."""
+    for name in names:
+        staged = root / f".{name}"
+        staged.mkdir()
+        for file in source.iterdir():
+            os.link(file, staged / file.name)
+        staged.rename(root / name)
+
+
+async def _lists(scene: Scene, count: int) -> bool:
+    return count == len(await scene.client.models())
+
+
+FAULTS = (
+    Fault("500 clients leave in mid-stream", leave, RIGHT),
+    Fault("clients leave during loads", leave_while_loading, RIGHT),
+    Fault("5,000 adapters registered", register, RIGHT, needs_folder=True),
+    Fault("2,000 requests at once", come_at_once, RIGHT, silence_s=None),
+    Fault("KV cache full, preemptions", fill_memory, RIGHT, silence_s=None),
+)

@@ -1,0 +1,95 @@
+"""A server's disk that stalls or fails, and its clock that jumps, at our word.
+
+A small library is put before the C library's own calls of the server and its children (LD_PRELOAD),
+so the server's code, stock vLLM's too, meets the same errors as from a real disk.
+"""
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chameleon_lora.errors import BenchError
+
+SOURCE = Path(__file__).with_name("faulty.c")
+_CONTROL = struct.Struct("<ddi236s")  # as in faulty.c
+_COMPILERS = ("cc", "gcc", "clang")
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """The disk and the clock of one server under test.
+
+    Attributes:
+        environment: to start the server with.
+    """
+
+    environment: dict[str, str]
+    _control: mmap.mmap
+
+    @classmethod
+    def make(cls, cache_dir: Path, control: Path) -> "Faulty":
+        """Compiles the library once, and makes the file through which it is told what to do.
+
+        Raises:
+            BenchError: there is no C compiler.
+        """
+        library = _library(cache_dir)
+        control.write_bytes(bytes(_CONTROL.size))
+        with control.open("r+b") as file:
+            shared = mmap.mmap(file.fileno(), _CONTROL.size)
+        environment = {"LD_PRELOAD": str(library), "FAULTY_CONTROL": str(control)}
+        return cls(environment, shared)
+
+    @contextlib.contextmanager
+    def stalling(self, match: str, seconds: float) -> Iterator[None]:
+        """While the block runs, opening a file whose path holds `match` takes so long."""
+        with self._set(0.0, seconds, 0, match):
+            yield
+
+    @contextlib.contextmanager
+    def failing(self, match: str, error: int = errno.EIO) -> Iterator[None]:
+        """While the block runs, reading a file whose path holds `match` fails with this errno."""
+        with self._set(0.0, 0.0, error, match):
+            yield
+
+    @contextlib.contextmanager
+    def clock_jumped(self, seconds: float) -> Iterator[None]:
+        """While the block runs, the wall clock is so far ahead (or behind, below 0)."""
+        with self._set(seconds, 0.0, 0, ""):
+            yield
+
+    @contextlib.contextmanager
+    def _set(self, jump_s: float, stall_s: float, error: int, match: str) -> Iterator[None]:
+        self._control[:] = _CONTROL.pack(jump_s, stall_s, error, match.encode())
+        try:
+            yield
+        finally:
+            self._control[:] = bytes(_CONTROL.size)
+
+
+def _library(cache_dir: Path) -> Path:
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    target = cache_dir / f"faulty-{digest}.so"
+    if target.exists():
+        return target
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise BenchError(
+            f"none of {', '.join(_COMPILERS)} is installed, and a disk that fails needs a C "
+            "compiler; way out: install gcc"
+        )
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    made = target.with_suffix(f".{os.getpid()}")
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(made), str(SOURCE), "-ldl"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise BenchError(f"{' '.join(command)} failed: {result.stderr.strip()}")
+    return made.replace(target)

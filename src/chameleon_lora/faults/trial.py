@@ -1,0 +1,108 @@
+"""One fault under a steady load, and what became of every request."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+from chameleon_lora.faults.asked import End, Reply
+from chameleon_lora.faults.client import now_s, until
+from chameleon_lora.faults.fault import Fault, Outcome, first_error
+from chameleon_lora.faults.load import SteadyLoad
+from chameleon_lora.faults.scene import Scene, questions
+
+STREAMS = 6
+IDLE_LIMIT_S = 60.0
+EXIT_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one fault did.
+
+    Attributes:
+        in_flight: of the load, when it began.
+        requests: of the load, and those that the fault concerned.
+        lost: ended without a word, among all.
+        wrong: ended with tokens that are not theirs, among all.
+        disturbed: of the load: failed, or silent for too long.
+        unexpected: that the fault concerned and that ended otherwise than they may.
+        is_clean: the server is up, idle and holds no KV memory; or, where it could not go on, no
+            process of it is left.
+        exit_status: None while it runs.
+    """
+
+    fault: str
+    in_flight: int
+    requests: int
+    lost: int
+    wrong: int
+    disturbed: int
+    unexpected: int
+    recovery_s: float | None
+    is_clean: bool
+    exit_status: int | None
+    said: str
+
+
+async def try_fault(fault: Fault, scene: Scene, streams: int = STREAMS) -> Row:
+    """Inflicts it on a scene whose load runs from before it until after it."""
+    known = {asked: scene.known[asked] for asked in questions()}
+    load = SteadyLoad(scene.client, known, streams, stops_when_told=fault.ends_server)
+    async with load.running():
+        in_flight, inflicted_s = load.in_flight, now_s()
+        outcome = await fault.inflict(scene)
+    exit_status = await asyncio.to_thread(_exit_status, scene) if fault.ends_server else None
+    is_clean = exit_status is not None if fault.ends_server else await _is_clean(scene)
+    disturbed = sum(_is_disturbed(r, load.end(r), fault, inflicted_s) for r in load.replies)
+    return _row(fault, outcome, load, (in_flight, disturbed), is_clean, exit_status)
+
+
+def _row(
+    fault: Fault,
+    outcome: Outcome,
+    load: SteadyLoad,
+    counts: tuple[int, int],
+    is_clean: bool,
+    exit_status: int | None,
+) -> Row:
+    ends = Counter([*outcome.ends, *map(load.end, load.replies)])
+    bad = [reply for reply in load.replies if load.end(reply) is not End.RIGHT]
+    bad.sort(key=lambda reply: load.end(reply) in (End.TOLD, End.REFUSED))  # the worst one first
+    in_flight, disturbed = counts
+    return Row(
+        fault=fault.name,
+        in_flight=in_flight,
+        requests=ends.total() - ends[End.REFUSED],
+        lost=ends[End.LOST],
+        wrong=ends[End.WRONG],
+        disturbed=disturbed,
+        unexpected=sum(end not in fault.may_end for end in outcome.ends),
+        recovery_s=outcome.recovery_s,
+        is_clean=is_clean and outcome.recovery_s is not None,
+        exit_status=exit_status,
+        said=outcome.said or first_error(bad),
+    )
+
+
+def _is_disturbed(reply: Reply, end: End, fault: Fault, inflicted_s: float) -> bool:
+    """Did this request of the load feel what it had no part in?"""
+    if fault.ends_server:
+        must_end_right = fault.drains and reply.began_s < inflicted_s
+        return end is not End.RIGHT if must_end_right else end in (End.LOST, End.WRONG)
+    is_silent = fault.silence_s is not None and reply.silence_s > fault.silence_s
+    return end is not End.RIGHT or is_silent
+
+
+async def _is_clean(scene: Scene) -> bool:
+    """Is the server up, and has all memory come back?"""
+    try:
+        await until(scene.client.is_idle, IDLE_LIMIT_S)
+    except (TimeoutError, OSError):
+        return False
+    return await scene.client.is_healthy()
+
+
+def _exit_status(scene: Scene) -> int | None:
+    """Of the server's first process; it is our child."""
+    status: int | None = scene.process.wait(EXIT_LIMIT_S)
+    return status

@@ -1,0 +1,55 @@
+"""What goes wrong under a steady load costs nobody else anything, on a real server."""
+
+from functools import partial
+
+import pytest
+
+from chameleon_lora.faults.catalogue import FAULTS, named
+from chameleon_lora.faults.fault import Fault
+from chameleon_lora.faults.servers import Started
+from chameleon_lora.faults.trial import Row, try_fault
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
+SURVIVED = [fault for fault in FAULTS if not fault.ends_server]
+DEADLY = named(["killed"])
+(TERMINATED,) = named(["SIGTERM"])
+
+
+def with_name(fault: Fault) -> str:
+    """How a failure names it."""
+    return fault.name
+
+
+def assert_nothing_is_lost(row: Row) -> None:
+    """Each request ended once, with its own tokens or an error that gives a reason."""
+    assert (0, 0, 0, 0) == (row.lost, row.wrong, row.disturbed, row.unexpected), row
+    assert row.is_clean, row
+    assert 0 < row.in_flight
+
+
+@pytest.mark.parametrize("fault", SURVIVED, ids=with_name)
+def test_a_fault_costs_nobody_else_anything(server: Started, fault: Fault) -> None:
+    """Requests it concerns end as they may, all others token for token as without it.
+
+    The server is up, nothing is left running, and all KV memory has come back, counted block by block.
+    """
+    row = server.run(partial(try_fault, fault))
+    assert_nothing_is_lost(row)
+    assert row.exit_status is None
+
+
+@pytest.mark.parametrize("fault", DEADLY, ids=with_name)
+def test_a_server_without_its_engine_tells_all_and_fails(
+    doomed_server: Started, fault: Fault
+) -> None:
+    """Each request in flight is told, the exit status is 1, and no process is left over."""
+    row = doomed_server.run(partial(try_fault, fault))
+    assert_nothing_is_lost(row)
+    assert 1 == row.exit_status
+
+
+def test_a_server_that_is_told_to_end_finishes_its_streams(doomed_server: Started) -> None:
+    """Streams in flight end whole, later ones are told, the exit status is 0, no process is left."""
+    row = doomed_server.run(partial(try_fault, TERMINATED))
+    assert_nothing_is_lost(row)
+    assert 0 == row.exit_status

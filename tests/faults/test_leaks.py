@@ -1,0 +1,83 @@
+"""What counts as a leak, and what a soak says of it."""
+
+import dataclasses
+import random
+from typing import Any
+
+import psutil
+import pytest
+
+from chameleon_lora.errors import ConfigError
+from chameleon_lora.faults.leaks import Sample, sample, slope
+from chameleon_lora.faults.soak import MIB, Soaked, report
+from chameleon_lora.faults.trial import Row
+
+ROW = Row("a fault", 6, 40, 0, 0, 0, 0, 0.1, is_clean=True, exit_status=None, said="")
+
+
+def soaked(mib_an_hour: float, last: dict[str, Any] | None = None, row: Row = ROW) -> Soaked:
+    """An hour of 40 samples with noise of 5 MiB."""
+    rng = random.Random(1)
+    samples = [
+        Sample(90.0 * i, int((900 + mib_an_hour * i / 40 + rng.gauss(0, 5)) * MIB), 100, 50, 0.0)
+        for i in range(40)
+    ]
+    samples[-1] = dataclasses.replace(samples[-1], **(last or {}))
+    return Soaked((row,) * 39, tuple(samples))
+
+
+def test_a_straight_line_has_its_own_slope() -> None:
+    """2 a second are 7,200 an hour, with no doubt about it."""
+    found = slope([float(t) for t in range(10)], [5.0 + 2.0 * t for t in range(10)])
+    assert [7200.0] * 3 == pytest.approx([found.low, found.per_hour, found.high])
+    assert found.is_growth
+
+
+def test_too_few_samples_say_nothing() -> None:
+    """An error, and what to do."""
+    with pytest.raises(ConfigError, match="7 samples are too few"):
+        slope([float(t) for t in range(7)], [1.0] * 7)
+
+
+def test_noise_is_no_leak_and_growth_is() -> None:
+    """200 MiB an hour stand out of 5 MiB of noise; none do not."""
+    assert [] == soaked(0.0).troubles()
+    (trouble,) = soaked(200.0).troubles()
+    assert trouble.startswith("resident memory grows by +")
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ({"descriptors": 103}, "descriptors grew from 100 to 103"),
+        ({"threads": 60}, "threads grew from 50 to 60"),
+        ({"kv_usage": 0.25}, "25.0% of the KV cache is held by nobody"),
+    ],
+)
+def test_what_is_left_over_at_the_end_is_a_leak(last: dict[str, Any], expected: str) -> None:
+    """Descriptors, threads, KV memory."""
+    assert [expected] == soaked(0.0, last).troubles()
+
+
+@pytest.mark.parametrize("field", ["lost", "wrong", "disturbed", "unexpected"])
+def test_one_request_that_ended_badly_is_enough(field: str) -> None:
+    """Each such row is told."""
+    change: dict[str, Any] = {field: 1}
+    row = dataclasses.replace(ROW, **change)
+    assert 39 == len(soaked(0.0, row=row).troubles())
+
+
+def test_the_report_adds_up() -> None:
+    """Requests of all rows, and the growth with its interval."""
+    text = report(soaked(0.0))
+    assert "requests              1560: lost 0, wrong 0, disturbed 0" in text
+    assert "file descriptors      100 -> 100" in text
+    assert "MiB an hour [" in text
+
+
+def test_a_process_is_counted_with_its_children() -> None:
+    """This one has memory, descriptors and a thread."""
+    found = sample(psutil.Process(), 1.0, 0.5)
+    assert 10 * MIB < found.rss_bytes
+    assert 3 <= found.descriptors
+    assert 1 <= found.threads
