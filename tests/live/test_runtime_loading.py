@@ -73,7 +73,10 @@ def test_loading_from_nowhere_is_not_found(server: Server, tmp_path: Path) -> No
 def test_loading_in_place_answers_with_the_new_weights(
     server: Server, stock: Stock, tmp_path: Path, prompt: tuple[int, ...]
 ) -> None:
-    """After load_inplace from the same path the first answer is wholly the new weights'."""
+    """After load_inplace from the same path the first answer is wholly the new weights'.
+
+    In vLLM's issue 42125 a name loaded again answered from the KV that its former weights had cached.
+    """
 
     async def replace(client: Connection) -> list[Reply]:
         assert OK == (await load(client, name, path))[0]
@@ -92,7 +95,10 @@ def test_loading_in_place_answers_with_the_new_weights(
 def test_an_unloaded_name_loaded_anew_has_the_new_weights(
     server: Server, stock: Stock, tmp_path: Path, *, is_same_path: bool
 ) -> None:
-    """Unloaded, a name gets 404; loaded again with other weights, it answers with those alone."""
+    """Unloaded, a name gets 404; loaded again with other weights, it answers with those alone.
+
+    vLLM's issue 42125 too.
+    """
 
     async def unload_then_load(client: Connection) -> list[Reply]:
         assert OK == (await load(client, name, first))[0]
