@@ -1,0 +1,137 @@
+"""The GPU run's stages as processes: resumed, ended in time, and none spoils another."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench.gpu.order import Step
+from bench.gpu.outcome import (
+    NOT_HERE_CODE,
+    NOTE,
+    REASON,
+    Outcome,
+    Status,
+    place_of,
+    read_outcome,
+    write_outcome,
+)
+from bench.gpu.runner import Runner, known_of
+
+from chameleon_lora.engine_vllm.observe import stopwatch_s
+
+FOUND = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"figure\": 7}')"
+FAILS = f"print('TypeError: no such flag'); {FOUND}; pathlib.Path(sys.argv[2]).write_text('an answer differs'); sys.exit(1)"
+DIES = "import os; print('no memory'); os.abort()"
+HANGS = f"{FOUND}; import time; print('begun', flush=True); time.sleep(60)"
+
+
+def commands(out: Path, scripts: dict[str, str]) -> Callable[[str], list[str]]:
+    """Stages that are scripts; they are told where their note and their reason go."""
+
+    def command(name: str) -> list[str]:
+        place = place_of(out, name)
+        place.parent.mkdir(exist_ok=True)
+        files = [str(place.with_suffix(NOTE)), str(place.with_suffix(REASON))]
+        return [sys.executable, "-c", scripts[name], *files]
+
+    return command
+
+
+def runner(
+    out: Path, scripts: dict[str, str], limit_s: float = 1e6, estimate_s: float = 1.0
+) -> Runner:
+    """For these stages, in this order, without a GPU."""
+    steps = [Step(name, estimate_s) for name in scripts]
+    return Runner(
+        out, steps, limit_s, None, commands(out, scripts), {}, stopwatch_s, lambda _: None
+    )
+
+
+def outcome(out: Path, name: str) -> Outcome:
+    """How the stage ended."""
+    found = read_outcome(out, name)
+    assert found is not None
+    return found
+
+
+def test_a_stage_that_fails_is_recorded_with_its_reason_and_the_next_goes_on(
+    tmp_path: Path,
+) -> None:
+    """What it had found is kept; one that dies without a word is told by its log."""
+    assert runner(tmp_path, {"fails": FAILS, "dies": DIES, "works": FOUND}).run()
+    fails, dies, works = (outcome(tmp_path, name) for name in ("fails", "dies", "works"))
+    reason = "an answer differs; in its log: TypeError: no such flag"
+    assert (Status.FAILED, reason) == (fails.status, fails.reason)
+    assert {"figure": 7} == fails.figures
+    assert Status.FAILED is dies.status
+    assert "no memory" in dies.reason
+    assert (Status.DONE, {"figure": 7}, "CPU") == (works.status, works.figures, works.device)
+
+
+def test_what_this_machine_lacks_is_no_failure(tmp_path: Path) -> None:
+    """The stage is skipped with the reason, and tried again by the next call."""
+    lacks = f"{FAILS.partition('sys.exit')[0]}sys.exit({NOT_HERE_CODE})"
+    assert runner(tmp_path, {"lacks": lacks}).run()
+    assert Status.SKIPPED is outcome(tmp_path, "lacks").status
+    assert runner(tmp_path, {"lacks": FOUND}).run()
+    assert Status.DONE is outcome(tmp_path, "lacks").status
+
+
+def test_the_next_call_does_only_what_is_left(tmp_path: Path) -> None:
+    """A stage that is done is not started: here it would die."""
+    assert runner(tmp_path, {"first": FOUND, "second": FAILS}).run()
+    assert runner(tmp_path, {"first": DIES, "second": FOUND}).run()
+    assert [Status.DONE] * 2 == [outcome(tmp_path, name).status for name in ("first", "second")]
+
+
+def test_a_stage_that_does_not_fit_is_left_for_the_next_call(tmp_path: Path) -> None:
+    """It is not begun, and a longer call does it."""
+    assert runner(tmp_path, {"long": FOUND}, limit_s=60.0, estimate_s=100.0).run()
+    assert Status.LEFT is outcome(tmp_path, "long").status
+    assert runner(tmp_path, {"long": FOUND}, limit_s=200.0, estimate_s=100.0).run()
+    assert Status.DONE is outcome(tmp_path, "long").status
+
+
+def test_what_was_left_or_skipped_counts_as_never_tried(tmp_path: Path) -> None:
+    """So it has its turn before what has failed."""
+    for status in Status:
+        write_outcome(tmp_path, Outcome(status.name, status))
+    assert ["DONE", "FAILED"] == sorted(known_of(tmp_path))
+
+
+def test_a_call_too_short_does_not_hide_how_a_stage_failed(tmp_path: Path) -> None:
+    """The reason of the earlier call stays."""
+    write_outcome(tmp_path, Outcome("proof", Status.FAILED, "an answer differs"))
+    assert runner(tmp_path, {"proof": FOUND}, limit_s=1.0).run()
+    assert "an answer differs" == outcome(tmp_path, "proof").reason
+
+
+@pytest.mark.slow
+def test_a_stage_that_takes_too_long_is_ended_and_keeps_what_it_found(tmp_path: Path) -> None:
+    """The call ends in time, with the reserve left."""
+    assert runner(tmp_path, {"hangs": HANGS}, limit_s=15.0).run()
+    found = outcome(tmp_path, "hangs")
+    assert (Status.FAILED, {"figure": 7}) == (found.status, found.figures)
+    assert "its limit" in found.reason
+
+
+@pytest.mark.slow
+def test_a_call_that_is_ended_leaves_what_is_done(tmp_path: Path) -> None:
+    """The stage under way is recorded too, and no later one begins."""
+    running = runner(tmp_path, {"works": FOUND, "hangs": HANGS, "never": FOUND})
+    log = tmp_path / "logs" / "hangs.log"
+
+    def interrupt() -> None:
+        while not (log.exists() and log.read_text()):
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert not running.run()
+    assert Status.DONE is outcome(tmp_path, "works").status
+    assert "the call was ended" == outcome(tmp_path, "hangs").reason
+    assert read_outcome(tmp_path, "never") is None

@@ -1,0 +1,56 @@
+"""The list of the GPU run's stages."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chameleon_lora.errors import ConfigError
+
+pytest.importorskip("torch")
+from bench.gpu.given import Given, read_given, write_given
+from bench.gpu.stages import STAGES, chosen
+
+pytestmark = pytest.mark.slow  # torch is imported
+CALL_S = 540.0
+TOO_LONG_FOR_A_CALL = {"limits", "policies"}  # for those who have a GPU of their own
+
+
+def given(tmp_path: Path) -> Given:
+    """A run on a GPU."""
+    return Given(tmp_path / "out", tmp_path / "work")
+
+
+def test_what_a_stage_needs_comes_before_it() -> None:
+    """So that one call can do all."""
+    names = [stage.name for stage in STAGES]
+    assert len(names) == len({*names})
+    for place, stage in enumerate(STAGES):
+        assert {*stage.needs} <= {*names[:place]}
+
+
+def test_a_call_of_ten_minutes_holds_each_stage_but_those_that_need_a_machine_for_longer(
+    tmp_path: Path,
+) -> None:
+    """By the estimates."""
+    steps = [stage.step(given(tmp_path)) for stage in STAGES]
+    assert TOO_LONG_FOR_A_CALL == {step.name for step in steps if step.estimate_s > CALL_S}
+
+
+def test_stages_are_named_by_themselves_or_by_their_group() -> None:
+    """In the run's order, whatever the words' order; an unknown word names those that there are."""
+    assert not {stage.name for stage in STAGES} & {stage.group for stage in STAGES}
+    words = ("compare", "basis")
+    assert ["machine", "adapters", "compare"] == [stage.name for stage in chosen(words)]
+    assert list(STAGES) == chosen(())
+    with pytest.raises(ConfigError, match=r"no such stage; there are .*activation"):
+        chosen(("fast",))
+
+
+def test_a_dry_run_and_a_gpus_do_not_share_a_folder(tmp_path: Path) -> None:
+    """What was asked for is read back as it was; the other kind is refused."""
+    asked = replace(given(tmp_path), capacity="slo", duration_s=15.0)
+    write_given(asked)
+    assert asked == read_given(asked.out)
+    with pytest.raises(ConfigError, match="holds the results of a GPU"):
+        write_given(replace(asked, is_dry=True))
