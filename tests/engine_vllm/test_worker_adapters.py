@@ -143,6 +143,7 @@ def test_an_activation_whose_load_failed_here_is_an_error(
         ("config", r"adapter_config\.json is missing"),
         ("weights", "deserializing|header"),
         ("shape", r"o_proj.*A is \(8, 66\)"),
+        ("short", r"o_proj.*A is \(8, 62\), but this model has room for \(8, 64\)"),
         ("missing", r"there is no .*nowhere"),
     ],
 )
@@ -153,7 +154,7 @@ def test_a_broken_adapter_is_an_answer(
     folder = make_adapter(
         1,
         rank=32 if damage == "rank" else 8,
-        hidden_error=2 if damage == "shape" else 0,
+        hidden_error={"shape": 2, "short": -2}.get(damage, 0),
         targets=("o_proj",),
     )
     if damage == "config":

@@ -11,7 +11,7 @@ from chameleon_lora.faults.asked import Asked
 from chameleon_lora.faults.client import until
 from chameleon_lora.faults.fault import RIGHT, Fault, Outcome, first_error
 from chameleon_lora.faults.scene import (
-    BASE,
+    ANY,
     LONG_SEED,
     LONG_TELLERS,
     SEEDS,
@@ -27,14 +27,14 @@ STALL_S = 0.2
 REGISTERED, TRIED = 5_000, 20
 AT_ONCE = 2_000
 LONG_STREAMS, LONG_LENGTHS = 24, (220, 250, 280)
-NAMES = (*SERVED, BASE)
 
 
 async def leave(scene: Scene) -> Outcome:
     """Five hundred streams are cut at their first token."""
-    questions = [Asked(NAMES[i % len(NAMES)], SEEDS[0], TOKENS) for i in range(LEAVERS)]
+    names = scene.names
+    questions = [Asked(names[i % len(names)], SEEDS[0], TOKENS) for i in range(LEAVERS)]
     await asyncio.gather(*(scene.client.hang_up(asked, after_tokens=1) for asked in questions))
-    return Outcome(recovery_s=await until(partial(scene.is_right, BASE, None)))
+    return Outcome(recovery_s=await until(partial(scene.is_right, ANY, SERVED[ANY])))
 
 
 async def leave_while_loading(scene: Scene) -> Outcome:
@@ -68,32 +68,36 @@ async def register(scene: Scene) -> Outcome:
     tried = random.Random(0).sample(names, TRIED)
     replies = await scene.client.ask_all(Asked(name, SEEDS[0], TOKENS) for name in tried)
     ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
-    await until(partial(_lists, scene, len(NAMES) + REGISTERED))
+    await until(partial(_lists, scene, len(scene.names) + REGISTERED))
     for name in names:
         await asyncio.to_thread(shutil.rmtree, scene.adapters / name)
-    return Outcome(ends, await until(partial(_lists, scene, len(NAMES))), first_error(replies))
+    return Outcome(
+        ends, await until(partial(_lists, scene, len(scene.names))), first_error(replies)
+    )
 
 
 async def come_at_once(scene: Scene) -> Outcome:
     """Two thousand requests at once, for all adapters, over a small KV cache."""
-    questions = [Asked(NAMES[i % len(NAMES)], SEEDS[i % 2], 4 + i % 5) for i in range(AT_ONCE)]
+    names = scene.names
+    questions = [Asked(names[i % len(names)], SEEDS[i % 2], 4 + i % 5) for i in range(AT_ONCE)]
     replies = await scene.client.ask_all(questions)
     ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
-    recovery_s = await until(partial(scene.is_right, BASE, None))
+    recovery_s = await until(partial(scene.is_right, ANY, SERVED[ANY]))
     return Outcome(ends, recovery_s, first_error(replies))
 
 
 async def fill_memory(scene: Scene) -> Outcome:
     """Long answers that do not fit together: vLLM preempts, and all come to their end."""
+    tellers = [name for name in LONG_TELLERS if name in scene.names]
     questions = [
-        Asked(LONG_TELLERS[i % len(LONG_TELLERS)], LONG_SEED, LONG_LENGTHS[i % len(LONG_LENGTHS)])
+        Asked(tellers[i % len(tellers)], LONG_SEED, LONG_LENGTHS[i % len(LONG_LENGTHS)])
         for i in range(LONG_STREAMS)
     ]
     before = await scene.client.metric("vllm:num_preemptions_total")
     replies = await scene.client.ask_all(questions)
     preemptions = await scene.client.metric("vllm:num_preemptions_total") - before
     ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
-    recovery_s = await until(partial(scene.is_right, BASE, None))
+    recovery_s = await until(partial(scene.is_right, ANY, SERVED[ANY]))
     said = first_error(replies) or f"{preemptions:.0f} preemptions"
     return Outcome(ends, recovery_s, said)
 

@@ -8,7 +8,7 @@ import psutil
 
 from chameleon_lora.faults.client import until
 from chameleon_lora.faults.fault import RIGHT, Fault, Outcome
-from chameleon_lora.faults.scene import BASE, Scene
+from chameleon_lora.faults.scene import ANY, SERVED, Scene
 
 ENGINE, WORKER = "VLLM::Engine", "VLLM::Worker"  # as vLLM names its processes
 EXIT_LIMIT_S = 60.0
@@ -38,7 +38,7 @@ async def jump(scene: Scene) -> Outcome:
     for seconds in JUMPS_S:
         with scene.faulty.clock_jumped(seconds):
             await asyncio.sleep(JUMP_LASTS_S)
-    return Outcome(recovery_s=await until(partial(scene.is_right, BASE, None)))
+    return Outcome(recovery_s=await until(partial(scene.is_right, ANY, SERVED[ANY])))
 
 
 async def _ended(family: list[psutil.Process]) -> Outcome:

@@ -17,6 +17,8 @@ from chameleon_lora.faults.load import Known
 BASE = "base"
 SERVED = {f"a{number}": number for number in range(8)}
 """Adapters that every server has from its start: name -> weights."""
+ANY = "a0"
+"""One of them, for a look at whether the server is well."""
 VICTIM, OTHER = 5, 2
 """Weights for adapters that come and go, of one rank."""
 SEEDS = (1, 2)
@@ -44,6 +46,19 @@ class Scene:
     faulty: Faulty
     process: psutil.Process
     _names: "itertools.count[int]"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Whom the load asks.
+
+        Not the base model of stock vLLM, whose CPU backend answers it with an adapter while all slots
+        are in use: that would hide what the fault does.
+        """
+        return tuple(SERVED) if self.adapters is None else (*SERVED, BASE)
+
+    def questions(self) -> dict[Asked, tuple[int, ...]]:
+        """What the load asks, and the answers: those of `questions()` to these names."""
+        return {asked: self.known[asked] for asked in questions() if asked.model in self.names}
 
     def fresh_name(self) -> str:
         """A name that no adapter of this server has had."""

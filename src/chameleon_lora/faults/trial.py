@@ -8,7 +8,7 @@ from chameleon_lora.faults.asked import End, Reply
 from chameleon_lora.faults.client import now_s, until
 from chameleon_lora.faults.fault import Fault, Outcome, first_error
 from chameleon_lora.faults.load import SteadyLoad
-from chameleon_lora.faults.scene import Scene, questions
+from chameleon_lora.faults.scene import Scene
 
 STREAMS = 6
 IDLE_LIMIT_S = 60.0
@@ -46,8 +46,8 @@ class Row:
 
 async def try_fault(fault: Fault, scene: Scene, streams: int = STREAMS) -> Row:
     """Inflicts it on a scene whose load runs from before it until after it."""
-    known = {asked: scene.known[asked] for asked in questions()}
-    load = SteadyLoad(scene.client, known, streams, stops_when_told=fault.ends_server)
+    stops = fault.ends_server
+    load = SteadyLoad(scene.client, scene.questions(), streams, stops_when_told=stops)
     async with load.running():
         in_flight, inflicted_s = load.in_flight, now_s()
         outcome = await fault.inflict(scene)
