@@ -23,7 +23,7 @@ def soaked(mib_an_hour: float, last: dict[str, Any] | None = None, row: Row = RO
         for i in range(40)
     ]
     samples[-1] = dataclasses.replace(samples[-1], **(last or {}))
-    return Soaked((row,) * 39, tuple(samples))
+    return Soaked((row,) * 40, tuple(samples), warm_up=10)
 
 
 def test_a_straight_line_has_its_own_slope() -> None:
@@ -64,13 +64,27 @@ def test_one_request_that_ended_badly_is_enough(field: str) -> None:
     """Each such row is told."""
     change: dict[str, Any] = {field: 1}
     row = dataclasses.replace(ROW, **change)
-    assert 39 == len(soaked(0.0, row=row).troubles())
+    assert 40 == len(soaked(0.0, row=row).troubles())
+
+
+def test_growth_before_every_fault_was_there_once_is_no_leak() -> None:
+    """Crowds fill pools; what counts is whether a second one fills them further."""
+    found = soaked(0.0)
+    early = [dataclasses.replace(s, rss_bytes=s.rss_bytes // 2) for s in found.samples[:9]]
+    assert [] == dataclasses.replace(found, samples=(*early, *found.samples[9:])).troubles()
+
+
+def test_a_soak_that_ended_too_early_says_so() -> None:
+    """Growth cannot be told from a few samples; what was lost before is told."""
+    found = soaked(200.0, row=dataclasses.replace(ROW, lost=1))
+    short = dataclasses.replace(found, rows=found.rows[:1], samples=found.samples[:12])
+    assert ["a fault: los", "it ended too"] == [text[:12] for text in short.troubles()]
 
 
 def test_the_report_adds_up() -> None:
     """Requests of all rows, and the growth with its interval."""
     text = report(soaked(0.0))
-    assert "requests              1560: lost 0, wrong 0, disturbed 0" in text
+    assert "requests              1600: lost 0, wrong 0, disturbed 0" in text
     assert "file descriptors      100 -> 100" in text
     assert "MiB an hour [" in text
 

@@ -33,7 +33,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             "memory, descriptors and threads. Exit status 1 if anything is wrong. Needs a C compiler."
         ),
     )
-    parser.add_argument("--duration", type=float, default=1800.0, metavar="S", help="default 1800")
+    parser.add_argument(
+        "--duration", type=float, default=1800.0, metavar="S", help="at least; default 1800"
+    )
     parser.add_argument("--seed", type=int, default=0, help="chooses the faults; default 0")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="WORD", help="faults in whose names one stands"

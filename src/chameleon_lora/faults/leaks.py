@@ -10,7 +10,6 @@ import psutil
 from chameleon_lora.errors import ConfigError
 
 LEAST_SAMPLES = 8
-WARM_UP_SHARE = 0.3
 _T_95 = 2.2  # Student's quantile for 8 to 20 samples lies between 2.1 and 2.4
 _HOUR_S = 3600.0
 
@@ -57,11 +56,6 @@ def sample(process: psutil.Process, at_s: float, kv_usage: float) -> Sample:
     )
 
 
-def after_warm_up(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Without the first ones, in which pools and caches fill."""
-    return samples[int(WARM_UP_SHARE * len(samples)) :]
-
-
 def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
     """The growth of values over time.
 
@@ -71,8 +65,7 @@ def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
     count = len(values)
     if count < LEAST_SAMPLES:
         raise ConfigError(
-            f"{count} samples are too few to tell growth from noise, the least are {LEAST_SAMPLES}; "
-            "way out: a longer --duration"
+            f"{count} samples are too few to tell growth from noise, the least are {LEAST_SAMPLES}"
         )
     per_s, start = statistics.linear_regression(at_s, values)
     residuals = [y - (start + per_s * x) for x, y in zip(at_s, values, strict=True)]

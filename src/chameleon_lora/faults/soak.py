@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from chameleon_lora.faults.client import now_s
 from chameleon_lora.faults.fault import Fault
-from chameleon_lora.faults.leaks import Sample, Slope, after_warm_up, sample, slope
+from chameleon_lora.faults.leaks import LEAST_SAMPLES, Sample, Slope, sample, slope
 from chameleon_lora.faults.scene import Scene
 from chameleon_lora.faults.trial import Row, try_fault
 
@@ -19,29 +19,41 @@ class Soaked:
     """What a soak showed.
 
     Attributes:
-        samples: one after each fault, with the server idle; the first before all.
+        samples: one after each row's fault, with the server idle.
+        warm_up: how many of them do not count for growth: until every kind of fault was there once,
+            pools and caches fill.
     """
 
     rows: tuple[Row, ...]
     samples: tuple[Sample, ...]
+    warm_up: int
 
     @property
-    def memory(self) -> Slope:
-        """Growth of resident memory, MiB an hour, after the warm-up."""
-        settled = after_warm_up(self.samples)
-        return slope([s.at_s for s in settled], [s.rss_bytes / MIB for s in settled])
+    def settled(self) -> tuple[Sample, ...]:
+        """Those that count, the last of the warm-up among them."""
+        return self.samples[max(0, self.warm_up - 1) :]
+
+    @property
+    def memory(self) -> Slope | None:
+        """Growth of resident memory, MiB an hour; None if the soak ended too early to tell."""
+        if len(self.settled) < LEAST_SAMPLES:
+            return None
+        at_s = [sample.at_s for sample in self.settled]
+        return slope(at_s, [sample.rss_bytes / MIB for sample in self.settled])
 
     def troubles(self) -> list[str]:
         """What is wrong; empty if nothing is."""
-        first, last = after_warm_up(self.samples)[0], self.samples[-1]
         found = [
             f"{row.fault}: lost {row.lost}, wrong {row.wrong}, disturbed {row.disturbed}, "
             f"unexpected {row.unexpected}; {row.said}"
             for row in self.rows
             if row.lost or row.wrong or row.disturbed or row.unexpected or not row.is_clean
         ]
+        if self.memory is None:
+            return [*found, "it ended too early to tell growth from noise"]
         if self.memory.is_growth:
             found.append(f"resident memory grows by {_shown(self.memory)}")
+        first, last = self.settled[0], self.settled[-1]
         if last.descriptors > first.descriptors + SLACK:
             found.append(f"descriptors grew from {first.descriptors} to {last.descriptors}")
         if last.threads > first.threads + SLACK:
@@ -58,37 +70,46 @@ async def soak(
     on_row: Callable[[Row, Sample], None],
     scene: Scene,
 ) -> Soaked:
-    """Faults under load, drawn at random, until the time is over or the server is unwell."""
+    """Each fault once, then faults at random, until the time is over or the server is unwell.
+
+    It lasts longer if growth could not be told yet.
+    """
     rng = random.Random(seed)
+    due = rng.sample(faults, len(faults))
     began_s = now_s()
     rows: list[Row] = []
-    samples = [sample(scene.process, 0.0, await scene.client.kv_usage())]
-    while now_s() - began_s < duration_s:
-        row = await try_fault(rng.choice(faults), scene)
+    samples: list[Sample] = []
+    while now_s() - began_s < duration_s or len(samples) < len(faults) + LEAST_SAMPLES:
+        row = await try_fault(due.pop() if due else rng.choice(faults), scene)
         rows.append(row)
         if not row.is_clean:
             break
         samples.append(sample(scene.process, now_s() - began_s, await scene.client.kv_usage()))
         on_row(row, samples[-1])
-    return Soaked(tuple(rows), tuple(samples))
+    return Soaked(tuple(rows), tuple(samples), len(faults))
 
 
 def report(soaked: Soaked) -> str:
     """The figures, one a line."""
-    rows, settled = soaked.rows, after_warm_up(soaked.samples)
-    first, last = settled[0], soaked.samples[-1]
-    requests = sum(row.requests for row in rows)
+    rows = soaked.rows
+    lost, wrong, disturbed = (
+        sum(getattr(row, name) for row in rows) for name in ("lost", "wrong", "disturbed")
+    )
     lines = [
-        f"faults inflicted      {len(rows)} of {len({row.fault for row in rows})} kinds",
-        f"time                  {last.at_s / 60:.1f} min",
-        f"requests              {requests}: lost {sum(r.lost for r in rows)}, wrong "
-        f"{sum(r.wrong for r in rows)}, disturbed {sum(r.disturbed for r in rows)}",
-        f"resident memory       {first.rss_bytes / MIB:.0f} -> {last.rss_bytes / MIB:.0f} MiB, "
-        f"slope {_shown(soaked.memory)}",
-        f"file descriptors      {first.descriptors} -> {last.descriptors}",
-        f"threads               {first.threads} -> {last.threads}",
-        f"KV cache held, idle   {last.kv_usage:.1%}",
+        f"faults inflicted      {len(rows)}, of {len({row.fault for row in rows})} kinds",
+        f"requests              {sum(row.requests for row in rows)}: lost {lost}, wrong {wrong}, "
+        f"disturbed {disturbed}",
     ]
+    if soaked.memory is not None:
+        first, last = soaked.settled[0], soaked.settled[-1]
+        lines += [
+            f"time                  {last.at_s / 60:.1f} min, of which {first.at_s / 60:.1f} warm-up",
+            f"resident memory       {first.rss_bytes / MIB:.0f} -> {last.rss_bytes / MIB:.0f} MiB, "
+            f"slope {_shown(soaked.memory)}",
+            f"file descriptors      {first.descriptors} -> {last.descriptors}",
+            f"threads               {first.threads} -> {last.threads}",
+            f"KV cache held, idle   {last.kv_usage:.1%}",
+        ]
     return "\n".join(lines)
 
 
