@@ -79,6 +79,17 @@ def test_requests_in_flight_end_before_the_engine_does() -> None:
     assert (0, 3) == (patient.left_over, hasty.left_over)
 
 
+def test_the_thread_that_writes_answers_does_not_wait_for_them() -> None:
+    """Called in the event loop, it would wait for itself."""
+    engine = Engine(unfinished=3)
+
+    async def end() -> None:
+        shutdown(engine, timeout=30)
+
+    asyncio.run(end())
+    assert 3 == engine.left_over
+
+
 def test_health_fails_from_then_on() -> None:
     """Whoever balances load sends nothing more; before that vLLM's own answer counts."""
     engine = Engine()

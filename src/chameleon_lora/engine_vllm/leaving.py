@@ -4,6 +4,7 @@ vLLM's own server answers new requests with nothing while it drains, and exits w
 engine has died, which tells whoever watches it that all is well.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,13 +41,22 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
         if is_first:
             setattr(engine, LEAVING, True)
         has_died = is_first and _is_dead(engine)
-        if is_first and not has_died:
+        if is_first and not has_died and not _holds_up_streams():
             _drain(engine, timeout or 0.0)
         stock(engine, timeout=timeout)
         if has_died:
             raise EngineGoneError(GONE_WORDS)
 
     return shutdown
+
+
+def _holds_up_streams() -> bool:
+    """Whether this is the thread that writes them, as in vLLM 0.26, where they have ended by now."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _drain(engine: Any, limit_s: float) -> None:

@@ -4,6 +4,9 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
+import aiohttp
+import psutil
+
 from chameleon_lora.faults.asked import End, Reply
 from chameleon_lora.faults.client import now_s, until
 from chameleon_lora.faults.fault import Fault, Outcome, first_error
@@ -12,7 +15,7 @@ from chameleon_lora.faults.scene import Scene
 
 STREAMS = 6
 IDLE_LIMIT_S = 60.0
-EXIT_LIMIT_S = 60.0
+EXIT_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,20 @@ async def try_fault(fault: Fault, scene: Scene, streams: int = STREAMS) -> Row:
     load = SteadyLoad(scene.client, scene.questions(), streams, stops_when_told=stops)
     async with load.running():
         in_flight, inflicted_s = load.in_flight, now_s()
-        outcome = await fault.inflict(scene)
-    exit_status = await asyncio.to_thread(_exit_status, scene) if fault.ends_server else None
-    is_clean = exit_status is not None if fault.ends_server else await _is_clean(scene)
+        outcome = await _inflicted(fault, scene)
+    is_clean = not fault.ends_server and await _is_clean(scene)
+    exit_status = None if is_clean else await asyncio.to_thread(_exit_status, scene)
+    is_clean = is_clean or (fault.ends_server and exit_status is not None)
     disturbed = sum(_is_disturbed(r, load.end(r), fault, inflicted_s) for r in load.replies)
     return _row(fault, outcome, load, (in_flight, disturbed), is_clean, exit_status)
+
+
+async def _inflicted(fault: Fault, scene: Scene) -> Outcome:
+    """What came of it, also if it ended a server that it was not to end."""
+    try:
+        return await fault.inflict(scene)
+    except aiohttp.ClientError as error:
+        return Outcome(said=f"the server is gone: {error}")
 
 
 def _row(
@@ -103,6 +115,9 @@ async def _is_clean(scene: Scene) -> bool:
 
 
 def _exit_status(scene: Scene) -> int | None:
-    """Of the server's first process; it is our child."""
-    status: int | None = scene.process.wait(EXIT_LIMIT_S)
+    """Of the server's first process, our child; None if it does not end."""
+    try:
+        status: int | None = scene.process.wait(EXIT_LIMIT_S)
+    except psutil.TimeoutExpired:
+        status = None
     return status
