@@ -20,7 +20,7 @@ from chameleon_lora.errors import BenchError
 
 SOURCE = Path(__file__).with_name("faulty.c")
 _CONTROL = struct.Struct("<ddi236s")  # as in faulty.c
-_COMPILERS = ("cc", "gcc", "clang")
+COMPILERS = ("cc", "gcc", "clang")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def _library(cache_dir: Path) -> Path:
     target = cache_dir / f"faulty-{digest}.so"
     if target.exists():
         return target
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise BenchError(
-            f"none of {', '.join(_COMPILERS)} is installed, and a disk that fails needs a C "
+            f"none of {', '.join(COMPILERS)} is installed, and a disk that fails needs a C "
             "compiler; way out: install gcc"
         )
     cache_dir.mkdir(parents=True, exist_ok=True)
