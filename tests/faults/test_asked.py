@@ -46,8 +46,10 @@ def test_an_error_after_wrong_tokens_does_not_make_up_for_them() -> None:
 
 
 def test_silence_is_the_longest_time_without_a_token() -> None:
-    """Between two of them, or between the last and the error."""
+    """Before the first one, between two of them, or between the last and the error."""
     times_s = [1.0, 1.5, 4.0]
     whole = reply_of(ASKED, Answer(token_times_s=times_s), 0.0, 9.0)
+    late = reply_of(ASKED, Answer(token_times_s=times_s), -3.0, 9.0)
     broken = reply_of(ASKED, Answer(token_times_s=times_s, error=EVENT), 0.0, 9.0)
-    assert (2.5, 5.0) == (whole.silence_s, broken.silence_s)
+    never = reply_of(ASKED, Answer(error=EVENT), 1.0, 9.0)
+    assert [2.5, 4.0, 5.0, 8.0] == [r.silence_s for r in (whole, late, broken, never)]

@@ -45,7 +45,7 @@ class Reply:
     Attributes:
         error: None for a whole answer.
         began_s: when it was sent.
-        silence_s: the longest time between two of its tokens.
+        silence_s: the longest time without a token: before the first, between two, before an error.
     """
 
     asked: Asked
@@ -71,10 +71,8 @@ class Reply:
 
 def reply_of(asked: Asked, answer: Answer, began_s: float, ended_s: float) -> Reply:
     """The reply that a client's answer amounts to."""
-    times_s = answer.token_times_s
-    gaps_s = [after - before for before, after in itertools.pairwise(times_s)]
-    if answer.error is not None and times_s:
-        gaps_s.append(ended_s - times_s[-1])
-    return Reply(
-        asked, tuple(answer.token_ids), answer.error, began_s, ended_s, max(gaps_s, default=0.0)
-    )
+    times_s = [began_s, *answer.token_times_s]
+    if answer.error is not None:
+        times_s.append(ended_s)
+    silence_s = max((after - before for before, after in itertools.pairwise(times_s)), default=0.0)
+    return Reply(asked, tuple(answer.token_ids), answer.error, began_s, ended_s, silence_s)

@@ -117,8 +117,8 @@ async def _lists(scene: Scene, count: int) -> bool:
 
 
 FAULTS = (
-    Fault("500 clients leave in mid-stream", leave, RIGHT),
-    Fault("clients leave during loads", leave_while_loading, RIGHT),
+    Fault("500 clients leave in mid-stream", leave, RIGHT, silence_s=None),
+    Fault("clients leave during loads", leave_while_loading, RIGHT, silence_s=None),
     Fault("5,000 adapters registered", register, RIGHT, needs_folder=True),
     Fault("2,000 requests at once", come_at_once, RIGHT, silence_s=None),
     Fault("KV cache full, preemptions", fill_memory, RIGHT, silence_s=None),

@@ -36,7 +36,7 @@ class Fault:
     Attributes:
         inflict: does it, and undoes it where it can.
         may_end: how the requests that name what is broken may end; all others must end right.
-        silence_s: other requests' tokens may not be further apart; None where all must wait.
+        silence_s: other requests may not wait longer for a token; None where all must wait.
         ends_server: the server cannot go on, so others are told too.
         drains: though requests that it had taken before end right.
         needs_folder: it is about a served folder, which stock vLLM does not have.
