@@ -108,10 +108,12 @@ def now_s() -> float:
     return time.monotonic()  # noqa: TID251 - an edge's own clock
 
 
-async def until(is_so: Callable[[], Awaitable[bool]], limit_s: float = PATIENCE_S) -> float:
+async def until(
+    is_so: Callable[[], Awaitable[bool]], limit_s: float = PATIENCE_S, every_s: float = POLL_S
+) -> float:
     """How long it took until it was so, in seconds; TimeoutError above the limit."""
     began_s = now_s()
     async with asyncio.timeout(limit_s):
         while not await is_so():
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(every_s)
     return now_s() - began_s

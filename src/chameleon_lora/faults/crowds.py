@@ -25,6 +25,7 @@ LEAVERS = 500
 STORM_ADAPTERS, STORM_REQUESTS = 10, 100
 STALL_S = 0.2
 REGISTERED, TRIED = 5_000, 20
+LIST_EVERY_S = 1.0  # a list of so many is long
 AT_ONCE = 2_000
 LONG_STREAMS, LONG_LENGTHS = 24, (220, 250, 280)
 
@@ -68,12 +69,12 @@ async def register(scene: Scene) -> Outcome:
     tried = random.Random(0).sample(names, TRIED)
     replies = await scene.client.ask_all(Asked(name, SEEDS[0], TOKENS) for name in tried)
     ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
-    await until(partial(_lists, scene, len(scene.names) + REGISTERED))
+    all_there = partial(_lists, scene, len(scene.names) + REGISTERED)
+    await until(all_there, every_s=LIST_EVERY_S)
     for name in names:
         await asyncio.to_thread(shutil.rmtree, scene.adapters / name)
-    return Outcome(
-        ends, await until(partial(_lists, scene, len(scene.names))), first_error(replies)
-    )
+    gone = partial(_lists, scene, len(scene.names))
+    return Outcome(ends, await until(gone, every_s=LIST_EVERY_S), first_error(replies))
 
 
 async def come_at_once(scene: Scene) -> Outcome:
