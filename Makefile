@@ -1,7 +1,7 @@
 # The project's verbs. Each sets up what it needs first, so any of them works on a bare machine.
 bin := .venv/bin
 .DEFAULT_GOAL := check
-.PHONY: setup check fast test demo report vllm026
+.PHONY: setup check fast test faults demo report vllm026
 
 # .venv with vLLM for CPUs, this package and the tools; under 2 s when nothing has changed.
 setup:
@@ -22,6 +22,10 @@ fast: setup
 # Everything, the live tests on a real vLLM included, on two processes; coverage goes to build/coverage.
 test: check
 	$(bin)/pytest -n 2 --cov --cov-report=
+
+# What goes wrong in production, done to real servers; `test` leaves out the faults that take longest.
+faults: setup
+	ALL_FAULTS=1 $(bin)/pytest -p no:randomly tests/faults
 
 # A small real model, a few hundred adapters, and what Chameleon does with them.
 demo: setup

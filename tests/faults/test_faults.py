@@ -1,6 +1,9 @@
 """What goes wrong under a steady load costs nobody else anything, on a real server."""
 
+import os
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -10,14 +13,21 @@ from chameleon_lora.faults.servers import Started
 from chameleon_lora.faults.trial import Row, try_fault
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
-SURVIVED = [fault for fault in FAULTS if not fault.ends_server]
-DEADLY = named(["killed"])
+LONG = ("2,000 requests at once", "KV cache full, preemptions", "worker killed")
+in_full = pytest.mark.skipif("ALL_FAULTS" not in os.environ, reason="takes long: `make faults`")
+
+
+def params(faults: Iterable[Fault]) -> list[Any]:
+    """Each under its name; the long ones only where all are asked for."""
+    return [
+        pytest.param(fault, id=fault.name, marks=[in_full] if fault.name in LONG else [])
+        for fault in faults
+    ]
+
+
+SURVIVED = params(fault for fault in FAULTS if not fault.ends_server)
+DEADLY = params(named(["killed"]))
 (TERMINATED,) = named(["SIGTERM"])
-
-
-def with_name(fault: Fault) -> str:
-    """How a failure names it."""
-    return fault.name
 
 
 def assert_nothing_is_lost(row: Row) -> None:
@@ -27,7 +37,7 @@ def assert_nothing_is_lost(row: Row) -> None:
     assert 0 < row.in_flight
 
 
-@pytest.mark.parametrize("fault", SURVIVED, ids=with_name)
+@pytest.mark.parametrize("fault", SURVIVED)
 def test_a_fault_costs_nobody_else_anything(server: Started, fault: Fault) -> None:
     """Requests it concerns end as they may, all others token for token as without it.
 
@@ -38,7 +48,7 @@ def test_a_fault_costs_nobody_else_anything(server: Started, fault: Fault) -> No
     assert row.exit_status is None
 
 
-@pytest.mark.parametrize("fault", DEADLY, ids=with_name)
+@pytest.mark.parametrize("fault", DEADLY)
 def test_a_server_without_its_engine_tells_all_and_fails(
     doomed_server: Started, fault: Fault
 ) -> None:
