@@ -14,6 +14,7 @@ from chameleon_lora.faults.scene import (
     ANY,
     LONG_SEED,
     LONG_TELLERS,
+    PROBE_TOKENS,
     SEEDS,
     SERVED,
     TOKENS,
@@ -67,7 +68,7 @@ async def register(scene: Scene) -> Outcome:
     source = scene.kit.path(VICTIM)
     await asyncio.to_thread(_link_all, source, scene.adapters, names)
     tried = random.Random(0).sample(names, TRIED)
-    replies = await scene.client.ask_all(Asked(name, SEEDS[0], TOKENS) for name in tried)
+    replies = await scene.client.ask_all(Asked(name, SEEDS[0], PROBE_TOKENS) for name in tried)
     ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
     all_there = partial(_lists, scene, len(scene.names) + REGISTERED)
     await until(all_there, every_s=LIST_EVERY_S)
