@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
-from chameleon_lora.engine_vllm import control_api, keyring, leaving
+from chameleon_lora.engine_vllm import control_api, keyring, leaving, series
 from chameleon_lora.engine_vllm.callers import may_name
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.failure import client_error, failure_reason
@@ -31,6 +31,7 @@ def install() -> None:
     from vllm.entrypoints.serve.engine.serving import BaseServing
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     if hasattr(OpenAIServingModels, SHELF):
         return
@@ -45,6 +46,7 @@ def install() -> None:
         (AsyncLLM, "add_lora", _offering),
         (AsyncLLM, "shutdown", leaving.ending),
         (AsyncLLM, "check_health", leaving.checking_health),
+        (PrometheusStatLogger, "record", series.bounding),
         (OutputProcessor, "process_outputs", _raising),
         (serve, "register_vllm_serve_api_routers", _controlling),
     ):

@@ -54,6 +54,7 @@ TOUCHPOINTS = (
     Touchpoint("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs"),
     Touchpoint("vllm.v1.engine.output_processor", "OutputProcessor.get_num_unfinished_requests"),
     Touchpoint("vllm.v1.engine.output_processor", "RequestOutputCollector.put"),
+    Touchpoint("vllm.v1.metrics.loggers", "PrometheusStatLogger.record"),
     Touchpoint("vllm.entrypoints.serve", "register_vllm_serve_api_routers", ("app",)),
     Touchpoint(MODELS, "OpenAIServingModels.init_static_loras"),
     Touchpoint(MODELS, "OpenAIServingModels.is_base_model", ("model_name",)),
