@@ -48,13 +48,17 @@ class Client:
         """The replies to questions asked at once."""
         return list(await asyncio.gather(*map(self.ask, questions)))
 
-    async def hang_up(self, asked: Asked, after_tokens: int) -> None:
-        """Takes so many tokens, or fewer if it is cancelled, then closes the connection."""
+    async def hang_up(self, asked: Asked, after_tokens: int) -> Reply | None:
+        """Takes so many tokens, or fewer if it is cancelled, then closes the connection.
+
+        The reply if it ended before, None if it was cut.
+        """
         answer = Answer()
         task = asyncio.create_task(self.ask(asked, answer))
         try:
             while len(answer.token_times_s) < after_tokens and not task.done():
                 await asyncio.sleep(POLL_S)
+            return task.result() if task.done() else None
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -33,11 +33,9 @@ class Subject:
 
     Attributes:
         is_stock: vLLM alone, with each adapter by name and as many in host memory as in slots.
-        flags: vLLM's, or Chameleon's own, on top of those that all get.
     """
 
     is_stock: bool = False
-    flags: tuple[str, ...] = ()
 
     def command(self, kit: Kit, adapters: Path, port: int) -> list[str]:
         """How it is started."""
@@ -52,7 +50,7 @@ class Subject:
                 *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", str(kit.model)),
                 *("--adapters", str(adapters), "--set", "serving.debug_checks=true"),
             ]
-        return [*own, *_shared_flags(port), *self.flags]
+        return [*own, *_shared_flags(port)]
 
 
 @dataclass(frozen=True, slots=True)
