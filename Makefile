@@ -1,7 +1,7 @@
 # The project's verbs. Each sets up what it needs first, so any of them works on a bare machine.
 bin := .venv/bin
 .DEFAULT_GOAL := check
-.PHONY: setup check fast test faults demo report vllm026
+.PHONY: setup check fast test faults soak demo report vllm026
 
 # .venv with vLLM for CPUs, this package and the tools; under 2 s when nothing has changed.
 setup:
@@ -26,6 +26,10 @@ test: check
 # What goes wrong in production, done to real servers; `test` leaves out the faults that take longest.
 faults: setup
 	ALL_FAULTS=1 $(bin)/pytest -p no:randomly tests/faults
+
+# Half an hour of load and faults on one server, and what it leaks.
+soak: setup
+	$(bin)/python -m faults
 
 # A small real model, a few hundred adapters, and what Chameleon does with them.
 demo: setup

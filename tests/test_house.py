@@ -12,10 +12,18 @@ import chameleon_lora
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "chameleon_lora"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PYTHON_FILES = sorted([*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("scripts/**/*.py")])
+PYTHON_FILES = sorted(
+    [
+        *SOURCES,
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("scripts/**/*.py"),
+        *ROOT.glob("faults/**/*.py"),
+        *ROOT.glob("experiments/**/*.py"),
+    ]
+)
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 
-POLICY_FILE_LINES = 250
+POLICY_FILE_LINES = 300
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PUBLIC_NAMES = 12
@@ -63,11 +71,11 @@ def imported_inside(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterato
 
 
 def test_files_are_short() -> None:
-    """No policy file is over 250 lines and no other Python file over 400."""
+    """No policy file is over 300 lines and no other Python file over 400."""
     too_long = [
         f"{shown(path)}: {lines} lines, limit {limit}"
         for path in PYTHON_FILES
-        for limit in (POLICY_FILE_LINES if path.parent == PACKAGE / "policy" else FILE_LINES,)
+        for limit in (POLICY_FILE_LINES if PACKAGE / "policy" in path.parents else FILE_LINES,)
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > limit
     ]
     assert [] == too_long

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.eviction import KeepRule, KeepWeights
-from chameleon_lora.policy.rules import Bypass
+from chameleon_lora.policy.admission.rules import Bypass
+from chameleon_lora.policy.memory.eviction import KeepRule, KeepWeights
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
 from chameleon_lora.settings import ServingSettings, Settings, parse_settings
 

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from chameleon_lora.servers.process import ServerSpec, free_port, running_server
 from tests.bench import fake_openai
-
-from chameleon_lora.bench.server import ServerSpec, free_port, running_server
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.bench.one_answer import OneAnswer
 
 from chameleon_lora.bench.discovery import (
     Served,
@@ -18,6 +17,7 @@ from chameleon_lora.bench.discovery import (
 )
 from chameleon_lora.errors import AdapterNotFoundError, BenchError
 from chameleon_lora.workload.named_adapters import NamedAdapter
+from tests.bench.one_answer import OneAnswer
 
 URL = "http://127.0.0.1:8000/v1/models"
 BASE = {"id": "llama", "root": "/models/llama", "parent": None, "max_model_len": 2048}

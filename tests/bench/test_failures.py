@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.bench import fake_openai
-from tests.bench.fake_openai import FakeOpenAI
 
 from chameleon_lora.bench.replay import Target, replay
-from chameleon_lora.bench.server import ServerSpec, free_port, running_server
 from chameleon_lora.metrics.errors import by_cause
 from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.servers.process import ServerSpec, free_port, running_server
 from chameleon_lora.workload.requests import TimedRequest
+from tests.bench import fake_openai
+from tests.bench.fake_openai import FakeOpenAI
 
 
 def request(index: int, arrival_s: float, adapter: str, output_tokens: int = 3) -> TimedRequest:

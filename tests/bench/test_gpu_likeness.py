@@ -1,6 +1,6 @@
 """Tokens of one engine beside those of another."""
 
-from bench.gpu.likeness import Likeness, is_anothers, likeness, shared_length
+from experiments.gpu.likeness import Likeness, is_anothers, likeness, shared_length
 
 KNOWN = {"a": [5, 6, 7, 8], "b": [5, 9, 7, 8], "c": [1, 2, 3, 4]}
 

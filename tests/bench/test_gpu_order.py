@@ -1,7 +1,7 @@
 """Which stage of the GPU run is next, and whether it may begin."""
 
-from bench.gpu.order import RESERVE_S, Begin, Step, decide, in_order
-from bench.gpu.outcome import Outcome, Status
+from experiments.gpu.order import RESERVE_S, Begin, Step, decide, in_order
+from experiments.gpu.outcome import Outcome, Status
 
 MACHINE, PROOF, COMPARE = (
     Step("machine", 10.0),

@@ -6,19 +6,18 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-from bench.gpu.note import Note, noted
-from bench.gpu.proof import faults_of, known_answers, wrong_adapters
-
-from chameleon_lora.engine_vllm.offline import Question, Wave
+from chameleon_lora.engine_vllm.measure.offline import OfflineQuestion, Wave
+from experiments.gpu.note import Note, noted
+from experiments.gpu.proof import faults_of, known_answers, wrong_adapters
 
 pytestmark = pytest.mark.slow  # torch is imported
 SAID: dict[str | None, list[int]] = {"a": [5, 6, 7, 8], "b": [1, 2, 3, 4], None: [9, 9, 9, 9]}
 ASKED: tuple[str | None, ...] = (None, "a", "b")
 
 
-def question(adapter: str | None) -> Question:
+def question(adapter: str | None) -> OfflineQuestion:
     """The one prompt, put to this adapter."""
-    return Question(prompt=[4, 4], adapter=adapter, tokens=4)
+    return OfflineQuestion(prompt=[4, 4], adapter=adapter, tokens=4)
 
 
 def waves() -> list[Wave]:
@@ -82,5 +81,5 @@ def test_adapters_that_answer_alike_prove_nothing(tmp_path: Path) -> None:
 def test_the_base_models_answers_and_unknown_prompts_are_not_counted() -> None:
     """There is nothing to set them beside."""
     known = known_answers(waves(), answers())
-    asked = [question(None), Question(prompt=[7], adapter="a", tokens=4), question("a")]
+    asked = [question(None), OfflineQuestion(prompt=[7], adapter="a", tokens=4), question("a")]
     assert 1 == wrong_adapters(asked, [SAID["b"], SAID["b"], SAID["b"]], known)

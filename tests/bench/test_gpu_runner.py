@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench.gpu.order import Step
-from bench.gpu.outcome import (
+
+from chameleon_lora.engine_vllm.event_log import stopwatch_s
+from experiments.gpu.order import Step
+from experiments.gpu.outcome import (
     NOT_HERE_CODE,
     NOTE,
     REASON,
@@ -19,9 +21,7 @@ from bench.gpu.outcome import (
     read_outcome,
     write_outcome,
 )
-from bench.gpu.runner import Runner, known_of
-
-from chameleon_lora.engine_vllm.observe import stopwatch_s
+from experiments.gpu.runner import Runner, known_of
 
 FOUND = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"figure\": 7}')"
 FAILS = f"print('TypeError: no such flag'); {FOUND}; pathlib.Path(sys.argv[2]).write_text('an answer differs'); sys.exit(1)"

@@ -8,8 +8,8 @@ import pytest
 from chameleon_lora.errors import ConfigError
 
 pytest.importorskip("torch")
-from bench.gpu.given import Given, read_given, write_given
-from bench.gpu.stages import STAGES, chosen
+from experiments.gpu.given import Given, read_given, write_given
+from experiments.gpu.stages import STAGES, chosen
 
 pytestmark = pytest.mark.slow  # torch is imported
 CALL_S = 540.0

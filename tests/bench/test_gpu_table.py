@@ -1,7 +1,7 @@
 """What the GPU run prints."""
 
-from bench.gpu.outcome import Outcome, Status
-from bench.gpu.table import markdown, rows, terminal_table
+from experiments.gpu.outcome import Outcome, Status
+from experiments.gpu.table import markdown, rows, terminal_table
 
 PROOF = {
     "batch 1": {

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.bench.fake_process import fake_process
 
-from chameleon_lora.bench.measuring import Measured, Run, measure
+from chameleon_lora.bench.measuring import BenchRun, Measured, measure
 from chameleon_lora.bench.replay import Progress, Target
 from chameleon_lora.bench.run_folder import read_config, read_records
 from chameleon_lora.metrics.serving import Window
 from chameleon_lora.workload.requests import TimedRequest
+from tests.bench.fake_process import fake_process
 
 pytestmark = pytest.mark.slow  # a server's start takes a second
 
@@ -26,17 +26,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield base_url
 
 
-def run_of(base_url: str, *requests: TimedRequest) -> Run:
+def run_of(base_url: str, *requests: TimedRequest) -> BenchRun:
     """A run that counts all requests of its first 10 s."""
     target = Target(base_url, "base", (100, 200))
-    return Run(target, requests, Window(0.0, 10.0), {"rate_per_s": 1.0}, {"label": "x"}, 5.0)
+    return BenchRun(target, requests, Window(0.0, 10.0), {"rate_per_s": 1.0}, {"label": "x"}, 5.0)
 
 
 def nobody(_: Progress) -> None:
     """Listens to no progress."""
 
 
-def measured(run: Run, folder: Path) -> Measured:
+def measured(run: BenchRun, folder: Path) -> Measured:
     """The run as it is, without progress."""
     return measure(run, folder, nobody, 1.0)
 

@@ -5,13 +5,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.bench.fake_openai import FakeOpenAI
 
 from chameleon_lora.bench.completion import Endpoint, PromptForm
-from chameleon_lora.bench.event_loop import run_loop
-from chameleon_lora.bench.replay import Target, bearer, replay
+from chameleon_lora.bench.replay import Target, bearer, replay, run_loop
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.workload.requests import TimedRequest
+from tests.bench.fake_openai import FakeOpenAI
 
 STOCK = Target("", "base", (100, 200))
 CHAT = replace(STOCK, endpoint=Endpoint.CHAT)

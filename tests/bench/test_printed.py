@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.bench.printed import (
     beside_lines,
@@ -17,6 +16,7 @@ from chameleon_lora.metrics.errors import by_cause
 from chameleon_lora.metrics.objectives import Objective
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.serving import Window, serving_result
+from tests.metrics.records import record
 
 WINDOW = Window(0.0, 10.0, {Objective.TTFT: 1.0}, {"a": 8})
 ANSWERED = record(0, 0.0, (1.0, 1.5, 2.5))

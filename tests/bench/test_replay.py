@@ -4,11 +4,11 @@ import asyncio
 import resource
 
 import pytest
-from tests.bench.fake_openai import FakeOpenAI
 
 from chameleon_lora.bench.replay import Progress, Target, completion_of, replay
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.workload.requests import TimedRequest
+from tests.bench.fake_openai import FakeOpenAI
 
 TOKEN_IDS = (100, 200)
 

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.bench.run_folder import (
     new_folder,
@@ -17,6 +16,7 @@ from chameleon_lora.bench.run_folder import (
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.sample import LaneSample, Sample
 from chameleon_lora.metrics.summary import summarise
+from tests.metrics.records import record
 
 RECORDS = (record(0, 0.25, (1.0, 1.5)), record(1, 0.5, (), error="refused"))
 

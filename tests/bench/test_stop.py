@@ -2,11 +2,10 @@
 
 import asyncio
 
-from tests.bench.fake_openai import FakeOpenAI
-
 from chameleon_lora.bench.replay import Progress, Target, replay
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.workload.requests import TimedRequest
+from tests.bench.fake_openai import FakeOpenAI
 
 
 def stopped(*requests: TimedRequest, after: int) -> tuple[RequestRecord, ...]:

@@ -3,12 +3,11 @@
 import asyncio
 from dataclasses import dataclass
 
-from tests.bench.fake_openai import FakeOpenAI
-
 from chameleon_lora.bench.replay import Target
-from chameleon_lora.bench.watch import Looks, WatchedRun, watched_replay
+from chameleon_lora.bench.watch import PollSettings, WatchedRun, watched_replay
 from chameleon_lora.metrics.sample import LaneSample
 from chameleon_lora.workload.requests import TimedRequest
+from tests.bench.fake_openai import FakeOpenAI
 
 METRICS = "vllm:num_requests_running 2.0\nvllm:kv_cache_usage_perc 0.5\n"
 STATE = {
@@ -46,7 +45,7 @@ def run(server: FakeOpenAI, *adapters: str | None) -> tuple[WatchedRun, Asked]:
             target = Target(server.base_url, "base", (100, 200))
             requests = [TimedRequest(i, 0.03 * i, name, 5, 3) for i, name in enumerate(adapters)]
             return await watched_replay(
-                target, requests, patience_s=10.0, looks=Looks(every_s=0.02, limit_s=0.1)
+                target, requests, patience_s=10.0, looks=PollSettings(every_s=0.02, limit_s=0.1)
             )
 
     return asyncio.run(replay_once()), Asked(*(server.asked.count(page) for page in PAGES))

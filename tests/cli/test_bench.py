@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from tests.bench.fake_process import fake_process
 
 from chameleon_lora.bench.run_folder import read_config, read_records
 from chameleon_lora.cli.main import main
+from tests.bench.fake_process import fake_process
 
 pytestmark = pytest.mark.slow  # a server's start takes a second
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.bench.demo_adapters import TARGET_MODULES
 from chameleon_lora.cli.calibrate import (
     Ground,
     add_parser,
@@ -17,7 +16,8 @@ from chameleon_lora.cli.calibrate import (
     usable_adapters,
 )
 from chameleon_lora.cli.main import main
-from chameleon_lora.engine_vllm.probe import CopyRow, StepLog, StepRow
+from chameleon_lora.compare.demo_adapters import TARGET_MODULES
+from chameleon_lora.engine_vllm.measure.step_log import CopyRow, StepLog, StepRow
 from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.sim.profile import Basis, read_profile
 

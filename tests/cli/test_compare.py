@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.bench import fake_openai
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.cli.main import main
+from tests.bench import fake_openai
 
 FAKE = f"{sys.executable} {Path(fake_openai.__file__)} {{port}}"
 MODEL_CONFIG = """{"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.sim.plan_questions import SMALL
 
 from chameleon_lora.cli import plan
 from chameleon_lora.cli.main import main
+from chameleon_lora.planning.question import PlanQuestion
 from chameleon_lora.sim.profile import known_profiles, profile_text
-from chameleon_lora.sim.question import Question
 from chameleon_lora.workload.arrivals import Poisson, Recorded
+from tests.sim.plan_questions import SMALL
 
 LENGTHS = ("--input-tokens", "200", "--output-tokens", "10")
 FAST = ("--adapters", "4", "--ranks", "8", *LENGTHS, "--slo-ttft", "20", "--seconds", "60")
@@ -43,7 +43,7 @@ def trace(tmp_path: Path) -> str:
     return str(path)
 
 
-def asked(*words: str) -> Question:
+def asked(*words: str) -> PlanQuestion:
     """The question that a command line puts."""
     parser = argparse.ArgumentParser()
     plan.add_parser(parser.add_subparsers())

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tests.report.sample import write
 
 from chameleon_lora.cli.main import main
+from tests.report.sample import write
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from tests.reproduce.sample import BROKEN, EFFORT, ROWS, measure_sample
 
 from chameleon_lora.cli.main import main
 from chameleon_lora.cli.reproduce import finish, listing, make_folder, run_report, workers
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.reproduce.finding import Row
+from chameleon_lora.reproduce.finding import PaperRow
 from chameleon_lora.reproduce.report import Report
 from chameleon_lora.reproduce.rows import ROWS as PAPER_ROWS
+from tests.reproduce.sample import BROKEN, EFFORT, ROWS, measure_sample
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def run_sample(rows: tuple[Row, ...]) -> Report:
+def run_sample(rows: tuple[PaperRow, ...]) -> Report:
     """The sample's rows, in threads."""
     with ThreadPoolExecutor(2) as executor:
         return run_report(rows, EFFORT, "chameleon reproduce --quick", executor, measure_sample)

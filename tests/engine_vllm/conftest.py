@@ -110,7 +110,7 @@ def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine
     from vllm.v1.worker import lora_model_runner_mixin as mixin
 
     from chameleon_lora.engine_vllm.config import CONFIG_KEY
-    from chameleon_lora.engine_vllm.manager import manager_class
+    from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 
     stock = mixin.LRUCacheWorkerLoRAManager
     mixin.LRUCacheWorkerLoRAManager = manager_class()

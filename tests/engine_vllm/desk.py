@@ -10,7 +10,7 @@ from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.shelf import Shelf
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
 
 BASE = "base-model"
 MAX_RANK = 8
@@ -91,7 +91,7 @@ class Desk:
     scan_s: float = NEVER_S
 
     def __post_init__(self) -> None:
-        self.shelf = Shelf(self.models, AdapterFolder(self.root), self.scan_s)
+        self.shelf = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
         """Put a sound adapter into the folder, in place of one of that name."""

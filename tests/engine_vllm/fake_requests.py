@@ -4,18 +4,17 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from chameleon_lora.engine_vllm.catalog import Announcement, Version
-from chameleon_lora.engine_vllm.driver import Driver
-from chameleon_lora.engine_vllm.messages import LoadAdapter, Loaded
-from chameleon_lora.policy.plan import StepPlan
-from chameleon_lora.policy.room import Room
+from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.versions import Version
+from chameleon_lora.engine_vllm.messages import Announcement, LoadAdapter, Loaded
+from chameleon_lora.policy.plan import StepBudget, StepPlan
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from chameleon_lora.settings import ServingSettings
 
 MIB = 1 << 20
 LIMITS = EngineLimits(seats=8, slots=2, kv_tokens=4096, kv_bytes_per_token=1024)
-ROOM = Room(seats=8, kv_tokens=4096, batch_tokens=2048)
+ROOM = StepBudget(seats=8, kv_tokens=4096, batch_tokens=2048)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def request_for(request_id: str, version: Version, **fields: Any) -> FakeRequest
     return FakeRequest(request_id, FakeLora(version.id), **fields)
 
 
-def carry_out(driver: Driver, now_s: float, room: Room = ROOM) -> tuple[StepPlan, list[str]]:
+def carry_out(driver: Driver, now_s: float, room: StepBudget = ROOM) -> tuple[StepPlan, list[str]]:
     """One step in which vLLM admits the whole plan and all loads are done at once.
 
     Answers the plan and whom vLLM admitted.

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tests.engine_vllm.conftest import HIDDEN, VOCABULARY
 
 from chameleon_lora.engine_vllm.cells import Cells
-from chameleon_lora.engine_vllm.host_image import slot_matrix, stacked_tensors
+from chameleon_lora.engine_vllm.worker.packed_adapter import slot_matrix, stacked_tensors
+from tests.engine_vllm.conftest import HIDDEN, VOCABULARY
 
 TOLERANCE = 1e-6  # of the largest number a layer answers: sums that begin elsewhere round otherwise
 Deltas = dict[str, Any]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.engine_vllm.asgi_client import Answer, ask
-
-from chameleon_lora.engine_vllm.callers import VISIT, Visit
-from chameleon_lora.engine_vllm.gate import Gate, Keyring, Message, Receive, Send
-from chameleon_lora.engine_vllm.tenant_file import TenantFile
+from chameleon_lora.engine_vllm.api.auth import AuthMiddleware, Message, Receive, Send
+from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
+from chameleon_lora.engine_vllm.api.keys import ApiKeys
+from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
 from chameleon_lora.tenants import hash_key, parse_hash
+from tests.engine_vllm.asgi_client import Answer, ask
 
 ADMIN, ACME, BOB = "admin-key-0123456", "acme-key-01234567", "bob-key-012345678"
 LIMITS = "requests_per_s = 1.0\nburst = 2\noutput_tokens_per_minute = 600"
@@ -40,11 +40,11 @@ class Behind:
     uses: tuple[int, int] = (0, 0)
     unfinished: int = 0
     seen: list[dict[str, Any]] = field(default_factory=list)
-    visits: list[Visit | None] = field(default_factory=list)
+    visits: list[CallerContext | None] = field(default_factory=list)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """200 with what came."""
-        visit = VISIT.get()
+        visit = CALLER.get()
         self.visits.append(visit)
         if visit is not None:
             visit.input_tokens, visit.output_tokens = self.uses
@@ -60,12 +60,12 @@ class Behind:
 class House:
     """A gate in front of `behind`, whose clock shows `now_s`."""
 
-    keys: Keyring
+    keys: ApiKeys
     now_s: float = 0.0
     behind: Behind = field(default_factory=Behind)
 
     def __post_init__(self) -> None:
-        self.gate = Gate(self.behind, self.keys, lambda: self.now_s)
+        self.gate = AuthMiddleware(self.behind, self.keys, lambda: self.now_s)
 
     @classmethod
     def build(
@@ -79,7 +79,7 @@ class House:
         """With a tenants' file, or without."""
         known = None if admin is None else parse_hash(hash_key(admin), "admin")
         file = None if tenants is None else TenantFile(tenants, SCAN_S)
-        return cls(Keyring(known, file, has_controls, server_key))
+        return cls(ApiKeys(known, file, has_controls, server_key))
 
     def ask(
         self,

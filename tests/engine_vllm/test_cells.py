@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
-from chameleon_lora.policy.slots import SlotTable
+from chameleon_lora.policy.memory.slots import SlotTable
 
 PARTS = st.sampled_from((1, 2, 4, 8, 16))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
 
 from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.messages import (
@@ -22,14 +21,14 @@ from chameleon_lora.engine_vllm.messages import (
     PromotionFailed,
 )
 from chameleon_lora.errors import AdapterError
+from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+from chameleon_lora.engine_vllm.worker.kv_pages import cache_tensors, kv_pages_of  # noqa: E402
+from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
 from tests.engine_vllm.layer_answers import all_stacked, slot_bytes  # noqa: E402
-
-from chameleon_lora.engine_vllm.kv_pages import cache_tensors, kv_pages_of  # noqa: E402
-from chameleon_lora.engine_vllm.manager import make_worker_adapters  # noqa: E402
 
 QUARTERS = Cells(SLOTS, 4, MAX_RANK)
 RANKS = {1: 4, 2: 8, 3: 16, 4: 4, 5: 8}

@@ -1,11 +1,12 @@
 """Whose request it is, as the policy is told."""
 
 import pytest
-from tests.engine_vllm.fake_requests import FakeParams, FakePooling, FakeRequest, make_driver
 
-from chameleon_lora.engine_vllm.driver import OTHERS, SHARE, Driver
+from chameleon_lora.engine_vllm.core.driver import OTHERS, Driver
+from chameleon_lora.engine_vllm.messages import SHARE
 from chameleon_lora.policy.request import RequestId, Share
 from chameleon_lora.settings import ServingSettings
+from tests.engine_vllm.fake_requests import FakeParams, FakePooling, FakeRequest, make_driver
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_a_share_counts_only_on_a_server_with_tenants(
     """Elsewhere a client may have written it; here the admin's requests are in one of their own."""
     driver = Driver(make_driver().policy, ServingSettings(tenants=tenants))
     driver.arrived(FakeRequest("r", sampling_params=FakeParams(extra_args)))
-    assert expected == driver.policy.backlog.tickets[RequestId("r")].request.share
+    assert expected == driver.policy.backlog.states[RequestId("r")].request.share
 
 
 def test_a_request_for_embeddings_has_its_share_in_its_own_parameters() -> None:
@@ -31,4 +32,4 @@ def test_a_request_for_embeddings_has_its_share_in_its_own_parameters() -> None:
     driver = Driver(make_driver().policy, ServingSettings(tenants="tenants.toml"))
     pooling = FakePooling({SHARE: ["acme", 2.0]})
     driver.arrived(FakeRequest("r", sampling_params=None, pooling_params=pooling))
-    assert Share("acme", 2.0) == driver.policy.backlog.tickets[RequestId("r")].request.share
+    assert Share("acme", 2.0) == driver.policy.backlog.states[RequestId("r")].request.share

@@ -9,9 +9,15 @@ import pytest
 
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
 from chameleon_lora.engine_vllm import SCHEDULER
-from chameleon_lora.engine_vllm.offline import Job, Question, Result, Wave, run_offline
+from chameleon_lora.engine_vllm.measure.offline import (
+    OfflineJob,
+    OfflineQuestion,
+    OfflineResult,
+    Wave,
+    run_offline,
+)
+from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 RANKS = (4, 8, 16, 4, 8, 16)
@@ -56,18 +62,20 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 @pytest.fixture(scope="module")
-def questions(adapters: list[str]) -> list[Question]:
+def questions(adapters: list[str]) -> list[OfflineQuestion]:
     """4 prompts to the base model and to each adapter, more than a block of the prefix cache long."""
     rng = random.Random(26)
     sizes = [BLOCK_TOKENS + rng.randrange(1, BLOCK_TOKENS) for _ in range(4)]
     prompts = [[rng.randrange(FIRST_TEXT_TOKEN, VOCABULARY) for _ in range(n)] for n in sizes]
     return [
-        Question(prompt=p, adapter=a, tokens=TOKENS) for p in prompts for a in (None, *adapters)
+        OfflineQuestion(prompt=p, adapter=a, tokens=TOKENS)
+        for p in prompts
+        for a in (None, *adapters)
     ]
 
 
 @pytest.fixture(scope="module")
-def stock(model: Path, questions: list[Question]) -> list[list[int]]:
+def stock(model: Path, questions: list[OfflineQuestion]) -> list[list[int]]:
     """vLLM's own tokens."""
     found = tokens_of(ask(model, None, questions, ONE_SEAT))
     assert 1 + len(RANKS) == len({tuple(tokens) for tokens in found[: 1 + len(RANKS)]})
@@ -77,26 +85,26 @@ def stock(model: Path, questions: list[Question]) -> list[list[int]]:
 def ask(
     model: Path,
     scheduler: str | None,
-    questions: list[Question],
+    questions: list[OfflineQuestion],
     engine: dict[str, Any],
     settings: dict[str, Any] | None = None,
     openings: Sequence[Literal["nothing", "reset", "sleep"]] = ("nothing",),
-) -> Result:
+) -> OfflineResult:
     """The questions put at once, for each of `openings`, which happens first."""
     waves = [Wave(questions=questions, before=before) for before in openings]
-    job = Job(
+    job = OfflineJob(
         model=str(model), scheduler=scheduler, settings=settings or {}, engine=engine, waves=waves
     )
     return run_offline(job)
 
 
-def tokens_of(result: Result, wave: int = 0) -> list[list[int]]:
+def tokens_of(result: OfflineResult, wave: int = 0) -> list[list[int]]:
     """What was answered."""
     return [answer["tokens"] for answer in result["waves"][wave]["answers"]]
 
 
 def test_answers_are_stock_vllms_and_a_broken_adapter_ends_its_own_requests(
-    model: Path, questions: list[Question], stock: list[list[int]], tmp_path: Path
+    model: Path, questions: list[OfflineQuestion], stock: list[list[int]], tmp_path: Path
 ) -> None:
     """With Chameleon's own settings: stock vLLM's tokens, whoever goes first.
 
@@ -104,7 +112,7 @@ def test_answers_are_stock_vllms_and_a_broken_adapter_ends_its_own_requests(
     """
     broken = make_adapter(tmp_path / "broken", ModelDims.from_model(model), 4, seed=9)
     (broken / WEIGHTS_NAME).unlink()
-    doomed = [Question(**{**q, "adapter": str(broken)}) for q in questions[:2]]
+    doomed = [OfflineQuestion(**{**q, "adapter": str(broken)}) for q in questions[:2]]
     result = ask(model, SCHEDULER, [*questions, *doomed], ONE_SEAT)
     *_, first, second = result["waves"][0]["answers"]
     assert stock == tokens_of(result)[:-2]
@@ -115,7 +123,7 @@ def test_answers_are_stock_vllms_and_a_broken_adapter_ends_its_own_requests(
 
 @pytest.mark.parametrize("ranks", [{}, TWO_RANKS], ids=["one-rank", "two-ranks"])
 def test_answers_are_stock_vllms_while_adapters_come_and_go_in_kv_blocks(
-    model: Path, questions: list[Question], stock: list[list[int]], ranks: dict[str, Any]
+    model: Path, questions: list[OfflineQuestion], stock: list[list[int]], ranks: dict[str, Any]
 ) -> None:
     """Adapters come from KV blocks that change hands all the time, on one rank and on two.
 
@@ -136,7 +144,7 @@ def test_answers_are_stock_vllms_while_adapters_come_and_go_in_kv_blocks(
 
 
 def test_the_cache_costs_no_step_and_no_preemption(
-    model: Path, adapters: list[str], questions: list[Question]
+    model: Path, adapters: list[str], questions: list[OfflineQuestion]
 ) -> None:
     """Where the KV cache is too small for all that runs: as many steps and preemptions as without."""
     engine = {
@@ -145,8 +153,8 @@ def test_the_cache_costs_no_step_and_no_preemption(
         "num_gpu_blocks_override": 20,
         "enable_prefix_caching": False,  # a preempted request may find its own blocks, or not
     }
-    longer = [Question(**{**question, "tokens": 48}) for question in questions[:28]]
-    warm_up = [Question(prompt=[5, 6, 7], adapter=adapter, tokens=1) for adapter in adapters]
+    longer = [OfflineQuestion(**{**question, "tokens": 48}) for question in questions[:28]]
+    warm_up = [OfflineQuestion(prompt=[5, 6, 7], adapter=adapter, tokens=1) for adapter in adapters]
     waves = [Wave(questions=asked, before="nothing") for asked in (warm_up, longer)]
     found = {}
     for max_bytes in (0, -1):
@@ -155,7 +163,7 @@ def test_the_cache_costs_no_step_and_no_preemption(
             "serving": EAGER["serving"],
             "device": {**EAGER["device"], "max_bytes": max_bytes},
         }
-        job = Job(
+        job = OfflineJob(
             model=str(model), scheduler=SCHEDULER, settings=settings, engine=engine, waves=waves
         )
         found[max_bytes] = run_offline(job)

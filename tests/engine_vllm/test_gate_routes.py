@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.engine_vllm.tenant_settings import ACME, House, tenants_text
 
-from chameleon_lora.engine_vllm.gate import ADMINS, ASKING, CONTROLS, LISTING, OPEN
+from chameleon_lora.engine_vllm.api.auth import ADMINS, ASKING, CONTROLS, LISTING, OPEN
+from tests.engine_vllm.tenant_settings import ACME, House, tenants_text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(300)]
 UNAUTHORIZED, NOT_FOUND = 401, 404

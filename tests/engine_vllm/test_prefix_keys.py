@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.engine_vllm.fake_requests import announced, make_driver
 
-from chameleon_lora.engine_vllm.driver import Driver
-from chameleon_lora.engine_vllm.scheduler_class import name_version
+from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.scheduler import name_version
+from tests.engine_vllm.fake_requests import announced, make_driver
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

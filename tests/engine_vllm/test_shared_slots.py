@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
 
 from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.messages import (
@@ -16,10 +15,17 @@ from chameleon_lora.engine_vllm.messages import (
     Loaded,
 )
 from chameleon_lora.errors import AdapterError
+from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+from chameleon_lora.engine_vllm.worker.copier import ThreadCopier  # noqa: E402
+from chameleon_lora.engine_vllm.worker.device_store import DeviceStore  # noqa: E402
+from chameleon_lora.engine_vllm.worker.loader import Loader  # noqa: E402
+from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
+from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy  # noqa: E402
+from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # noqa: E402
 from tests.engine_vllm.layer_answers import (  # noqa: E402
     Deltas,
     all_stacked,
@@ -28,13 +34,6 @@ from tests.engine_vllm.layer_answers import (  # noqa: E402
     deltas,
     slot_bytes,
 )
-
-from chameleon_lora.engine_vllm.copier import ThreadCopier  # noqa: E402
-from chameleon_lora.engine_vllm.device_store import DeviceStore  # noqa: E402
-from chameleon_lora.engine_vllm.host_image import HostCopy, StockCopy  # noqa: E402
-from chameleon_lora.engine_vllm.loader import Loader  # noqa: E402
-from chameleon_lora.engine_vllm.manager import make_worker_adapters  # noqa: E402
-from chameleon_lora.engine_vllm.worker_adapters import WorkerAdapters  # noqa: E402
 
 QUARTERS = Cells(SLOTS, 4, MAX_RANK)
 RANKS = {1: 4, 2: 8, 3: 16, 4: 4, 5: 8, 6: 4, 7: 3, 8: 4, 9: 12, 10: 4}

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.engine_vllm.visits import ACME, BOB, run, visited_by
 
-from chameleon_lora.engine_vllm import plugin, tenant_patch
-from chameleon_lora.engine_vllm.driver import HINT, SHARE
+from chameleon_lora.engine_vllm import plugin
+from chameleon_lora.engine_vllm.api import isolation
+from chameleon_lora.engine_vllm.messages import HINT, SHARE
 from chameleon_lora.tenants import Tenant
+from tests.engine_vllm.visits import ACME, BOB, run, visited_by
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -57,7 +58,7 @@ def added(tenant: Tenant | None, params: Any, name: str | None = None, **given: 
     engine = Engine()
     lora = None if name is None else SimpleNamespace(lora_name=name)
     with visited_by(tenant):
-        signed = tenant_patch._signing(Engine.add_request)
+        signed = isolation._signing(Engine.add_request)
         run(signed(engine, "r", "p", params, lora_request=lora, **given))
     (arrived,) = engine.added
     return arrived
@@ -134,7 +135,7 @@ def salt_of(tenant: Tenant | None, given: str | None = None) -> str | None:
     """The salt that a request reaches the engine with."""
     sender = Sender()
     with visited_by(tenant):
-        tenant_patch._salting(Sender.add_request)(sender, CoreRequest(given), "p")
+        isolation._salting(Sender.add_request)(sender, CoreRequest(given), "p")
     return sender.sent[0]
 
 
@@ -160,7 +161,7 @@ def test_nobody_writes_anothers_salt() -> None:
 def test_without_keys_salts_are_the_clients() -> None:
     """On a server that asks for none."""
     sender = Sender()
-    tenant_patch._salting(Sender.add_request)(sender, CoreRequest("s"), "p")
+    isolation._salting(Sender.add_request)(sender, CoreRequest("s"), "p")
     assert ["s"] == sender.sent
 
 
@@ -194,7 +195,7 @@ def counted(
     """Input and output tokens counted, and answers unfinished, after so many outputs."""
 
     async def read() -> None:
-        stream = tenant_patch._counting(Outputs.generate)
+        stream = isolation._counting(Outputs.generate)
         params = SimpleNamespace(output_kind=kind)
         named = {"sampling_params": params} if is_named else {}
         outputs = stream(Outputs(steps), [1, 2, 3], *([] if is_named else [params]), **named)
@@ -244,7 +245,7 @@ def test_a_request_that_is_refused_leaves_nothing_unfinished(outputs: int) -> No
 
     async def read() -> None:
         with pytest.raises(ValueError, match="7"):
-            async for _output in tenant_patch._counting(generate)(None, [7], None):
+            async for _output in isolation._counting(generate)(None, [7], None):
                 pass
 
     with visited_by(ACME) as visit:
@@ -269,14 +270,14 @@ def test_vllm_calls_with_and_without_names(is_named: bool) -> None:
         return len([output async for output in outputs])
 
     with visited_by(ACME) as visit:
-        assert 1 == asyncio.run(read(tenant_patch._counting(Pooling.encode)))
+        assert 1 == asyncio.run(read(isolation._counting(Pooling.encode)))
     assert (2, 0, 0) == (visit.input_tokens, visit.output_tokens, visit.unfinished)
 
 
 def test_nothing_is_counted_for_others() -> None:
     """They get the very stream."""
     with visited_by(None):
-        outputs = tenant_patch._counting(Outputs.generate)(
+        outputs = isolation._counting(Outputs.generate)(
             Outputs([{0: 1}]), [1], SimpleNamespace(output_kind=Kind.DELTA)
         )
     assert "generate" == outputs.__name__

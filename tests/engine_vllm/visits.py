@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from chameleon_lora.engine_vllm.callers import VISIT, Visit
+from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.tenants import KeyHash, Tenant
 
 T = TypeVar("T")
@@ -14,14 +14,14 @@ BOB = Tenant("bob", (KeyHash(b"2"),), ("bob-*",))
 
 
 @contextmanager
-def visited_by(tenant: Tenant | None, *, may_control: bool = False) -> Iterator[Visit]:
+def visited_by(tenant: Tenant | None, *, may_control: bool = False) -> Iterator[CallerContext]:
     """What runs inside runs for a request of this tenant."""
-    visit = Visit(tenant, may_control)
-    token = VISIT.set(visit)
+    visit = CallerContext(tenant, may_control)
+    token = CALLER.set(visit)
     try:
         yield visit
     finally:
-        VISIT.reset(token)
+        CALLER.reset(token)
 
 
 def run(work: Awaitable[T]) -> T:

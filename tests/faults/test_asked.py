@@ -3,7 +3,7 @@
 import pytest
 
 from chameleon_lora.bench.client import Answer
-from chameleon_lora.faults.asked import Asked, End, reply_of
+from faults.asked import Asked, End, reply_of
 
 ASKED = Asked("a0", seed=1, tokens=3)
 KNOWN = (7, 8, 9)

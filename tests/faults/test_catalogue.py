@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.faults.catalogue import FAULTS, named
-from chameleon_lora.faults.table import line
-from chameleon_lora.faults.trial import Row
+from faults.catalogue import FAULTS, named
+from faults.table import line
+from faults.trial import FaultRow
 
-ROW = Row("a fault", 6, 40, 0, 1, 2, 0, 1.25, is_clean=True, exit_status=None, said="x | y")
+ROW = FaultRow("a fault", 6, 40, 0, 1, 2, 0, 1.25, is_clean=True, exit_status=None, said="x | y")
 
 
 def test_faults_are_found_by_a_part_of_their_names() -> None:

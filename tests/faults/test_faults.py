@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.faults.catalogue import FAULTS, named
-from chameleon_lora.faults.fault import Fault
-from chameleon_lora.faults.servers import Started
-from chameleon_lora.faults.trial import Row, try_fault
+from faults.catalogue import FAULTS, named
+from faults.fault import Fault
+from faults.servers import Started
+from faults.trial import FaultRow, try_fault
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 LONG = ("2,000 requests at once", "KV cache full, preemptions", "worker killed")
@@ -30,7 +30,7 @@ DEADLY = params(named(["killed"]))
 (TERMINATED,) = named(["SIGTERM"])
 
 
-def assert_nothing_is_lost(row: Row) -> None:
+def assert_nothing_is_lost(row: FaultRow) -> None:
     """Each request ended once, with its own tokens or an error that gives a reason."""
     assert (0, 0, 0, 0) == (row.lost, row.wrong, row.disturbed, row.unexpected), row
     assert row.is_clean, row

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.errors import BenchError
-from chameleon_lora.faults import faulty
-from chameleon_lora.faults.faulty import Faulty
+from faults import faulty
+from faults.faulty import Faulty
 
 READ = """
 import pathlib, sys, time

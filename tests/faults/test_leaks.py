@@ -8,18 +8,20 @@ import psutil
 import pytest
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.faults.leaks import Sample, sample, slope
-from chameleon_lora.faults.soak import MIB, Soaked, report
-from chameleon_lora.faults.trial import Row
+from faults.leaks import LeakSample, sample, slope
+from faults.soak import MIB, Soaked, report
+from faults.trial import FaultRow
 
-ROW = Row("a fault", 6, 40, 0, 0, 0, 0, 0.1, is_clean=True, exit_status=None, said="")
+ROW = FaultRow("a fault", 6, 40, 0, 0, 0, 0, 0.1, is_clean=True, exit_status=None, said="")
 
 
-def soaked(mib_an_hour: float, last: dict[str, Any] | None = None, row: Row = ROW) -> Soaked:
+def soaked(mib_an_hour: float, last: dict[str, Any] | None = None, row: FaultRow = ROW) -> Soaked:
     """An hour of 40 samples with noise of 5 MiB."""
     rng = random.Random(1)
     samples = [
-        Sample(90.0 * i, int((900 + mib_an_hour * i / 40 + rng.gauss(0, 5)) * MIB), 100, 50, 0.0)
+        LeakSample(
+            90.0 * i, int((900 + mib_an_hour * i / 40 + rng.gauss(0, 5)) * MIB), 100, 50, 0.0
+        )
         for i in range(40)
     ]
     samples[-1] = dataclasses.replace(samples[-1], **(last or {}))

@@ -3,24 +3,24 @@
 from collections.abc import Iterator
 
 import pytest
+
+from chameleon_lora.servers.process import running_server
+from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from faults.adapter_fixtures import AdapterFixtures
 from tests.live.servers import SERVED, WEIGHTS, Server, Setup, server_spec
 from tests.live.stock import Stock
 
-from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
-from chameleon_lora.bench.server import running_server
-from chameleon_lora.faults.kit import Kit
-
 
 @pytest.fixture(scope="session")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+def kit(tmp_path_factory: pytest.TempPathFactory) -> AdapterFixtures:
     """The tiny model and its adapters."""
     pytest.importorskip("vllm")
     model = ensure_tiny_model(default_cache_dir())
-    return Kit.make(model, tmp_path_factory.mktemp("kit"), len(WEIGHTS))
+    return AdapterFixtures.make(model, tmp_path_factory.mktemp("kit"), len(WEIGHTS))
 
 
 @pytest.fixture(scope="session")
-def stock(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Stock:
+def stock(kit: AdapterFixtures, tmp_path_factory: pytest.TempPathFactory) -> Stock:
     """The answers of stock vLLM, whose server has ended by then."""
     return Stock.ask(kit, tmp_path_factory.mktemp("stock") / "server.log")
 
@@ -28,7 +28,7 @@ def stock(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Stock:
 @pytest.fixture(scope="session")
 def server(
     request: pytest.FixtureRequest,
-    kit: Kit,
+    kit: AdapterFixtures,
     stock: Stock,  # noqa: ARG001  # so that its server is gone before this one starts
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from chameleon_lora.servers.process import ServerSpec, free_port
+from faults.adapter_fixtures import RANKS, AdapterFixtures
 from tests.live.client import Connection, Question, Reply, with_client
-
-from chameleon_lora.bench.server import ServerSpec, free_port
-from chameleon_lora.faults.kit import RANKS, Kit
 
 T = TypeVar("T")
 BASE = "base"
@@ -75,7 +74,7 @@ class Server:
 
     url: str
     adapters: Path
-    kit: Kit
+    kit: AdapterFixtures
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def fresh_name(self) -> str:
@@ -97,7 +96,7 @@ class Server:
         return with_client(self.url, work)
 
 
-def server_spec(setup: Setup, kit: Kit, adapters: Path, log: Path) -> ServerSpec:
+def server_spec(setup: Setup, kit: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:
     """How to start Chameleon so."""
     port = free_port()
     if setup.is_plain:
@@ -116,7 +115,7 @@ def server_spec(setup: Setup, kit: Kit, adapters: Path, log: Path) -> ServerSpec
     return _spec([*command, *setup.flags], port, log)
 
 
-def stock_spec(kit: Kit, log: Path) -> ServerSpec:
+def stock_spec(kit: AdapterFixtures, log: Path) -> ServerSpec:
     """vLLM without Chameleon, one request at a time, a slot for all weights and some to spare."""
     port = free_port()
     slots = len(WEIGHTS) + 4

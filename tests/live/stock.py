@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from chameleon_lora.servers.process import running_server
+from faults.adapter_fixtures import AdapterFixtures
 from tests.live.client import Question, with_client
 from tests.live.servers import BASE, WEIGHTS, stock_spec
-
-from chameleon_lora.bench.server import running_server
-from chameleon_lora.faults.kit import Kit
 
 _FIRST_TEXT_TOKEN, _VOCABULARY = 3, 512  # those before are special
 
@@ -44,7 +43,7 @@ class Stock:
         return known[:tokens]
 
     @classmethod
-    def ask(cls, kit: Kit, log: Path) -> "Stock":
+    def ask(cls, kit: AdapterFixtures, log: Path) -> "Stock":
         """Starts stock vLLM, asks everything one by one, and stops it."""
         asked = list(_all_questions())
         questions = [

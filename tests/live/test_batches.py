@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tests.live.client import Question
 from tests.live.servers import BASE, SERVED, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock

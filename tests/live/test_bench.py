@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.live.servers import SERVED, SHARED, Server
 
 from chameleon_lora.bench.run_folder import read_config, read_records, read_samples
 from chameleon_lora.cli.main import main
-from chameleon_lora.faults.kit import rank_of
 from chameleon_lora.metrics.record import RESIDENCIES
+from faults.adapter_fixtures import rank_of
+from tests.live.servers import SERVED, SHARED, Server
 
 pytestmark = [
     pytest.mark.vllm,

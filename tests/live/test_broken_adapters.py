@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.live.client import OK, Connection, Question, Reply
-from tests.live.servers import BASE, SHARED, Server
-from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.faults.broken_adapters import (
+from faults.kinds.broken_adapters import (
     break_config,
     cut_short,
     raise_rank,
     take_weights,
     widen,
 )
+from tests.live.client import OK, Connection, Question, Reply
+from tests.live.servers import BASE, SHARED, Server
+from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock
 
 pytestmark = [
     pytest.mark.vllm,

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
+
+from faults.adapter_fixtures import rank_of
 from tests.live.client import OK, Connection, Question
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import PROMPTS
-
-from chameleon_lora.faults.kit import rank_of
 
 pytestmark = [
     pytest.mark.vllm,

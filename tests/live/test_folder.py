@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+
 from tests.live.client import OK, Connection, Question, Reply, until
 from tests.live.servers import SERVED, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, TALE, Stock

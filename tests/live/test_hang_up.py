@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from tests.live.client import Connection, Question, Reply, until
 from tests.live.servers import BASE, SERVED, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.live.client import OK, Connection, Question, Reply, until
 from tests.live.servers import BASE, SERVED, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, TALE, TALE_TOKENS, Stock

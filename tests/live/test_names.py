@@ -1,11 +1,11 @@
 """Names that are no adapter's get OpenAI's 404 and reach no file."""
 
 import pytest
+
+from chameleon_lora.adapters.header import WEIGHTS_NAME
 from tests.live.client import Connection, Question, Reply, until
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import PROMPTS
-
-from chameleon_lora.adapters.header import WEIGHTS_NAME
 
 pytestmark = [
     pytest.mark.vllm,

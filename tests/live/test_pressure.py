@@ -1,6 +1,7 @@
 """When the KV cache is too small for all that runs, requests wait or start over, and end right."""
 
 import pytest
+
 from tests.live.client import Connection, Question, Reply
 from tests.live.servers import BASE, TIGHT_MEMORY, Server
 from tests.live.stock import TALE, TALE_TELLERS, Stock

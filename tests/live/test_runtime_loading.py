@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from chameleon_lora.adapters.header import WEIGHTS_NAME
 from tests.live.client import OK, Connection, Question, Reply
 from tests.live.servers import SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, Stock
-
-from chameleon_lora.adapters.header import WEIGHTS_NAME
 
 pytestmark = [
     pytest.mark.vllm,

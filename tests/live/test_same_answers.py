@@ -1,6 +1,7 @@
 """With Chameleon, vLLM says token for token what it says without."""
 
 import pytest
+
 from tests.live.client import Question
 from tests.live.servers import BASE, MANY_SLOTS, ONE_SEAT, SERVED, VLLM_PRESET, Server, Setup
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, Stock

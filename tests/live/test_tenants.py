@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 import aiohttp
 import pytest
+from yarl import URL
+
+from chameleon_lora.engine_vllm.api.auth import ASKING
+from chameleon_lora.servers.process import running_server
+from chameleon_lora.tenants import hash_key
+from faults.adapter_fixtures import AdapterFixtures
 from tests.live.client import LIMIT_S, OK, Connection, Question, until
 from tests.live.servers import BASE, Setup, server_spec
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, Stock
-from yarl import URL
-
-from chameleon_lora.bench.server import running_server
-from chameleon_lora.engine_vllm.gate import ASKING
-from chameleon_lora.faults.kit import Kit
-from chameleon_lora.tenants import hash_key
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -96,7 +96,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(
-    kit: Kit,
+    kit: AdapterFixtures,
     stock: Stock,  # noqa: ARG001  # so that its server is gone before this one starts
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:

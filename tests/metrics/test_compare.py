@@ -1,9 +1,9 @@
 """Two runs of the same requests."""
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.compare import median_ratio, paired_ttft_ratios, ratio
+from tests.metrics.records import record
 
 
 def test_ratios_pair_requests_by_index() -> None:

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.errors import Cause, ErrorCount, by_cause, cause_of
+from tests.metrics.records import record
 
 
 def test_a_run_without_failures_has_no_causes() -> None:

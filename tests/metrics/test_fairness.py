@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.fairness import LEAST_REQUESTS, fairness, jain
 from chameleon_lora.metrics.record import RequestRecord
+from tests.metrics.records import record
 
 
 def answers(adapter: str | None, ttft_s: float, count: int = LEAST_REQUESTS) -> list[RequestRecord]:

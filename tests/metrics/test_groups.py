@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from tests.metrics.records import record
-
 from chameleon_lora.metrics.groups import BASE_MODEL, by_adapter, by_rank, by_residency
+from tests.metrics.records import record
 
 RECORDS = (
     replace(record(0, 0.0, (1.0, 1.5)), adapter="a", residency="host"),

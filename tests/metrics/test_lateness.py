@@ -1,9 +1,9 @@
 """Whether the client itself was in time."""
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.lateness import lateness
+from tests.metrics.records import record
 
 
 def test_a_run_without_requests_has_no_lateness() -> None:

@@ -1,9 +1,9 @@
 """Which requests were served well enough?"""
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.objectives import Attainment, Objective, attainment, is_good
+from tests.metrics.records import record
 
 TTFT, TPOT, E2EL = Objective.TTFT, Objective.TPOT, Objective.E2EL
 SLOW_START = record(0, 0.0, (2.0, 2.1))

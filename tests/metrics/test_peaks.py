@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from tests.metrics.records import record
-
 from chameleon_lora.metrics.peaks import Peaks, peaks
+from tests.metrics.records import record
 
 
 def test_seconds_begin_with_the_first_request_sent() -> None:

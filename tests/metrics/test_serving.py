@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.objectives import Objective
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.serving import Window, serving_result
+from tests.metrics.records import record
 
 VLLM_KEYS = {
     "duration",

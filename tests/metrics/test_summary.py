@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.metrics.records import record
 
 from chameleon_lora.metrics.summary import percentile, spread, summarise
+from tests.metrics.records import record
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1.0), (25, 1.5), (50, 2.0), (100, 6.0)])

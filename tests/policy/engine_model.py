@@ -6,11 +6,10 @@ It drives the policy as an engine does and checks at each step what must always 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from chameleon_lora.policy.calibration import Cut
-from chameleon_lora.policy.plan import Activation, Promotion, StepPlan
-from chameleon_lora.policy.quota import Quota
+from chameleon_lora.policy.plan import Activation, Promotion, StepBudget, StepPlan
+from chameleon_lora.policy.queues.calibration import Cut
+from chameleon_lora.policy.queues.quota import Quota
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
-from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 
@@ -184,9 +183,9 @@ class EngineModel:
         else:
             self.policy.device.promoted(promotion.serial)
 
-    def room(self) -> Room:
+    def room(self) -> StepBudget:
         """What the policy is told before a step."""
-        return Room(
+        return StepBudget(
             seats=self.limits.seats - len(self.running),
             kv_tokens=self.limits.kv_tokens
             - self.kv_used()
@@ -346,7 +345,7 @@ def cut_lanes(policy: Scheduler, cutoffs: tuple[float, ...], quotas: tuple[Quota
 
 def two_lanes(policy: Scheduler, small: Quota, large: Quota) -> None:
     """Requests of up to about 800 tokens go to lane 0 from now on, larger ones to lane 1."""
-    policy._intake._sizer.size(1600, 16, None)  # the largest request there ever was
+    policy._estimator._sizer.size(1600, 16, None)  # the largest request there ever was
     cut_lanes(policy, (0.5,), (small, large))
 
 

@@ -3,15 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from tests.policy.engine_model import EngineModel
-
-from chameleon_lora.policy.entry import NEVER, Tier
-from chameleon_lora.policy.groups import Group, _group_of
-from chameleon_lora.policy.lanes import Stage, Ticket, _Ready
+from chameleon_lora.policy.memory.entry import NEVER, Tier
+from chameleon_lora.policy.memory.groups import Group, _group_of
+from chameleon_lora.policy.memory.residency import Residency
+from chameleon_lora.policy.memory.slots import Paged
+from chameleon_lora.policy.queues.lanes import RequestState, Stage, _Ready
 from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.residency import Residency
 from chameleon_lora.policy.scheduler import Scheduler
-from chameleon_lora.policy.slots import Paged
+from tests.policy.engine_model import EngineModel
 
 
 def check(engine: EngineModel) -> None:
@@ -30,31 +29,31 @@ def check(engine: EngineModel) -> None:
 def check_requests(engine: EngineModel) -> None:
     """No request is lost or held twice; each is in the stage it is in at the engine."""
     policy, backlog = engine.policy, engine.policy.backlog
-    failing = {failure.request_id for failure in policy._draft.fail}
+    failing = {failure.request_id for failure in policy._next_plan.fail}
     assert not engine.running.keys() & engine.waiting.keys()
-    assert backlog.tickets.keys() == (engine.running.keys() | engine.waiting.keys()) - failing
+    assert backlog.states.keys() == (engine.running.keys() | engine.waiting.keys()) - failing
     assert backlog.running.keys() == engine.running.keys()
     limit = policy.settings.admission.overtake_limit
-    for request_id, ticket in backlog.tickets.items():
-        adapter_id = ticket.request.adapter_id
+    for request_id, state in backlog.states.items():
+        adapter_id = state.request.adapter_id
         is_ready = adapter_id is None or policy.residency.entries[adapter_id].is_in_host
         waits_in = Stage.READY if is_ready else Stage.LOADING
-        assert (Stage.RUNNING if request_id in engine.running else waits_in) is ticket.stage
-        assert (ticket.charge is not None) is (ticket.stage is Stage.RUNNING)
-        assert ticket.overtaken <= 2 * limit
-        assert ticket.squashes <= ticket_squash_bound(engine, ticket)
+        assert (Stage.RUNNING if request_id in engine.running else waits_in) is state.stage
+        assert (state.charge is not None) is (state.stage is Stage.RUNNING)
+        assert state.overtaken <= 2 * limit
+        assert state.squashes <= ticket_squash_bound(engine, state)
 
 
-def ticket_squash_bound(engine: EngineModel, ticket: Ticket) -> int:
+def ticket_squash_bound(engine: EngineModel, state: RequestState) -> int:
     """Requeues by the engine itself count as squashes too, so only the policy's are bounded."""
     own = engine.policy.settings.admission.squash_limit
-    return own + engine.preemptions[ticket.request.id]
+    return own + engine.preemptions[state.request.id]
 
 
 def check_lanes(policy: Scheduler) -> None:
     """Each ready ticket stands in its lane once, in both orders; nothing is counted below zero."""
     backlog = policy.backlog
-    ready = [t for t in backlog.tickets.values() if t.stage is Stage.READY]
+    ready = [t for t in backlog.states.values() if t.stage is Stage.READY]
     assert len(ready) == sum(lane.ready for lane in backlog.lanes)
     for index, lane in enumerate(backlog.lanes):
         mine = Counter(t.request.id for t in ready if t.lane == index)
@@ -63,7 +62,7 @@ def check_lanes(policy: Scheduler) -> None:
         assert mine == members(lane._by_adapter.values())
         assert with_adapter == members(lane._by_cells.values())
         assert lane.ready == mine.total()
-        places = [lane.place(ticket) for ticket in ready if ticket.lane == index]
+        places = [lane.place(state) for state in ready if state.lane == index]
         assert min(places, default=None) == (lane.place(head) if (head := lane.head()) else None)
     by_age = Counter(t.request.id for _, t in backlog._by_age if t.stage is Stage.READY)
     assert by_age == Counter(t.request.id for t in ready)
@@ -78,8 +77,8 @@ def members(heaps: Iterable[_Ready]) -> Counter[str]:
 
 def check_shares(policy: Scheduler) -> None:
     """Each share counts its requests that wait, and nothing is kept of requests without one."""
-    tickets = [t for t in policy.backlog.tickets.values() if t.stage is not Stage.RUNNING]
-    waiting = Counter(share.name for t in tickets if (share := t.request.share))
+    states = [t for t in policy.backlog.states.values() if t.stage is not Stage.RUNNING]
+    waiting = Counter(share.name for t in states if (share := t.request.share))
     assert waiting == policy.backlog._shares._waiting
 
 
@@ -99,9 +98,9 @@ def check_quota(policy: Scheduler) -> None:
 
 def check_adapters(policy: Scheduler) -> None:
     """Counts, bytes and cells of every entry are those of the tickets and of one another."""
-    residency, tickets = policy.residency, policy.backlog.tickets.values()
-    queued = Counter(t.request.adapter_id for t in tickets if t.stage is not Stage.RUNNING)
-    running = Counter(t.request.adapter_id for t in tickets if t.stage is Stage.RUNNING)
+    residency, states = policy.residency, policy.backlog.states.values()
+    queued = Counter(t.request.adapter_id for t in states if t.stage is not Stage.RUNNING)
+    running = Counter(t.request.adapter_id for t in states if t.stage is Stage.RUNNING)
     for adapter_id, entry in residency.entries.items():
         assert queued[adapter_id] == entry.queued
         oldest = min((t.sequence for t in policy.backlog.waiting_for(adapter_id)), default=NEVER)
@@ -147,7 +146,7 @@ def check_prefetch(policy: Scheduler) -> None:
 def check_engine_agrees(engine: EngineModel) -> None:
     """Host memory, loads and slots are at the engine as the policy believes, but for drops to come."""
     residency = engine.policy.residency
-    to_drop = set(engine.policy._draft.drops)
+    to_drop = set(engine.policy._next_plan.drops)
     in_host = {adapter_id for adapter_id, e in residency.entries.items() if e.is_in_host}
     loading = {adapter_id for adapter_id, e in residency.entries.items() if e.tier is Tier.LOADING}
     assert in_host | to_drop == engine.host
@@ -212,7 +211,7 @@ def check_idle(engine: EngineModel) -> None:
     """Nothing is left: every request ended and gave back what it had borrowed."""
     policy = engine.policy
     check(engine)
-    assert not policy.backlog.tickets
+    assert not policy.backlog.states
     assert all(done.end_s is not None or done.failure for done in engine.done.values())
     for lane in range(len(policy._book.limits)):
         assert (0, 0) == (policy._book.used(lane).tokens, policy._book.used(lane).seats)

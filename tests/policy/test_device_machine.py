@@ -4,6 +4,12 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
+
+from chameleon_lora.policy.memory.groups import HOLDERS
+from chameleon_lora.policy.memory.headroom import DeviceSettings
+from chameleon_lora.policy.plan import StepPlan
+from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from tests.policy.engine_model import EngineModel
 from tests.policy.invariants import check, check_rate
 from tests.policy.test_scheduler_machine import (
@@ -13,12 +19,6 @@ from tests.policy.test_scheduler_machine import (
     SchedulerMachine,
     policies,
 )
-
-from chameleon_lora.policy.device_settings import DeviceSettings
-from chameleon_lora.policy.groups import HOLDERS
-from chameleon_lora.policy.plan import StepPlan
-from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 
 BLOCK_BYTES = 40  # adapters of 500 to 3,700 bytes fill 13 to 93 of 128 blocks
 DEVICES = st.builds(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.policy.eviction import (
+from chameleon_lora.policy.memory.eviction import (
     Candidate,
     KeepRule,
     KeepWeights,

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from chameleon_lora.policy.admission.rules import AdmissionSettings, Order
+from chameleon_lora.policy.estimate.length import LengthSettings
+from chameleon_lora.policy.estimator import Estimator
+from chameleon_lora.policy.memory.entry import Entry
+from chameleon_lora.policy.queues.lanes import RequestState
+from chameleon_lora.policy.request import AdapterId, Request, RequestId
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 from tests.policy.engine_model import EngineModel, adapter
 from tests.policy.invariants import check
-
-from chameleon_lora.policy.entry import Entry
-from chameleon_lora.policy.intake import Intake
-from chameleon_lora.policy.lanes import Ticket
-from chameleon_lora.policy.length import LengthSettings
-from chameleon_lora.policy.request import AdapterId, Request, RequestId
-from chameleon_lora.policy.rules import AdmissionSettings, Order
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 
 LARGEST = (1 << 63) - 1
 COUNTS = st.integers(1, 4000) | st.integers(1, LARGEST) | st.sampled_from([1, LARGEST])
@@ -27,24 +27,24 @@ ORDERS = st.sampled_from(Order)
 LIMITS = EngineLimits(seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=1000)
 
 
-def intake_of(order: Order, quantile: float = 0.0) -> Intake:
+def intake_of(order: Order, quantile: float = 0.0) -> Estimator:
     """One that believes in 50 tokens and has seen a few requests."""
     settings = PolicySettings(
         admission=AdmissionSettings(order=order),
         length=LengthSettings(prior_tokens=50, reserve_quantile=quantile),
     )
-    intake = Intake(settings, 1000)
+    intake = Estimator(settings, 1000)
     for number in range(5):
         request = Request(RequestId(f"seen{number}"), None, 10, 200)
-        ticket = intake.ticket(request, None, float(number))
-        intake.admitted(ticket, number + 0.5)
-        intake.ended(ticket, 40 + number, number + 1.0)
+        state = intake.state(request, None, float(number))
+        intake.admitted(state, number + 0.5)
+        intake.ended(state, 40 + number, number + 1.0)
     return intake
 
 
-def place(ticket: Ticket) -> tuple[float, float, int, int]:
+def place(state: RequestState) -> tuple[float, float, int, int]:
     """All by which a ticket is put into a lane, ordered there and charged."""
-    return (ticket.key, ticket.size, ticket.output_tokens, ticket.cost_tokens)
+    return (state.key, state.size, state.output_tokens, state.cost_tokens)
 
 
 @given(order=ORDERS, tokens=COUNTS, limit=COUNTS, hint=HINTS, quantile=st.sampled_from([0.0, 0.9]))
@@ -54,19 +54,19 @@ def test_any_numbers_make_a_ticket_within_bounds(
     """The size is in [0, 1], the output within the client's limit, the key a finite number."""
     intake = intake_of(order, quantile)
     request = Request(RequestId("r"), AdapterId(1), tokens, limit, hint)
-    ticket = intake.ticket(request, Entry(adapter(1, 1000)), 9.0)
-    assert 0.0 <= ticket.size <= 1.0
-    assert 1 <= ticket.output_tokens <= limit
-    assert tokens < ticket.cost_tokens <= tokens + limit + 1
-    assert math.isfinite(ticket.key)
+    state = intake.state(request, Entry(adapter(1, 1000)), 9.0)
+    assert 0.0 <= state.size <= 1.0
+    assert 1 <= state.output_tokens <= limit
+    assert tokens < state.cost_tokens <= tokens + limit + 1
+    assert math.isfinite(state.key)
 
 
 @given(order=ORDERS, tokens=st.integers(1, 4000), limit=st.integers(200, LARGEST))
 def test_asking_for_more_changes_nothing(order: Order, tokens: int, limit: int) -> None:
     """Above what is expected, max_tokens has no part in lane, order or charge."""
     request = Request(RequestId("r"), None, tokens, 200)
-    plain = intake_of(order).ticket(request, None, 9.0)
-    greedy = intake_of(order).ticket(replace(request, max_output_tokens=limit), None, 9.0)
+    plain = intake_of(order).state(request, None, 9.0)
+    greedy = intake_of(order).state(replace(request, max_output_tokens=limit), None, 9.0)
     assert place(plain) == place(greedy)
 
 
@@ -76,8 +76,8 @@ def test_one_greedy_request_leaves_the_sizes_of_others(limit: int) -> None:
     sizes = []
     for greedy in (200, limit + 200):
         intake = intake_of(Order.FIFO)
-        intake.ticket(Request(RequestId("greedy"), None, 10, greedy), None, 9.0)
-        sizes.append(intake.ticket(Request(RequestId("r"), None, 10, 200), None, 9.0).size)
+        intake.state(Request(RequestId("greedy"), None, 10, greedy), None, 9.0)
+        sizes.append(intake.state(Request(RequestId("r"), None, 10, 200), None, 9.0).size)
     assert sizes[0] == sizes[1]
 
 

@@ -4,6 +4,13 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
+
+from chameleon_lora.policy.memory.eviction import KeepRule
+from chameleon_lora.policy.memory.headroom import DeviceSettings
+from chameleon_lora.policy.memory.residency import CacheSettings
+from chameleon_lora.policy.plan import Held
+from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle
 from tests.policy.test_device_machine import BLOCK_BYTES, DEVICES
@@ -15,13 +22,6 @@ from tests.policy.test_scheduler_machine import (
     SchedulerMachine,
     policies,
 )
-
-from chameleon_lora.policy.device_settings import DeviceSettings
-from chameleon_lora.policy.eviction import KeepRule
-from chameleon_lora.policy.plan import Held
-from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.residency import CacheSettings
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 
 ONE, TWO = AdapterId(1), AdapterId(2)
 BLOCK = 1600  # bytes, and 16 tokens of 100 bytes
@@ -182,7 +182,7 @@ class TestPassed:
         for _ in range(5):
             asked.step()
         told.policy.passed(5)
-        left = [e.policy.backlog.left_tokens(e.policy._cadence.step) for e in (asked, told)]
+        left = [e.policy.backlog.left_tokens(e.policy._interval.step) for e in (asked, told)]
         assert left[0] == left[1] == {None: 5}
 
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
+
+from chameleon_lora.policy.admission.rules import Bypass
+from chameleon_lora.policy.settings import EngineLimits, Preset, preset
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check_idle
-
-from chameleon_lora.policy.rules import Bypass
-from chameleon_lora.policy.settings import EngineLimits, Preset, preset
 
 LIMITS = EngineLimits(seats=4, slots=1, kv_tokens=1000, kv_bytes_per_token=1000)
 
@@ -154,8 +154,8 @@ class TestSjf:
         model.arrive(request("long", 1, output=400), 1)
         model.now_s += 60.0
         model.arrive(request("short", 1, output=2), 1)
-        tickets = model.policy.backlog.tickets
-        assert tickets[request("long").id].order < tickets[request("short").id].order
+        states = model.policy.backlog.states
+        assert states[request("long").id].order < states[request("short").id].order
 
 
 def test_paper_admits_from_the_smallest_lane_up() -> None:

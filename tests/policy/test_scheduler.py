@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from chameleon_lora.policy.memory.entry import RETRY_AFTER_S, Tier
+from chameleon_lora.policy.memory.residency import CacheSettings
+from chameleon_lora.policy.plan import Held, LaneState, StepBudget, StepPlan
+from chameleon_lora.policy.queues.calibration import LaneSettings
+from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle
-
-from chameleon_lora.policy.calibration import LaneSettings
-from chameleon_lora.policy.entry import RETRY_AFTER_S, Tier
-from chameleon_lora.policy.plan import Held, LaneState, StepPlan
-from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.residency import CacheSettings
-from chameleon_lora.policy.room import Room
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = EngineLimits(seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=1000)
@@ -76,14 +75,14 @@ class TestWayOfARequest:
         """Only outputs of requests that ended well count for the estimate."""
         model = make()
         probe = request("probe", output=0, limit=1 << 30)
-        before = model.policy._intake.lengths.predict(probe)
+        before = model.policy._estimator.lengths.predict(probe)
         model.arrive(request("a", output=900), 900)
         model.step()
         model.abort(request("a").id)
-        assert before == model.policy._intake.lengths.predict(probe)
+        assert before == model.policy._estimator.lengths.predict(probe)
         model.arrive(request("b", output=900), 900)
         model.run_until_idle()
-        assert before < model.policy._intake.lengths.predict(probe)
+        assert before < model.policy._estimator.lengths.predict(probe)
 
     def test_wait_is_measured_once(self) -> None:
         """A preempted request does not count as one that waited since its arrival."""
@@ -91,10 +90,10 @@ class TestWayOfARequest:
         model.arrive(request("a"), 50)
         model.step()
         model.now_s += 1000.0
-        before = model.policy._intake._pace._wait_s
+        before = model.policy._estimator._pace._wait_s
         model.preempt(request("a").id)
         model.step()
-        assert before == model.policy._intake._pace._wait_s
+        assert before == model.policy._estimator._pace._wait_s
 
     def test_preempted_request_is_charged_for_what_it_generated(self) -> None:
         """Its next prefill has its prompt and its 3 tokens."""
@@ -103,7 +102,7 @@ class TestWayOfARequest:
         for _ in range(3):
             model.step()
         model.preempt(request("a").id)
-        assert 13 == model.policy.backlog.tickets[request("a").id].prefill_tokens
+        assert 13 == model.policy.backlog.states[request("a").id].prefill_tokens
 
 
 class TestBrokenAdapters:
@@ -315,5 +314,5 @@ def test_cadence_is_told_as_the_reason() -> None:
     model.arrive(request("a"), 5)
     assert 1 == len(model.step().admit)
     model.arrive(request("b"), 1)
-    assert () == model.policy.step(0.1, Room(3, 4000, 512)).admit
-    assert [Held.CADENCE] == [state.held for state in states(model)]
+    assert () == model.policy.step(0.1, StepBudget(3, 4000, 512)).admit
+    assert [Held.INTERVAL] == [state.held for state in states(model)]

@@ -5,15 +5,15 @@ from typing import TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from chameleon_lora.policy.admission.rules import Bypass, LaneOrder, Order, Reserve
+from chameleon_lora.policy.memory.eviction import KeepRule
+from chameleon_lora.policy.memory.forecast import ForecastSettings
+from chameleon_lora.policy.queues.clusters import ClusterSettings
+from chameleon_lora.policy.request import AdapterId, Request, RequestId, Share
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 from tests.policy.engine_model import EngineModel, adapter
 from tests.policy.invariants import check, check_idle
-
-from chameleon_lora.policy.clusters import ClusterSettings
-from chameleon_lora.policy.eviction import KeepRule
-from chameleon_lora.policy.forecast import ForecastSettings
-from chameleon_lora.policy.request import AdapterId, Request, RequestId, Share
-from chameleon_lora.policy.rules import Bypass, LaneOrder, Order, Reserve
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
 
 T = TypeVar("T")
 

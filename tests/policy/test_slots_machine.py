@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.policy.engine_model import adapter
 
-from chameleon_lora.policy.entry import Entry
+from chameleon_lora.policy.memory.entry import Entry
+from chameleon_lora.policy.memory.slots import SlotTable, overlap
 from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.slots import SlotTable, overlap
+from tests.policy.engine_model import adapter
 
 
 class SlotTableMachine(RuleBasedStateMachine):
@@ -40,7 +40,7 @@ class SlotTableMachine(RuleBasedStateMachine):
         if entry.cell is not None:
             return
         entry.cells = self.table.needed(rank)
-        cell = self.table.try_find(entry.cells, avoid, self.worth)
+        cell = self.table.try_find(entry.cells, avoid, self.keep_score)
         if cell is None:
             return
         for former in self.table.at(range(cell, cell + entry.cells)):
@@ -87,7 +87,7 @@ class SlotTableMachine(RuleBasedStateMachine):
         """What is found is the best of all windows, or there is none, remembered or not."""
         needed = min(2**exponent, self.parts)
         avoid = data.draw(self.windows())
-        found = self.table.try_find(needed, avoid, self.worth)
+        found = self.table.try_find(needed, avoid, self.keep_score)
         allowed = {
             start: self.table.at(range(start, start + needed))
             for start in range(0, self.count, needed)
@@ -149,14 +149,14 @@ class SlotTableMachine(RuleBasedStateMachine):
         assert sum(entry.cells for entry in users) == self.table.busy_cells
         assert {entry.adapter.id for entry in users} == set(self.table.in_use())
 
-    def worth(self, entries: Sequence[Entry]) -> list[float]:
+    def keep_score(self, entries: Sequence[Entry]) -> list[float]:
         """As drawn."""
         return [self.worths[entry.adapter.id] for entry in entries]
 
     def harm(self, who: Sequence[Entry]) -> tuple[int, int, float]:
         """What eviction of all of them costs: pinned ones first, then needed ones, then worth."""
-        worth = sum(1.0 + self.worths[entry.adapter.id] for entry in who)
-        return sum(e.is_pinned for e in who), sum(e.queued > 0 for e in who), worth
+        keep_score = sum(1.0 + self.worths[entry.adapter.id] for entry in who)
+        return sum(e.is_pinned for e in who), sum(e.queued > 0 for e in who), keep_score
 
     def free_in_slot(self, start: int) -> int:
         """Cells of the slot that nobody has."""

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from chameleon_lora.policy.admission.rules import AdmissionSettings, Bypass, LaneOrder, Order
+from chameleon_lora.policy.memory.residency import CacheSettings
+from chameleon_lora.policy.queues.calibration import LaneSettings
+from chameleon_lora.policy.queues.clusters import ClusterSettings
+from chameleon_lora.policy.queues.lanes import Stage
+from chameleon_lora.policy.queues.quota import Quota
+from chameleon_lora.policy.request import AdapterId, Request, RequestId
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from tests.policy.engine_model import EngineModel, adapter, cut_lanes
 from tests.policy.invariants import check
-
-from chameleon_lora.policy.calibration import LaneSettings
-from chameleon_lora.policy.clusters import ClusterSettings
-from chameleon_lora.policy.lanes import Stage
-from chameleon_lora.policy.quota import Quota
-from chameleon_lora.policy.request import AdapterId, Request, RequestId
-from chameleon_lora.policy.residency import CacheSettings
-from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 
 WITHOUT_LIMIT = 1 << 60
 LIMIT = 3
@@ -98,7 +98,7 @@ def test_slots_held_by_requests_that_outlive_their_prediction(limit: int, bypass
 
     siege.lasts(send, 20)  # never mind the victim yet: both slots are taken
     siege.admitted = 0
-    older = len(siege.engine.policy.backlog.tickets)
+    older = len(siege.engine.policy.backlog.states)
     siege.arrive(3, 10)
     assert (limit == WITHOUT_LIMIT) is siege.lasts(send)
     if limit == LIMIT:
@@ -116,7 +116,7 @@ def test_slots_held_though_seats_are_plenty(limit: int, bypass: Bypass) -> None:
 
     siege.lasts(send, 20)
     siege.admitted = 0
-    older = len(siege.engine.policy.backlog.tickets)
+    older = len(siege.engine.policy.backlog.states)
     siege.arrive(3, 10)
     assert (limit == WITHOUT_LIMIT) is siege.lasts(send)
     if limit == LIMIT:
@@ -172,7 +172,7 @@ def test_host_memory_filled_by_adapters_always_in_use(limit: int) -> None:
 
     siege.lasts(send, 20)
     siege.admitted = 0
-    older = len(siege.engine.policy.backlog.tickets)
+    older = len(siege.engine.policy.backlog.states)
     siege.arrive(3, 10)
     assert (limit == WITHOUT_LIMIT) is siege.lasts(send)
     if limit == LIMIT:
@@ -183,9 +183,9 @@ def test_host_memory_filled_by_adapters_always_in_use(limit: int) -> None:
 def test_boosted_requests_pass_no_more_often_than_others() -> None:
     """BOOST's head start is no way round the limit: the oldest is let in after 2 * limit others."""
     siege = Siege(engine(replace(FIFO, order=Order.BOOST), seats=1))
-    siege.engine.policy._intake._pace.admitted(1e6)  # waits were long, so head starts are
+    siege.engine.policy._estimator._pace.admitted(1e6)  # waits were long, so head starts are
     for tenth in range(3):
-        siege.engine.policy._intake._pace.ended(1000, tenth / 10)
+        siege.engine.policy._estimator._pace.ended(1000, tenth / 10)
     siege.arrive(BASE, 5000, output=100)
     assert not siege.lasts(lambda _: siege.send(BASE, 1, 1, hint=1))
     assert 0 < siege.admitted <= BOUND
@@ -209,14 +209,14 @@ class Watchers:
 
     def arrive(self, request: Request, output: int) -> None:
         """A request comes in."""
-        self.watches[request.id] = Watch(frozenset(self.engine.policy.backlog.tickets))
+        self.watches[request.id] = Watch(frozenset(self.engine.policy.backlog.states))
         self.engine.arrive(request, output)
 
     def step(self) -> None:
         """One step, counted for all; whoever is let in has kept its bound."""
         backlog = self.engine.policy.backlog
         limit = self.engine.settings.admission.overtake_limit
-        held_back = {i for i, t in backlog.tickets.items() if t.stage is Stage.READY}
+        held_back = {i for i, t in backlog.states.items() if t.stage is Stage.READY}
         plan = self.engine.step()
         for request_id in held_back & self.watches.keys():
             watch = self.watches[request_id]

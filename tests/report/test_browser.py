@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.chromium import NAMES, Chromium, chromium_path, running_chromium
-from tests.report.sample import write_comparison
 
 from chameleon_lora.report.drawing import try_drawing
 from chameleon_lora.report.folder import place_of, write_report
 from chameleon_lora.report.reading import read_evidence
 from chameleon_lora.report.report import report_page
+from tests.report.chromium import NAMES, Chromium, chromium_path, running_chromium
+from tests.report.sample import write_comparison
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
-from tests.report.sample import ADAPTERS, write, write_comparison
 
 from chameleon_lora.report.columns import column_kinds
 from chameleon_lora.report.compact import compact
@@ -23,6 +22,7 @@ from chameleon_lora.report.reading import read_evidence
 from chameleon_lora.report.report import report_page
 from chameleon_lora.report.section import Section, Sheet
 from chameleon_lora.report.table import Table
+from tests.report.sample import ADAPTERS, write, write_comparison
 
 COMMAND = "chameleon report runs --out page.html"
 SKETCH = f"""<?xml version="1.0"?>

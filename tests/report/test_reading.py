@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.report.sample import comparison, record, write, write_comparison
 
 from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.report.reading import read_evidence, read_run
+from tests.report.sample import comparison, record, write, write_comparison
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:

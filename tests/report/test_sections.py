@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.sample import RANKS, comparison, lane, record, write, write_comparison
 
 from chameleon_lora.metrics.sample import Sample
 from chameleon_lora.report.adapters import adapters_section
@@ -19,6 +18,7 @@ from chameleon_lora.report.latency import (
 from chameleon_lora.report.reading import Evidence, read_evidence
 from chameleon_lora.report.timeline import timeline_section, waits_section
 from chameleon_lora.report.trouble import trouble_section, warnings
+from tests.report.sample import RANKS, comparison, lane, record, write, write_comparison
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.table import Table
-from chameleon_lora.reproduce.finding import Effort, Finding, Row, Verdict
-from chameleon_lora.reproduce.report import Report, Result
+from chameleon_lora.reproduce.finding import Effort, Finding, PaperRow, Verdict
+from chameleon_lora.reproduce.report import Report, RowResult
 
 EFFORT = Effort(duration_s=240.0, seeds=(1,))
 LOADS = (4.0, 6.0, 8.0, 9.0)
@@ -71,11 +71,15 @@ def measure_broken(_effort: Effort) -> Finding:
 
 
 ROWS = (
-    Row("ttft-p99", "P99 TTFT vs S-LoRA at 6 / 8 / 9 RPS", "-14.7 / -24.6 / -80.7 %", measure_ttft),
-    Row("throughput", "throughput at SLO <5 s", "12.9 vs 8.6 RPS: 1.5x", measure_partly),
-    Row("eviction", "eviction at 8 RPS, P99 TTFT | LRU, FairShare", "-18 / -22 %", measure_fails),
+    PaperRow(
+        "ttft-p99", "P99 TTFT vs S-LoRA at 6 / 8 / 9 RPS", "-14.7 / -24.6 / -80.7 %", measure_ttft
+    ),
+    PaperRow("throughput", "throughput at SLO <5 s", "12.9 vs 8.6 RPS: 1.5x", measure_partly),
+    PaperRow(
+        "eviction", "eviction at 8 RPS, P99 TTFT | LRU, FairShare", "-18 / -22 %", measure_fails
+    ),
 )
-BROKEN = Row("broken", "a row whose run ends with an error", "-", measure_broken)
+BROKEN = PaperRow("broken", "a row whose run ends with an error", "-", measure_broken)
 
 
 def measure_sample(key: str, effort: Effort) -> Finding:
@@ -86,5 +90,5 @@ def measure_sample(key: str, effort: Effort) -> Finding:
 
 def sample_report() -> Report:
     """What a run of ROWS comes to."""
-    results = tuple(Result(row, row.measure(EFFORT)) for row in ROWS)
+    results = tuple(RowResult(row, row.measure(EFFORT)) for row in ROWS)
     return Report("chameleon reproduce --quick", EFFORT, results)

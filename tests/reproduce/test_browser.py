@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.reproduce.sample import ROWS, sample_report
 
 from chameleon_lora.report.drawing import try_drawing
 from chameleon_lora.reproduce.folder import PAGE, write_report
+from tests.reproduce.sample import ROWS, sample_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

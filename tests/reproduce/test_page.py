@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
-from tests.reproduce.sample import BROKEN, EFFORT, LOADS, ROWS, measure_ttft, sample_report
 
 from chameleon_lora.report.drawing import BACKGROUND, INK, Drawing, try_drawing
 from chameleon_lora.report.plot import Curve, Plot, alt_text
@@ -17,7 +16,8 @@ from chameleon_lora.reproduce.finding import Finding, Verdict
 from chameleon_lora.reproduce.folder import write_report
 from chameleon_lora.reproduce.page import page_text
 from chameleon_lora.reproduce.page_style import STYLE
-from chameleon_lora.reproduce.report import Report, Result
+from chameleon_lora.reproduce.report import Report, RowResult
+from tests.reproduce.sample import BROKEN, EFFORT, LOADS, ROWS, measure_ttft, sample_report
 
 TEXT_CONTRAST = 4.5  # WCAG AA
 
@@ -84,7 +84,7 @@ def test_tables_of_one_row_are_numbered() -> None:
         (2, ["Figures (1 of 2): arm", "Figures (2 of 2): arm"]),
     ):
         finding = Finding("1", Verdict.HOLDS, tables=(Table(("arm",), (("a",),)),) * count)
-        page = parsed(page_text(Report("x", EFFORT, (Result(ROWS[0], finding),)), {}))
+        page = parsed(page_text(Report("x", EFFORT, (RowResult(ROWS[0], finding),)), {}))
         assert expected == [summary.text for summary in page.iter("summary")]
 
 
@@ -99,7 +99,7 @@ def test_ids_of_real_drawings_are_their_own() -> None:
     if draw is None:
         pytest.skip("matplotlib is not installed: pip install '.[report]'")
     plots = measure_ttft(EFFORT).plots * 2
-    result = Result(ROWS[0], replace(measure_ttft(EFFORT), plots=plots))
+    result = RowResult(ROWS[0], replace(measure_ttft(EFFORT), plots=plots))
     drawings = {ROWS[0].key: tuple(map(draw, plots))}
     assert_ids_are_right(page_text(Report("x", EFFORT, (result,)), drawings))
 
@@ -176,7 +176,7 @@ def test_text_can_be_read_in_light_and_dark() -> None:
 
 def test_a_row_that_did_not_run_is_shown_with_its_error() -> None:
     """With a verdict of its own, which is none of the three."""
-    text = words(page_text(Report("x", EFFORT, (Result(BROKEN, None, "ValueError: no"),)), {}))
+    text = words(page_text(Report("x", EFFORT, (RowResult(BROKEN, None, "ValueError: no"),)), {}))
     assert "! did not run" in text
     assert "ValueError: no" in text
 

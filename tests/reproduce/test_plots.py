@@ -5,10 +5,10 @@ from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
-from tests.reproduce.sample import EFFORT, measure_ttft
 
 from chameleon_lora.report.drawing import BACKGROUND, INK, Drawing, try_drawing
 from chameleon_lora.report.plot import Curve, Plot
+from tests.reproduce.sample import EFFORT, measure_ttft
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[report]'")
 

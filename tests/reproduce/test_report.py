@@ -2,13 +2,12 @@
 
 import json
 
+from chameleon_lora.reproduce.report import Report, RowResult, markdown_table, summary_text
+from chameleon_lora.reproduce.terminal import result_lines, table_lines
 from tests.reproduce.sample import BROKEN, EFFORT, ROWS, WIDE, sample_report
 
-from chameleon_lora.reproduce.report import Report, Result, markdown_table, summary_text
-from chameleon_lora.reproduce.terminal import result_lines, table_lines
-
 RESULTS = sample_report().results
-BROKEN_RESULT = Result(BROKEN, None, "ValueError: no capacity at 0 requests/s")
+BROKEN_RESULT = RowResult(BROKEN, None, "ValueError: no capacity at 0 requests/s")
 
 TABLE = """\
 row         what is      paper         here          verdict

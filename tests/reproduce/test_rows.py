@@ -2,7 +2,7 @@
 
 import pytest
 
-from chameleon_lora.reproduce.finding import Effort, Row, Verdict
+from chameleon_lora.reproduce.finding import Effort, PaperRow, Verdict
 from chameleon_lora.reproduce.rows import ROWS
 
 BRIEF = Effort(90.0, (1,))
@@ -17,7 +17,7 @@ def test_each_row_has_a_key_of_its_own_and_says_what_the_paper_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS[3:6], ids=lambda row: row.key)
-def test_a_row_finds_something_and_shows_its_figures(row: Row) -> None:
+def test_a_row_finds_something_and_shows_its_figures(row: PaperRow) -> None:
     """It runs, and each of its tables has a cell under every heading."""
     finding = row.measure(BRIEF)
     assert finding.ours

@@ -5,12 +5,12 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.reproduce.sample import BROKEN, EFFORT, ROWS, measure_sample
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.reproduce.report import Result
+from chameleon_lora.reproduce.report import RowResult
 from chameleon_lora.reproduce.rows import ROWS as PAPER_ROWS
 from chameleon_lora.reproduce.running import choose_rows, run_rows
+from tests.reproduce.sample import BROKEN, EFFORT, ROWS, measure_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ def test_an_error_of_one_row_leaves_the_others(caplog: pytest.LogCaptureFixture)
     with ThreadPoolExecutor(2) as executor:
         results = list(run_rows(rows, EFFORT, executor, measure_sample))
     assert list(rows) == [result.row for result in results]
-    broken = Result(BROKEN, None, "ValueError: no capacity at 0 requests/s")
+    broken = RowResult(BROKEN, None, "ValueError: no capacity at 0 requests/s")
     assert broken == results[1]
     assert [True, False, True] == [result.finding is not None for result in results]
     assert "in measure_broken" in caplog.text

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from chameleon_lora.planning.question import PlanObjective, PlanQuestion
 from chameleon_lora.policy.settings import Preset, preset
 from chameleon_lora.sim.profile import Basis, Link, Memory, Profile, StepCosts
-from chameleon_lora.sim.question import Objective, Question
 from chameleon_lora.sim.setup import EngineStyle
 from chameleon_lora.workload.named_adapters import named_adapters
 from chameleon_lora.workload.requests import WorkloadSpec
@@ -41,18 +41,18 @@ def question(
     policy: Preset = Preset.VLLM,
     adapters: int = 4,
     spec: WorkloadSpec | None = None,
-    objective: Objective | None = None,
+    objective: PlanObjective | None = None,
     seconds: float = 60.0,
     **more: Any,
-) -> Question:
+) -> PlanQuestion:
     """Four adapters of rank 8 on eight slots; P99 TTFT of 5 s; runs of 200 requests or more."""
-    return Question(
+    return PlanQuestion(
         profile=profile,
         style=style,
         policy=preset(policy),
         adapters=named_adapters(adapters, (8,)),
         traffic=spec or traffic(),
-        objective=objective or Objective(5.0),
+        objective=objective or PlanObjective(5.0),
         seconds=seconds,
         **more,
     )

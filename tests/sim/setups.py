@@ -6,7 +6,7 @@ from dataclasses import replace
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
 from chameleon_lora.sim.engine import Engine
 from chameleon_lora.sim.kernel import Kernel
-from chameleon_lora.sim.outcome import Outcome
+from chameleon_lora.sim.outcome import SimOutcome
 from chameleon_lora.sim.profile import Basis, Link, Memory, Profile, StepCosts
 from chameleon_lora.sim.run import _Arrivals
 from chameleon_lora.sim.setup import EngineStyle, Setup
@@ -72,9 +72,9 @@ def requests(*given: tuple[float, str | None, int, int]) -> list[TimedRequest]:
 
 def run(
     setup: Setup, requests: Sequence[TimedRequest], make: type[Engine] = Engine
-) -> tuple[Outcome, Engine]:
+) -> tuple[SimOutcome, Engine]:
     """What `simulate` does, with another engine class; answers the engine too."""
-    kernel, outcome = Kernel(), Outcome([])
+    kernel, outcome = Kernel(), SimOutcome([])
     engine = make(setup, kernel, outcome)
     _Arrivals(setup, requests, kernel, engine).plan_next()
     kernel.run()

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from chameleon_lora.policy.request import AdapterId, RequestId
-from chameleon_lora.sim.batch import Batch, Run
+from chameleon_lora.sim.batch import Batch, RunningRequest
 from chameleon_lora.sim.profile import StepWork
 from chameleon_lora.workload.requests import TimedRequest
 
@@ -14,7 +14,7 @@ PICKS = st.integers(0, 1 << 16)
 class Plain:
     """A request of the plain batch: its tokens in the cache, and what it generated."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunningRequest) -> None:
         self.run = run
         self.left = run.left_tokens
         self.tokens = 0
@@ -75,7 +75,7 @@ class BatchMachine(RuleBasedStateMachine):
     def enter(self, request: TimedRequest, generated: int) -> None:
         """The request is in both batches."""
         adapter_id = AdapterId(int(request.adapter[1:])) if request.adapter else None
-        run = Run(
+        run = RunningRequest(
             request_id=RequestId(str(request.index)),
             request=request,
             adapter_id=adapter_id,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.sim.setups import ANY, profile, setup
 
 from chameleon_lora.policy.settings import Preset, preset
 from chameleon_lora.sim.figures import figures
@@ -14,6 +13,7 @@ from chameleon_lora.sim.run import simulate
 from chameleon_lora.sim.setup import S_LORA, EngineStyle
 from chameleon_lora.workload.lengths import LengthScale
 from chameleon_lora.workload.requests import WorkloadSpec, make_workload
+from tests.sim.setups import ANY, profile, setup
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = LengthScale(factor=0.2)

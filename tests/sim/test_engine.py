@@ -5,6 +5,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from chameleon_lora.errors import ConfigError
+from chameleon_lora.policy.memory.residency import CacheSettings
+from chameleon_lora.policy.settings import PolicySettings, Preset, preset
+from chameleon_lora.sim.outcome import Found, SimOutcome
+from chameleon_lora.sim.run import simulate
+from chameleon_lora.sim.setup import EngineStyle, Setup, foretell_truth
+from chameleon_lora.workload.requests import TimedRequest
 from tests.sim.plain_engine import PlainEngine
 from tests.sim.setups import (
     ANY,
@@ -18,26 +26,18 @@ from tests.sim.setups import (
 )
 from tests.sim.watched import StepByStep, Watched, check_complete
 
-from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.residency import CacheSettings
-from chameleon_lora.policy.settings import PolicySettings, Preset, preset
-from chameleon_lora.sim.outcome import Found, Outcome
-from chameleon_lora.sim.run import simulate
-from chameleon_lora.sim.setup import EngineStyle, Setup, foretell_truth
-from chameleon_lora.workload.requests import TimedRequest
-
 TWO_SEATS = replace(ONE_SEAT, seats=2)
 NO_SLOTS = replace(TWO_SEATS, slots=0)
 OWN_STEP = replace(TWO_SEATS, mixes_prefill=False)
 PAGED = EngineStyle(seats=4, mixes_prefill=False, is_paged=True, slots=0)
 
 
-def times(outcome: Outcome) -> list[tuple[float | None, float | None]]:
+def times(outcome: SimOutcome) -> list[tuple[float | None, float | None]]:
     """(first token, end) of each request."""
     return [(record.first_s, record.end_s) for record in outcome.records]
 
 
-def watched(setup: Setup, requests: list[TimedRequest]) -> tuple[Outcome, Watched]:
+def watched(setup: Setup, requests: list[TimedRequest]) -> tuple[SimOutcome, Watched]:
     """A run that checks itself."""
     outcome, engine = run(setup, requests, Watched)
     assert isinstance(engine, Watched)

@@ -5,13 +5,13 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sim.setups import ANY, ONE_SEAT, profile, requests, setup
 
 from chameleon_lora.metrics.summary import spread
-from chameleon_lora.sim.figures import Figures, _weighted, figures, queue_share
-from chameleon_lora.sim.outcome import Found, Outcome, SimRecord
+from chameleon_lora.sim.figures import SimFigures, _weighted, figures, queue_share
+from chameleon_lora.sim.outcome import Found, SimOutcome, SimRecord
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.workload.requests import TimedRequest
+from tests.sim.setups import ANY, ONE_SEAT, profile, requests, setup
 
 
 def nearest(values: list[float], percent: float) -> float:
@@ -36,9 +36,9 @@ def record(
     return made
 
 
-def of(*records: SimRecord, warm_up_s: float = 0.0, slo_s: float | None = None) -> Figures:
+def of(*records: SimRecord, warm_up_s: float = 0.0, slo_s: float | None = None) -> SimFigures:
     """The figures of these, in a run of 20 s."""
-    return figures(Outcome(list(records), duration_s=20.0), warm_up_s, slo_s)
+    return figures(SimOutcome(list(records), duration_s=20.0), warm_up_s, slo_s)
 
 
 @given(st.lists(st.tuples(st.sampled_from((0.1, 0.2, 0.5, 3.0)), st.integers(1, 9)), max_size=9))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.sim.link_queue import LinkQueue
+from chameleon_lora.sim.adapter_copies import LinkQueue
 from chameleon_lora.sim.profile import Link
 
 TENTH = Link(bytes_per_s=100.0, latency_s=0.1)

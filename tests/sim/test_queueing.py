@@ -8,12 +8,12 @@ from itertools import accumulate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sim.setups import ANY, FREE, ONE_SEAT, SECOND_A_STEP, profile, setup
 
-from chameleon_lora.sim.outcome import Outcome
+from chameleon_lora.sim.outcome import SimOutcome
 from chameleon_lora.sim.profile import StepCosts
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.workload.requests import TimedRequest
+from tests.sim.setups import ANY, FREE, ONE_SEAT, SECOND_A_STEP, profile, setup
 
 COUNT = 40_000
 TICK_S = 1e-4
@@ -88,7 +88,7 @@ def test_as_many_steps_as_tokens() -> None:
     assert expected_s == pytest.approx(waits(load, SECOND_A_STEP, sizes, mean), rel=0.02)
 
 
-def in_system_s(outcome: Outcome) -> float:
+def in_system_s(outcome: SimOutcome) -> float:
     """Requests in the system, counted at each arrival and end, times the time until the next one."""
     events = [(record.arrival_s, 1) for record in outcome.records]
     events += [(record.end_s or 0.0, -1) for record in outcome.records]

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from tests.sim.setups import ONE_SEAT, profile, requests, setup
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.sim.setup import S_LORA, foretell_nothing, foretell_truth
+from tests.sim.setups import ONE_SEAT, profile, requests, setup
 
 
 def test_slots_take_their_memory_from_the_kv_cache() -> None:

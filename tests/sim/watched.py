@@ -4,10 +4,10 @@ from collections import Counter
 
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import RequestId
-from chameleon_lora.sim.batch import Run
+from chameleon_lora.sim.batch import RunningRequest
 from chameleon_lora.sim.engine import Engine
 from chameleon_lora.sim.kernel import Action
-from chameleon_lora.sim.outcome import Outcome
+from chameleon_lora.sim.outcome import SimOutcome
 from chameleon_lora.sim.profile import StepWork
 
 
@@ -38,7 +38,7 @@ class Watched(Engine):
         assert now_s <= ready_s
         return ready_s
 
-    def _end(self, run: Run, now_s: float) -> None:  # type: ignore[explicit-override]  # as above
+    def _end(self, run: RunningRequest, now_s: float) -> None:  # type: ignore[explicit-override]  # as above
         self.ends[run.request_id] += 1
         super()._end(run, now_s)
 
@@ -54,7 +54,7 @@ class StepByStep(Watched):
         return end_s, end_s, 1
 
 
-def check_complete(outcome: Outcome, engine: Watched) -> None:
+def check_complete(outcome: SimOutcome, engine: Watched) -> None:
     """Each request ended once or failed; its gaps are those from its first token to its last."""
     ended = [record for record in outcome.records if record.failure is None]
     assert Counter(str(record.index) for record in ended) == engine.ends

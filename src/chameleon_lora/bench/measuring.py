@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.bench.discovery import UnreachableError, ask_server
-from chameleon_lora.bench.event_loop import run_loop
-from chameleon_lora.bench.replay import OnProgress, Target
+from chameleon_lora.bench.replay import OnProgress, Target, run_loop
 from chameleon_lora.bench.run_folder import write_run
 from chameleon_lora.bench.watch import WatchedRun, watched_replay
 from chameleon_lora.errors import BenchError
@@ -20,7 +19,7 @@ from chameleon_lora.workload.requests import TimedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BenchRun:
     """What is sent, and what of it counts.
 
     Attributes:
@@ -57,7 +56,9 @@ class Measured:
     stopped: str | None
 
 
-def measure(run: Run, folder: Path, on_progress: OnProgress, progress_every_s: float) -> Measured:
+def measure(
+    run: BenchRun, folder: Path, on_progress: OnProgress, progress_every_s: float
+) -> Measured:
     """Sends the requests and writes the folder, also of a run that did not come to its end.
 
     An interrupt (SIGINT) ends the run: what is under way has failed, what was not sent is left out.
@@ -89,7 +90,7 @@ def _own_interrupts() -> Iterator[None]:
 
 
 async def _send(
-    run: Run, on_progress: OnProgress, progress_every_s: float
+    run: BenchRun, on_progress: OnProgress, progress_every_s: float
 ) -> tuple[WatchedRun, bool]:
     """What came, and whether an interrupt ended it."""
     stop = asyncio.Event()

@@ -1,12 +1,13 @@
 """Sends a workload to a server at its own times, whatever the server does (an open loop)."""
 
 import asyncio
+import contextlib
 import random
 import resource
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -259,3 +260,18 @@ async def _report(run: _Run, total: int, on_progress: OnProgress | None, every_s
     while on_progress is not None:
         await asyncio.sleep(every_s)
         on_progress(Progress(run.clock(), total, run.sent, run.completed, run.failed))
+
+
+_new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+with contextlib.suppress(ImportError):  # it comes with vLLM, and the base install has none
+    import uvloop
+
+    _new_loop = uvloop.new_event_loop
+
+Result = TypeVar("Result")
+
+
+def run_loop(work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` returns; on uvloop where that is installed (`bench/load_generator.py` compares)."""
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(work)

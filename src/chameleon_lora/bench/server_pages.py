@@ -59,7 +59,7 @@ class _Device(msgspec.Struct):
     block_bytes: int
 
 
-class State(msgspec.Struct):
+class StatePage(msgspec.Struct):
     """What GET /chameleon/state tells of lanes and tiers (docs/observability.md)."""
 
     lanes: tuple[LaneSample, ...]
@@ -77,15 +77,15 @@ class State(msgspec.Struct):
         return self.device.held_blocks * self.device.block_bytes
 
 
-class Arrivals(msgspec.Struct):
+class ArrivalsPage(msgspec.Struct):
     """What GET /chameleon/arrivals tells: the engine's request ids and their adapters' tiers."""
 
     next: int
     arrivals: list[tuple[str, str]]
 
 
-read_state = msgspec.json.Decoder(State).decode
-read_arrivals = msgspec.json.Decoder(Arrivals).decode
+read_state = msgspec.json.Decoder(StatePage).decode
+read_arrivals = msgspec.json.Decoder(ArrivalsPage).decode
 
 
 def residencies(arrivals: Sequence[tuple[str, str]], ids: Collection[str]) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from chameleon_lora.bench.client import Answer, Clock
 from chameleon_lora.bench.replay import OnProgress, Target, Watcher, open_session, replay
 from chameleon_lora.bench.server_pages import (
     Gauges,
-    State,
+    StatePage,
     read_arrivals,
     read_gauges,
     read_state,
@@ -29,7 +29,7 @@ METRICS, STATE, ARRIVALS = "/metrics", "/chameleon/state", "/chameleon/arrivals"
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class PollSettings:
     """How a server is looked at.
 
     Attributes:
@@ -41,7 +41,7 @@ class Looks:
     limit_s: float = 5.0
 
 
-ONE_A_SECOND = Looks()
+ONE_A_SECOND = PollSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ async def watched_replay(
     patience_s: float = 120.0,
     on_progress: OnProgress | None = None,
     progress_every_s: float = 5.0,
-    looks: Looks = ONE_A_SECOND,
+    looks: PollSettings = ONE_A_SECOND,
     stop: asyncio.Event | None = None,
 ) -> WatchedRun:
     """`replay`, watched. Pages that are slow, broken or missing leave the run as it is.
@@ -155,7 +155,7 @@ class _Watch:
         return None
 
 
-def _sample(at_s: float, gauges: Gauges | None, state: State | None) -> Sample:
+def _sample(at_s: float, gauges: Gauges | None, state: StatePage | None) -> Sample:
     return Sample(
         at_s=at_s,
         running=gauges.running if gauges else None,

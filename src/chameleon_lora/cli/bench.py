@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from chameleon_lora.bench.measuring import Measured, Run, measure
+from chameleon_lora.bench.measuring import BenchRun, Measured, measure
 from chameleon_lora.bench.printed import (
     beside_lines,
     has_fallen_behind,
@@ -66,7 +66,7 @@ def bench_command(args: argparse.Namespace) -> int:
     return 0 if all(map(_is_well, done)) else 1
 
 
-def _measured(run: Run, folder: Path, live: LiveLine, *, is_json: bool) -> Measured:
+def _measured(run: BenchRun, folder: Path, live: LiveLine, *, is_json: bool) -> Measured:
     """Runs and prints one rate."""
     told = live.progress(f"{run.rate_per_s:g} requests/s")
     measured = measure(run, folder, told, live.every_s)

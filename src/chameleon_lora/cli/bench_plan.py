@@ -18,7 +18,7 @@ from chameleon_lora.bench.discovery import (
     ask_server,
     with_ranks,
 )
-from chameleon_lora.bench.measuring import Run
+from chameleon_lora.bench.measuring import BenchRun
 from chameleon_lora.bench.replay import Target, bearer
 from chameleon_lora.cli.bench_options import RATE_PER_S
 from chameleon_lora.cli.traffic import Traffic, traffic_of
@@ -41,7 +41,7 @@ class Plan:
         notes: what the user should know before they begin.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[BenchRun, ...]
     notes: Notes
 
 
@@ -160,7 +160,7 @@ def _objectives(args: argparse.Namespace) -> Objectives:
     return {name: dict(given)[name] for name in Objective if name in names}
 
 
-def _run(args: argparse.Namespace, shared: _Shared, rate_per_s: float) -> Run:
+def _run(args: argparse.Namespace, shared: _Shared, rate_per_s: float) -> BenchRun:
     """One rate's run; its folder is named later."""
     requests, duration_s = _requests(args, shared, rate_per_s)
     window = Window(args.warmup, duration_s, shared.objectives, _ranks(shared.adapters))
@@ -194,7 +194,7 @@ def _run(args: argparse.Namespace, shared: _Shared, rate_per_s: float) -> Run:
         "burstiness": workload["burstiness"] or 1.0,
         "max_concurrency": None,
     }
-    return Run(shared.target, requests, window, config, about, args.patience)
+    return BenchRun(shared.target, requests, window, config, about, args.patience)
 
 
 def _requests(

@@ -12,13 +12,12 @@ from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, inspect_adapter
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.bench.demo_adapters import TARGET_MODULES
-from chameleon_lora.bench.model import default_cache_dir, ensure_tiny_model
-from chameleon_lora.bench.probe_traffic import ALONE, Scope, outside_s, send_alone, send_waves
 from chameleon_lora.bench.replay import Target
-from chameleon_lora.bench.server import ServerSpec, free_port, running_server
-from chameleon_lora.engine_vllm.observe import OBSERVE_VARIABLE
-from chameleon_lora.engine_vllm.probe import (
+from chameleon_lora.calibrate.fit import MeasuredCopy, MeasuredStep, StepFit, fit_link, fit_steps
+from chameleon_lora.calibrate.traffic import ALONE, Scope, outside_s, send_alone, send_waves
+from chameleon_lora.compare.demo_adapters import TARGET_MODULES
+from chameleon_lora.engine_vllm.event_log import OBSERVE_VARIABLE
+from chameleon_lora.engine_vllm.measure.step_log import (
     STEPS_VARIABLE,
     CopyRow,
     StepLog,
@@ -27,7 +26,8 @@ from chameleon_lora.engine_vllm.probe import (
     read_step_log,
 )
 from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError
-from chameleon_lora.sim.fit import MeasuredCopy, MeasuredStep, StepFit, fit_link, fit_steps
+from chameleon_lora.servers.process import ServerSpec, free_port, running_server
+from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
 from chameleon_lora.sim.profile import Basis, Link, Memory, Profile, StepWork, profile_text
 
 TINY, TINY_LAYERS = "tiny", 16  # deep enough that the engine, not its front end, is what is busy

@@ -8,22 +8,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from chameleon_lora.bench.arms import (
-    FLAGS,
-    STOCK,
-    Arm,
-    Served,
-    arm_of,
-    check_one_difference,
-    differences,
-)
-from chameleon_lora.bench.comparison import SLO_FACTOR, Comparison, Plan, Result
 from chameleon_lora.bench.discovery import adapters_below
-from chameleon_lora.bench.points import Course, Sent
 from chameleon_lora.bench.run_folder import new_folder
 from chameleon_lora.cli.compare_table import comparison_table
 from chameleon_lora.cli.option_types import count, not_negative, positive
 from chameleon_lora.cli.traffic import add_traffic_options, traffic_of
+from chameleon_lora.compare.arms import (
+    FLAGS,
+    STOCK,
+    Arm,
+    ServedModel,
+    arm_of,
+    check_one_difference,
+    differences,
+)
+from chameleon_lora.compare.comparison import (
+    SLO_FACTOR,
+    Comparison,
+    ComparisonPlan,
+    ComparisonResult,
+)
+from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.workload.named_adapters import name_of
 
@@ -76,7 +81,7 @@ def compare_command(args: argparse.Namespace) -> int:
     return _exit_code(result)
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace) -> ComparisonPlan:
     """What the arguments ask for; makes the folder.
 
     Raises:
@@ -84,7 +89,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     """
     adapters = adapters_below(args.adapters)
     rest = tuple(args.rest)
-    served = Served(args.model, args.adapters.resolve(), tuple(map(name_of, adapters)), rest)
+    served = ServedModel(args.model, args.adapters.resolve(), tuple(map(name_of, adapters)), rest)
     arms = _arms(args, served)
     traffic = traffic_of(args)
     if args.warmup >= args.duration:
@@ -92,13 +97,15 @@ def plan_of(args: argparse.Namespace) -> Plan:
             f"--warmup {args.warmup:g} leaves nothing of --duration {args.duration:g}: give less"
         )
     slots = _number(rest, "--max-loras", VLLM_SLOTS)
-    sent = Sent(
+    sent = TrafficSpec(
         traffic.requests, adapters, _token_ids(args), args.duration, args.warmup, args.seed,
         traffic.described(),
     )  # fmt: skip
-    return Plan(
+    return ComparisonPlan(
         arms=arms,
-        course=Course(len(adapters), slots, tuple(args.load), tuple(args.cliff), args.cliff_load),
+        course=LoadPoints(
+            len(adapters), slots, tuple(args.load), tuple(args.cliff), args.cliff_load
+        ),
         sent=sent,
         folder=args.out or new_folder(Path("runs"), "compare"),
         seats=_number(rest, "--max-num-seqs", VLLM_SEATS),
@@ -119,7 +126,7 @@ def _command() -> str:
     return shlex.join([str(script) if script.suffix == ".py" else script.name, *sys.argv[1:]])
 
 
-def _arms(args: argparse.Namespace, served: Served) -> tuple[Arm, ...]:
+def _arms(args: argparse.Namespace, served: ServedModel) -> tuple[Arm, ...]:
     named = [word for words in args.arms for word in words.split(",") if word]
     arms = tuple(
         arm_of(text, served) for text in (*(named or ([] if args.arm else DEFAULT_ARMS)), *args.arm)
@@ -163,7 +170,7 @@ def _differs(base: Arm, arm: Arm) -> str:
     return "; ".join(differences(base, arm)) or "in nothing"
 
 
-def _exit_code(result: Result) -> int:
+def _exit_code(result: ComparisonResult) -> int:
     for trouble in result.troubles:
         _say(f"chameleon compare: {trouble}")
     if result.failed:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from chameleon_lora.bench.comparison import Result
-from chameleon_lora.bench.ratios import FIGURES, Ratio, Sustained
+from chameleon_lora.compare.comparison import ComparisonResult
+from chameleon_lora.compare.ratios import FIGURES, Ratio, Sustained
 
 MISSING = "-"
 SECONDS = ("ttft_p50", "ttft_p99", "itl_p99")
 
 
-def comparison_table(labels: Sequence[str], result: Result) -> str:
+def comparison_table(labels: Sequence[str], result: ComparisonResult) -> str:
     """One table a point of load, one of throughput at the objective, one of the cliff."""
     base = labels[0]
     points = sorted({ratio.point for ratio in result.ratios})

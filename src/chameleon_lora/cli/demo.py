@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from chameleon_lora.bench.demo import DemoModel, DemoOptions, run_demo
-from chameleon_lora.bench.model import default_cache_dir
 from chameleon_lora.bench.run_folder import new_folder
+from chameleon_lora.compare.demo import DemoModel, DemoOptions, run_demo
 from chameleon_lora.errors import ChameleonError
+from chameleon_lora.servers.tiny_model import default_cache_dir
 
 _WORST_CLIENT_DELAY_S = 0.5
 

@@ -15,7 +15,6 @@ from chameleon_lora.cli import (
     report,
     reproduce,
     serve,
-    soak,
     tenants,
     workload,
 )
@@ -40,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan,
         reproduce,
         report,
-        soak,
     ):
         command.add_parser(subparsers)
     args, rest = parser.parse_known_args(argv)

@@ -9,10 +9,10 @@ from pathlib import Path
 from chameleon_lora.cli.plan_table import as_json, known_lines, table
 from chameleon_lora.cli.serve import RANKS
 from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.planning.planning import NoLoadError, plan
+from chameleon_lora.planning.question import PlanObjective, PlanQuestion
 from chameleon_lora.policy.settings import Preset, preset
-from chameleon_lora.sim.planning import NoLoadError, plan
 from chameleon_lora.sim.profile import read_profile
-from chameleon_lora.sim.question import Objective, Question
 from chameleon_lora.sim.setup import S_LORA, EngineStyle
 from chameleon_lora.workload.arrivals import Poisson, Recorded
 from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthScale
@@ -82,7 +82,7 @@ def plan_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(args: argparse.Namespace) -> Question:
+def asked(args: argparse.Namespace) -> PlanQuestion:
     """The question that the arguments put.
 
     Raises:
@@ -93,13 +93,13 @@ def asked(args: argparse.Namespace) -> Question:
     profile = read_profile(args.profile)
     trace = () if args.trace is None else read_trace(args.trace, timestamp_s=args.timestamp_s)
     adapters = _adapters(args, trace)
-    return Question(
+    return PlanQuestion(
         profile=profile,
         style=_style(args, adapters),
         policy=preset(Preset(args.policy)),
         adapters=adapters,
         traffic=_traffic(args, trace),
-        objective=Objective(args.slo_ttft, args.slo, args.slo_itl),
+        objective=PlanObjective(args.slo_ttft, args.slo, args.slo_itl),
         rate_per_s=args.rate or (recorded_rate_per_s(trace) if trace else None),
         seconds=args.seconds,
         seed=args.seed,

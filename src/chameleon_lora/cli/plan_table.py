@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from chameleon_lora.sim.binding import Binding, WhatIf
-from chameleon_lora.sim.planning import MemorySplit, Plan, Replica
+from chameleon_lora.planning.binding import Binding, WhatIf
+from chameleon_lora.planning.planning import CapacityPlan, MemorySplit, Replica
+from chameleon_lora.planning.question import PlanQuestion
 from chameleon_lora.sim.profile import Basis, known_profiles, read_profile
-from chameleon_lora.sim.question import Question
 
 _GIB = 1 << 30
 _TITLE_WIDTH = 24
@@ -30,7 +30,7 @@ def known_lines() -> list[str]:
     ]
 
 
-def as_json(policy: str, question: Question, plan: Plan) -> dict[str, Any]:
+def as_json(policy: str, question: PlanQuestion, plan: CapacityPlan) -> dict[str, Any]:
     """The question and its plan; enums by value, an objective that is none as null."""
     profile, style, traffic = question.profile, question.style, question.traffic
     return {
@@ -62,7 +62,7 @@ def as_json(policy: str, question: Question, plan: Plan) -> dict[str, Any]:
     }
 
 
-def table(policy: str, question: Question, plan: Plan) -> list[str]:
+def table(policy: str, question: PlanQuestion, plan: CapacityPlan) -> list[str]:
     """The lines that a person reads."""
     profile, slo = question.profile, plan.slo
     gap = "" if math.isinf(slo.gap_s) else f", P99 between tokens {_time(slo.gap_s)}"
@@ -90,7 +90,7 @@ def table(policy: str, question: Question, plan: Plan) -> list[str]:
     ]
 
 
-def _engine(policy: str, question: Question) -> str:
+def _engine(policy: str, question: PlanQuestion) -> str:
     style = question.style
     slots = "no slots: adapters run from where they lie"
     if not style.is_paged:
@@ -101,7 +101,7 @@ def _engine(policy: str, question: Question) -> str:
     )
 
 
-def _adapters(question: Question) -> str:
+def _adapters(question: PlanQuestion) -> str:
     ranks = sorted({adapter.rank for adapter in question.adapters})
     told = ", ".join(map(str, ranks))
     share = f"popularity rank^-{question.traffic.alpha:g}"
@@ -110,7 +110,7 @@ def _adapters(question: Question) -> str:
     return f"{len(question.adapters):,} of ranks {told}; {share}"
 
 
-def _traffic(question: Question) -> str:
+def _traffic(question: PlanQuestion) -> str:
     prompt = _mean([pair[0] for pair in question.lengths])
     answer = _mean([pair[1] for pair in question.lengths])
     arrivals = type(question.traffic.arrivals).__name__
@@ -134,7 +134,7 @@ def _replica_lines(replica: Replica) -> list[str]:
     ]
 
 
-def _memory_lines(question: Question, memory: MemorySplit) -> list[str]:
+def _memory_lines(question: PlanQuestion, memory: MemorySplit) -> list[str]:
     style = question.style
     slots = "" if style.is_paged else f"  ({style.slots} of rank {style.max_rank})"
     host = "" if style.is_paged else f"  (--max-cpu-loras {len(question.adapters)})"

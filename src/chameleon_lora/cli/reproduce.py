@@ -13,9 +13,9 @@ from pathlib import Path
 from chameleon_lora.bench.run_folder import new_folder
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.report.drawing import HOW_TO_INSTALL, try_drawing
-from chameleon_lora.reproduce.finding import Effort, Row
+from chameleon_lora.reproduce.finding import Effort, PaperRow
 from chameleon_lora.reproduce.folder import PAGE, write_report
-from chameleon_lora.reproduce.report import Report, Result
+from chameleon_lora.reproduce.report import Report, RowResult
 from chameleon_lora.reproduce.rows import ROWS
 from chameleon_lora.reproduce.running import Measure, choose_rows, measure_row, run_rows
 from chameleon_lora.reproduce.terminal import result_lines, table_lines
@@ -109,7 +109,7 @@ def make_folder(out: Path | None) -> Path:
 
 
 def run_report(
-    rows: Sequence[Row],
+    rows: Sequence[PaperRow],
     effort: Effort,
     command: str,
     executor: Executor,
@@ -117,7 +117,7 @@ def run_report(
 ) -> Report:
     """All results, each told on stderr as it comes."""
     key_width = max((len(row.key) for row in rows), default=0)
-    results: list[Result] = []
+    results: list[RowResult] = []
     for result in run_rows(rows, effort, executor, measure):
         _say("\n".join(result_lines(result, key_width, _width())))
         results.append(result)
@@ -135,7 +135,7 @@ def finish(report: Report, out_dir: Path) -> int:
     return 1 if any(result.finding is None for result in report.results) else 0
 
 
-def listing(rows: Sequence[Row]) -> str:
+def listing(rows: Sequence[PaperRow]) -> str:
     """A line a row: its name, and what it compares."""
     key_width = max((len(row.key) for row in rows), default=0)
     return "\n".join(f"{row.key:<{key_width}}  {row.claim}" for row in rows)

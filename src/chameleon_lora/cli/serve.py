@@ -11,8 +11,8 @@ from typing import Any
 from chameleon_lora.adapters import AdapterFolder, inspect_adapter
 from chameleon_lora.cli.config import read_settings
 from chameleon_lora.engine_vllm import SCHEDULER
-from chameleon_lora.engine_vllm.keyring import keyring_of
-from chameleon_lora.engine_vllm.launch import serve
+from chameleon_lora.engine_vllm.api.keys import api_keys_of
+from chameleon_lora.engine_vllm.api.launch import serve
 from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError, EngineGoneError
 from chameleon_lora.settings import parse_settings
 from chameleon_lora.tenants import hash_key
@@ -87,7 +87,7 @@ def vllm_arguments(args: argparse.Namespace) -> list[str]:
             "--scheduler-cls is Chameleon's own here; use `vllm serve` to run another scheduler"
         )
     server_keys = [SERVER_KEY] if _has(rest, SERVER_KEY) or os.environ.get(SERVER_ENV) else []
-    keyring_of(serving, server_keys, can_change=True)
+    api_keys_of(serving, server_keys, can_change=True)
     lora: list[str] = []
     if adapters is not None:
         if not adapters.is_dir():

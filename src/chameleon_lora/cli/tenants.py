@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from chameleon_lora.engine_vllm.tenant_file import read_tenants
+from chameleon_lora.engine_vllm.api.tenant_file import read_tenants
 from chameleon_lora.errors import ChameleonError
 from chameleon_lora.tenants import Tenant, hash_key
 

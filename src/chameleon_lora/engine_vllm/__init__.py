@@ -6,7 +6,7 @@ this scheduler is chosen.
 
 from typing import Any
 
-from chameleon_lora.engine_vllm.scheduler_class import make_scheduler
+from chameleon_lora.engine_vllm.core.scheduler import make_scheduler
 
 SCHEDULER = "chameleon_lora.engine_vllm.scheduler"
 

@@ -5,6 +5,7 @@ Both are pickled between processes. Only rank 0's acks reach the scheduler.
 """
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 COMMANDS_ATTRIBUTE = "chameleon_commands"
 ACKS_ATTRIBUTE = "chameleon_acks"
@@ -143,3 +144,61 @@ class PromotionFailed:
 
 Command = LoadAdapter | DropAdapter | ActivateAdapter | PromoteAdapter | DemoteAdapter
 Ack = Loaded | LoadFailed | Activated | Promoted | PromotionFailed
+
+
+ANNOUNCE = "chameleon_announce"
+
+
+WITHDRAW = "chameleon_withdraw"
+
+
+PIN = "chameleon_pin"
+
+
+STATE = "chameleon_state"
+
+
+METRICS = "chameleon_metrics"
+
+
+ARRIVALS = "chameleon_arrivals"
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What an API server says of an adapter it serves from now on.
+
+    Attributes:
+        fingerprint: changes when the adapter's files do.
+        nbytes: of its weights on disk.
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    nbytes: int
+    rank: int
+    is_3d: bool = False
+
+
+HINT = "output_tokens"  # key in vllm_xargs
+
+
+SHARE = "chameleon_share"  # the same; written by the API server, which lets no client write it
+
+
+GPU, CPU = "gpu", "cpu"
+
+
+class HistogramCounts(TypedDict):
+    """A histogram as it travels.
+
+    Attributes:
+        bounds: upper ends of the buckets, inclusive, rising; one more bucket follows the last.
+        counts: of each bucket alone, len(bounds) + 1 of them.
+        sum: of all values.
+    """
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float

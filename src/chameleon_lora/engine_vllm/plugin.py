@@ -2,7 +2,10 @@
 
 import logging
 
-from chameleon_lora.engine_vllm import api_patch, core_patch, probe, tenant_patch, worker_patch
+from chameleon_lora.engine_vllm.api import isolation, server_patch
+from chameleon_lora.engine_vllm.core import utilities
+from chameleon_lora.engine_vllm.measure import step_log
+from chameleon_lora.engine_vllm.worker import worker_patch
 
 _logger = logging.getLogger(__name__)
 
@@ -15,9 +18,9 @@ def register() -> None:
     """
     try:
         worker_patch.install()
-        core_patch.install()
-        api_patch.install()
-        probe.install()
-        tenant_patch.install()
+        utilities.install()
+        server_patch.install()
+        step_log.install()
+        isolation.install()
     except (ImportError, AttributeError) as error:
         _logger.debug("Chameleon does not know this vLLM: %s", error)

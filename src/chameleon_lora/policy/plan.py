@@ -16,10 +16,10 @@ class Held(Enum):
     KV_MEMORY = "kv_memory"  # free KV-cache memory does not cover its prompt
     BATCH = "batch"  # this step's token budget is spent
     URGENT = "urgent"  # an older request has been overtaken to its limit and goes first
-    CADENCE = "cadence"  # this step admits nobody (S-LoRA's rule)
+    INTERVAL = "cadence"  # this step admits nobody (S-LoRA's rule)
 
 
-class Freed(Enum):
+class DemotionReason(Enum):
     """Why an adapter gave its KV blocks back."""
 
     DEMAND = "demand"  # requests needed them
@@ -123,7 +123,7 @@ class StepPlan:
 
 
 @dataclass(slots=True)
-class Draft:
+class PlanBuilder:
     """What the next plan will say; facts between steps add to it."""
 
     admit: list[Admission] = field(default_factory=list)
@@ -147,3 +147,39 @@ class Draft:
             tuple(self.admit), squash, tuple(loads), tuple(self.drops),
             tuple(self.activations), tuple(self.fail), demotions, promotions,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """What the engine has left for new requests in this step.
+
+    Attributes:
+        seats: requests it may still run at the same time.
+        kv_tokens: tokens that fit in free KV-cache blocks.
+        batch_tokens: tokens this step may still compute.
+        is_empty: no request runs, so whatever comes first is to be tried.
+        free_blocks: KV blocks that neither requests nor adapters hold.
+        growth_blocks: of them, that running requests take in this step.
+    """
+
+    seats: int
+    kv_tokens: int
+    batch_tokens: int
+    is_empty: bool = False
+    free_blocks: int = 0
+    growth_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvBlocks:
+    """The KV cache as adapters see it.
+
+    Attributes:
+        count: blocks in all.
+        nbytes: of one block on one rank, over all layers; 0 if blocks cannot hold adapters.
+        is_paged: adapters run from their blocks, without slots (ADR 0020).
+    """
+
+    count: int
+    nbytes: int
+    is_paged: bool = False

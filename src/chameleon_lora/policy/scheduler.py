@@ -4,24 +4,30 @@ A driver tells what happened (`arrived`, `loaded`, `finished`, ...) and asks `st
 Time is an argument in seconds and never runs backwards. The same facts and seed give the same plans.
 """
 
-from chameleon_lora.policy.admission import Round
-from chameleon_lora.policy.backlog import Backlog
-from chameleon_lora.policy.cadence import Cadence
-from chameleon_lora.policy.calibration import Calibration
-from chameleon_lora.policy.entry import NEVER, Entry, Tier
-from chameleon_lora.policy.intake import Intake
-from chameleon_lora.policy.lanes import Stage, Ticket
-from chameleon_lora.policy.patience import Patience
-from chameleon_lora.policy.peak import Peak
-from chameleon_lora.policy.plan import Admission, Draft, Failure, Held, LaneState, StepPlan
-from chameleon_lora.policy.prefetch import Prefetcher
-from chameleon_lora.policy.quota import Quota, QuotaBook
+from chameleon_lora.policy.admission.aging import AdmissionInterval, OvertakeGuard
+from chameleon_lora.policy.admission.peak import Peak
+from chameleon_lora.policy.admission.reservations import promise_breakers
+from chameleon_lora.policy.admission.rules import Reserve
+from chameleon_lora.policy.admission.step import AdmissionStep
+from chameleon_lora.policy.estimator import Estimator
+from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
+from chameleon_lora.policy.memory.prefetch import Prefetcher
+from chameleon_lora.policy.memory.residency import Residency
+from chameleon_lora.policy.plan import (
+    Admission,
+    Failure,
+    Held,
+    LaneState,
+    PlanBuilder,
+    StepBudget,
+    StepPlan,
+)
+from chameleon_lora.policy.queues.backlog import Backlog
+from chameleon_lora.policy.queues.calibration import Calibration
+from chameleon_lora.policy.queues.lanes import RequestState, Stage
+from chameleon_lora.policy.queues.quota import Quota, QuotaBook
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
-from chameleon_lora.policy.residency import Residency
-from chameleon_lora.policy.room import Room
-from chameleon_lora.policy.rules import Reserve
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
-from chameleon_lora.policy.squash import promise_breakers
 
 
 class Scheduler:
@@ -41,19 +47,19 @@ class Scheduler:
         self.device = self.residency.device
         self.backlog = Backlog()
         self._calibration = Calibration(settings.lanes, Quota(limits.kv_tokens, limits.seats))
-        self._intake = Intake(settings, limits.kv_bytes_per_token)
+        self._estimator = Estimator(settings, limits.kv_bytes_per_token)
         self._prefetcher = Prefetcher(settings.prefetch, self.residency)
         self._book = QuotaBook(self._calibration.cut.quotas)
         self._held: list[Held | None] = [None]
-        self._draft = Draft()
-        self._cadence = Cadence(settings.admission.every_steps)
+        self._next_plan = PlanBuilder()
+        self._interval = AdmissionInterval(settings.admission.every_steps)
 
     # Facts about adapters
 
     def registered(self, adapter: Adapter) -> None:
         """An adapter became known; it is on disk."""
         self.residency.register(adapter)
-        self._intake.registered(adapter)
+        self._estimator.registered(adapter)
 
     def unregistered(self, adapter_id: AdapterId) -> None:
         """An adapter is withdrawn: requests that name it run to their end, then it is forgotten."""
@@ -71,7 +77,7 @@ class Scheduler:
         self.residency.loaded(entry, nbytes, rank, is_packed=is_packed)
         entry.failure = None
         self.backlog.unpark(adapter_id)
-        self._draft.drops += self.residency.overflow(now_s)
+        self._next_plan.drops += self.residency.overflow(now_s)
         self._forget_if_done(entry)
 
     def load_failed(self, adapter_id: AdapterId, reason: str, now_s: float) -> None:
@@ -93,47 +99,47 @@ class Scheduler:
 
     def arrived(self, request: Request, now_s: float) -> None:
         """A request came in. Its id is new, its adapter registered."""
-        assert request.id not in self.backlog.tickets, f"request {request.id} arrived twice"
+        assert request.id not in self.backlog.states, f"request {request.id} arrived twice"
         entry = None if request.adapter_id is None else self.residency.entries[request.adapter_id]
-        ticket = self._intake.ticket(request, entry, now_s)
-        ticket.lane = self._calibration.arrived(ticket.size, ticket.cost_tokens, now_s)
+        state = self._estimator.state(request, entry, now_s)
+        state.lane = self._calibration.arrived(state.size, state.cost_tokens, now_s)
         self._prefetcher.arrived(entry, now_s)
-        self._wait(ticket)
+        self._wait(state)
         if entry is not None and (reason := entry.failed_lately(now_s)):
             self._fail_waiting(entry, reason)
 
     def requeued(self, request_id: RequestId, generated_tokens: int) -> None:
         """A running request is to run later: preempted, squashed, or not admitted after all."""
-        ticket = self.backlog.running[request_id]
-        self._stop(ticket)
-        ticket.goes_back(generated_tokens)
-        self._wait(ticket)
+        state = self.backlog.running[request_id]
+        self._stop(state)
+        state.goes_back(generated_tokens)
+        self._wait(state)
 
     def finished(self, request_id: RequestId, output_tokens: int, now_s: float) -> None:
         """A request ended, wherever it stood: complete, aborted or failed. Unknown ids are ignored.
 
         `output_tokens` teaches the length estimate if the request ran; 0 for an aborted one.
         """
-        ticket = self.backlog.tickets.get(request_id)
-        if ticket is None:
+        state = self.backlog.states.get(request_id)
+        if state is None:
             return
-        entry = ticket.entry
-        if ticket.stage is Stage.RUNNING:
-            self._stop(ticket)
+        entry = state.entry
+        if state.stage is Stage.RUNNING:
+            self._stop(state)
             if output_tokens:
-                self._intake.ended(ticket, output_tokens, now_s)
-                self._calibration.finished(ticket.size, now_s - ticket.admitted_s)
+                self._estimator.ended(state, output_tokens, now_s)
+                self._calibration.finished(state.size, now_s - state.admitted_s)
         elif entry is not None:
             self.residency.queue(entry, -1)
-        self.backlog.remove(ticket)
+        self.backlog.remove(state)
         if entry is not None:
             self._forget_if_done(entry)
 
     # The decision
 
-    def step(self, now_s: float, room: Room) -> StepPlan:
+    def step(self, now_s: float, room: StepBudget) -> StepPlan:
         """What to do now. The plan is taken as carried out; `requeued` takes parts back."""
-        self._cadence.passed(1)
+        self._interval.passed(1)
         if self._calibration.is_due(now_s):
             cut = self._calibration.recut(now_s)
             self._book.relimit(cut.quotas)
@@ -143,42 +149,42 @@ class Scheduler:
             self._park(evicted)
         squash, taken_blocks = self._admit(now_s, room, self._oldest_blocked())
         growth = room.growth_blocks + taken_blocks
-        may_promote = self._cadence.is_prefetching
+        may_promote = self._interval.is_prefetching
         promotions = self.device.plan(now_s, room.free_blocks, growth) if may_promote else ()
-        draft, self._draft = self._draft, Draft()
-        return draft.plan(squash, loads, self.device.take_released(), promotions)
+        next_plan, self._next_plan = self._next_plan, PlanBuilder()
+        return next_plan.plan(squash, loads, self.device.take_released(), promotions)
 
     def _admit(
-        self, now_s: float, room: Room, blocked: Ticket | None
+        self, now_s: float, room: StepBudget, blocked: RequestState | None
     ) -> tuple[tuple[RequestId, ...], int]:
         """Let in whom the round admits; answers whom it squashes, and what KV blocks it takes."""
         settings = self.settings.admission
-        if not (self._cadence.is_admitting or room.is_empty):
-            self._held = [Held.CADENCE] * len(self.backlog.lanes)
+        if not (self._interval.is_admitting or room.is_empty):
+            self._held = [Held.INTERVAL] * len(self.backlog.lanes)
             return (), 0
         free_tokens = self.limits.kv_tokens - self.device.busy_blocks * self.limits.block_tokens
-        running, step = self.backlog.running.values(), self._cadence.step
-        turn = Round(
+        running, step = self.backlog.running.values(), self._interval.step
+        turn = AdmissionStep(
             self.backlog.lanes, self._book, self.residency, room, settings, self.limits.block_tokens,
-            lambda ticket, cell: self._run(ticket, cell, now_s),
+            lambda state, cell: self._run(state, cell, now_s),
         )  # fmt: skip
         turn.run(
             lambda: self.backlog.left_tokens(step),
-            Patience(self.backlog.oldest, blocked, settings.overtake_limit),
+            OvertakeGuard(self.backlog.oldest, blocked, settings.overtake_limit),
             now_s,
             Peak(running, step, free_tokens) if settings.reserve is Reserve.PEAK else None,
         )
         self._held = turn.held
         if turn.admitted:
-            self._cadence.admitted()
+            self._interval.admitted()
         squashed = promise_breakers(self.backlog, turn.held, turn.admitted, settings.squash_limit)
         return squashed, turn.taken_tokens // self.limits.block_tokens
 
     def passed(self, steps: int) -> None:
         """The engine ran so many steps without a question, because nobody waited."""
-        self._cadence.passed(steps)
+        self._interval.passed(steps)
 
-    def _oldest_blocked(self) -> Ticket | None:
+    def _oldest_blocked(self) -> RequestState | None:
         """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
         entry = self._prefetcher.blocked
         if entry is None:
@@ -187,19 +193,21 @@ class Scheduler:
             self._fail_waiting(entry, reason)
         return None if reason else self.backlog.oldest_for(entry.adapter.id)
 
-    def _run(self, ticket: Ticket, cell: int | None, now_s: float) -> None:
+    def _run(self, state: RequestState, cell: int | None, now_s: float) -> None:
         """Carry out one admission; its adapter goes to this cell if it is in no slot yet."""
-        entry = ticket.entry
-        is_bypass = self.backlog.run(ticket)
-        self._intake.admitted(ticket, now_s)
-        ticket.admitted_step, ticket.admitted_s = self._cadence.step, now_s
+        entry = state.entry
+        is_bypass = self.backlog.run(state)
+        self._estimator.admitted(state, now_s)
+        state.admitted_step, state.admitted_s = self._interval.step, now_s
         if entry is not None:
             if cell is not None:
-                self._draft.activate(entry.adapter.id, cell, is_cold=entry.is_cold)
+                self._next_plan.activate(entry.adapter.id, cell, is_cold=entry.is_cold)
                 self.residency.activate(entry, cell)
             self.residency.start(entry, now_s)
-        request = ticket.request
-        self._draft.admit.append(Admission(request.id, request.adapter_id, ticket.lane, is_bypass))
+        request = state.request
+        self._next_plan.admit.append(
+            Admission(request.id, request.adapter_id, state.lane, is_bypass)
+        )
 
     def lane_states(self) -> list[LaneState]:
         """Each lane as it stands after the last step. O(waiting): for pages, not for steps."""
@@ -207,28 +215,28 @@ class Scheduler:
 
     # Steps of a request's way
 
-    def _wait(self, ticket: Ticket) -> None:
-        entry = ticket.entry
-        self.backlog.wait(ticket, is_ready=entry is None or entry.is_in_host)
+    def _wait(self, state: RequestState) -> None:
+        entry = state.entry
+        self.backlog.wait(state, is_ready=entry is None or entry.is_in_host)
         if entry is not None:
             self.residency.queue(entry, 1)
-            self._prefetcher.want(entry, ticket.sequence)
+            self._prefetcher.want(entry, state.sequence)
 
-    def _stop(self, ticket: Ticket) -> None:
+    def _stop(self, state: RequestState) -> None:
         """Take a running ticket off its slot; its quota returns."""
-        assert ticket.charge is not None
-        self._book.give_back(ticket.charge)
-        ticket.charge = None
-        self.backlog.stop(ticket)
-        if ticket.entry is not None:
-            self.residency.stop(ticket.entry)
+        assert state.charge is not None
+        self._book.give_back(state.charge)
+        state.charge = None
+        self.backlog.stop(state)
+        if state.entry is not None:
+            self.residency.stop(state.entry)
 
     def _fail_waiting(self, entry: Entry, reason: str) -> None:
         """Exactly the requests that wait for the adapter end with this reason."""
-        for ticket in list(self.backlog.waiting_for(entry.adapter.id)):
+        for state in list(self.backlog.waiting_for(entry.adapter.id)):
             self.residency.queue(entry, -1)
-            self.backlog.remove(ticket)
-            self._draft.fail.append(Failure(ticket.request.id, entry.adapter.id, reason))
+            self.backlog.remove(state)
+            self._next_plan.fail.append(Failure(state.request.id, entry.adapter.id, reason))
         self._forget_if_done(entry)
 
     def _park(self, adapter_id: AdapterId) -> None:
@@ -244,7 +252,7 @@ class Scheduler:
             return
         self._prefetcher.unwant(entry)
         if entry.is_in_host and entry.is_leaving:
-            self._draft.drops.append(self.residency.evict(entry))
+            self._next_plan.drops.append(self.residency.evict(entry))
         if entry.is_leaving:
             self.residency.forget(entry)
-            self._intake.lengths.forget(entry.adapter.id)
+            self._estimator.lengths.forget(entry.adapter.id)

@@ -4,17 +4,23 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never
 
-from chameleon_lora.policy.calibration import LaneSettings
-from chameleon_lora.policy.clusters import ClusterSettings
-from chameleon_lora.policy.device_settings import DeviceSettings
-from chameleon_lora.policy.eviction import KeepRule
-from chameleon_lora.policy.length import LengthSettings
-from chameleon_lora.policy.prefetch import PrefetchSettings
-from chameleon_lora.policy.residency import CacheSettings
-from chameleon_lora.policy.room import KvBlocks
-from chameleon_lora.policy.rules import AdmissionSettings, Bypass, LaneOrder, Order, Reserve
-from chameleon_lora.policy.size import SizeSettings
-from chameleon_lora.policy.slots import Paged, Slots, SlotTable
+from chameleon_lora.policy.admission.rules import (
+    AdmissionSettings,
+    Bypass,
+    LaneOrder,
+    Order,
+    Reserve,
+)
+from chameleon_lora.policy.estimate.length import LengthSettings
+from chameleon_lora.policy.estimate.size import SizeSettings
+from chameleon_lora.policy.memory.eviction import KeepRule
+from chameleon_lora.policy.memory.headroom import DeviceSettings
+from chameleon_lora.policy.memory.prefetch import PrefetchSettings
+from chameleon_lora.policy.memory.residency import CacheSettings
+from chameleon_lora.policy.memory.slots import Paged, Slots, SlotTable
+from chameleon_lora.policy.plan import KvBlocks
+from chameleon_lora.policy.queues.calibration import LaneSettings
+from chameleon_lora.policy.queues.clusters import ClusterSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from chameleon_lora.report.comparison import Comparison, Ratio, Sustained
-from chameleon_lora.report.points import Points, Scale, load_points, of_arm
+from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Figures, Run, median_of, ttft_p50_s, ttft_p99_s
+from chameleon_lora.report.run import RecordedRun, RunFigures, median_of, ttft_p50_s, ttft_p99_s
 from chameleon_lora.report.section import BETTER, WORSE, Section, Sheet
 from chameleon_lora.report.table import Table
 from chameleon_lora.report.units import MILLISECONDS, MISSING, interval, ms, percent, plain
@@ -148,11 +148,11 @@ def _figure_sheet(evidence: Evidence, points: Points) -> Sheet:
 
 
 def _load_word(points: Points, load: float) -> str:
-    return f"{load:g} %" if points.scale is Scale.CAPACITY else points.name(load)
+    return f"{load:g} %" if points.scale is AxisScale.CAPACITY else points.name(load)
 
 
-def _figure_cells(runs: Sequence[Run]) -> tuple[str, ...]:
-    figures: tuple[Callable[[Figures], float | None], ...] = (
+def _figure_cells(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
+    figures: tuple[Callable[[RunFigures], float | None], ...] = (
         ttft_p50_s,
         ttft_p99_s,
         lambda figures: figures.token_gap.p99_s if figures.token_gap else None,

@@ -8,9 +8,16 @@ from chameleon_lora.metrics.compare import ratio
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
 from chameleon_lora.report.plot import Curve, Plot
-from chameleon_lora.report.points import Points, Scale, load_points, of_arm, search_points
+from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm, search_points
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Figures, Purpose, Run, median_of, ttft_p50_s, ttft_p99_s
+from chameleon_lora.report.run import (
+    Purpose,
+    RecordedRun,
+    RunFigures,
+    median_of,
+    ttft_p50_s,
+    ttft_p99_s,
+)
 from chameleon_lora.report.section import Section, Sheet
 from chameleon_lora.report.table import Table
 from chameleon_lora.report.units import MILLISECONDS, listed, ms, plain
@@ -21,7 +28,7 @@ TAIL = 0.98  # from here on points are denser: it is where arms differ
 LEAST_MS = 0.1  # a logarithmic axis has no 0, and tokens that come together have no gap
 
 ValuesOf = Callable[[RequestRecord], Sequence[float]]
-FigureOf = Callable[[Figures], float | None]
+FigureOf = Callable[[RunFigures], float | None]
 
 
 def distribution_sections(evidence: Evidence) -> tuple[Section, ...]:
@@ -58,7 +65,7 @@ def load_section(evidence: Evidence) -> Section:
     points, searched = load_points(evidence), search_points(evidence)
     plots: list[Plot] = []
     notes: list[str] = []
-    if points and points.scale is not Scale.NONE and len(points.runs) > 1:
+    if points and points.scale is not AxisScale.NONE and len(points.runs) > 1:
         plots += [
             _against_load(evidence, points, "P99 time to first token", ttft_p99_s),
             _against_load(evidence, points, "P50 time to first token", ttft_p50_s),
@@ -104,8 +111,8 @@ def _gaps(record: RequestRecord) -> Sequence[float]:
 
 
 def _spread_out(
-    groups: Sequence[tuple[float, tuple[Run, ...]]],
-) -> tuple[tuple[float, tuple[Run, ...]], ...]:
+    groups: Sequence[tuple[float, tuple[RecordedRun, ...]]],
+) -> tuple[tuple[float, tuple[RecordedRun, ...]], ...]:
     """The first, the last, and some between them."""
     last = len(groups) - 1
     if last < MOST_DISTRIBUTIONS:
@@ -117,7 +124,7 @@ def _spread_out(
 
 
 def _distribution(
-    evidence: Evidence, title: str, x_words: str, runs: Sequence[Run], values_of: ValuesOf
+    evidence: Evidence, title: str, x_words: str, runs: Sequence[RecordedRun], values_of: ValuesOf
 ) -> Plot:
     curves: list[Curve] = []
     words: list[str] = []

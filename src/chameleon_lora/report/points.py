@@ -7,12 +7,12 @@ from enum import Enum
 from typing import assert_never
 
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Purpose, Run
+from chameleon_lora.report.run import Purpose, RecordedRun
 
 DIGITS = 4  # rates of the same load may differ in their last digits
 
 
-class Scale(Enum):
+class AxisScale(Enum):
     """In what loads are given."""
 
     CAPACITY = "load, % of the base's capacity"
@@ -27,22 +27,22 @@ class Points:
         group without a run.
     """
 
-    scale: Scale
-    runs: tuple[tuple[float, tuple[Run, ...]], ...]
+    scale: AxisScale
+    runs: tuple[tuple[float, tuple[RecordedRun, ...]], ...]
 
     @property
-    def highest(self) -> tuple[float, tuple[Run, ...]]:
+    def highest(self) -> tuple[float, tuple[RecordedRun, ...]]:
         """The highest load and its runs."""
         return self.runs[-1]
 
     def name(self, load: float) -> str:
         """A load in words."""
         match self.scale:
-            case Scale.CAPACITY:
+            case AxisScale.CAPACITY:
                 return f"{load:g} % of capacity"
-            case Scale.RATE:
+            case AxisScale.RATE:
                 return f"{load:g} requests/s"
-            case Scale.NONE:
+            case AxisScale.NONE:
                 return "all runs"
             case _:
                 assert_never(self.scale)
@@ -60,7 +60,7 @@ def search_points(evidence: Evidence) -> Points | None:
     return _points([run for run in runs if run.rate_per_s is not None], has_rates_only=True)
 
 
-def of_arm(runs: Sequence[Run], label: str) -> tuple[Run, ...]:
+def of_arm(runs: Sequence[RecordedRun], label: str) -> tuple[RecordedRun, ...]:
     """One arm's, by repeat."""
     return tuple(
         sorted(
@@ -69,29 +69,29 @@ def of_arm(runs: Sequence[Run], label: str) -> tuple[Run, ...]:
     )
 
 
-def _points(runs: Sequence[Run], *, has_rates_only: bool = False) -> Points | None:
+def _points(runs: Sequence[RecordedRun], *, has_rates_only: bool = False) -> Points | None:
     if not runs:
         return None
     scale = _scale(runs, has_rates_only=has_rates_only)
-    groups: defaultdict[float, list[Run]] = defaultdict(list)
+    groups: defaultdict[float, list[RecordedRun]] = defaultdict(list)
     for run in runs:
         groups[_load(run, scale)].append(run)
     return Points(scale, tuple((load, tuple(groups[load])) for load in sorted(groups)))
 
 
-def _scale(runs: Sequence[Run], *, has_rates_only: bool) -> Scale:
+def _scale(runs: Sequence[RecordedRun], *, has_rates_only: bool) -> AxisScale:
     if not has_rates_only and all(run.load is not None for run in runs):
-        return Scale.CAPACITY
-    return Scale.RATE if all(run.rate_per_s is not None for run in runs) else Scale.NONE
+        return AxisScale.CAPACITY
+    return AxisScale.RATE if all(run.rate_per_s is not None for run in runs) else AxisScale.NONE
 
 
-def _load(run: Run, scale: Scale) -> float:
+def _load(run: RecordedRun, scale: AxisScale) -> float:
     match scale:
-        case Scale.CAPACITY:
+        case AxisScale.CAPACITY:
             return _rounded(100.0 * (run.load or 0.0))
-        case Scale.RATE:
+        case AxisScale.RATE:
             return _rounded(run.rate_per_s or 0.0)
-        case Scale.NONE:
+        case AxisScale.NONE:
             return 0.0
         case _:
             assert_never(scale)

@@ -26,7 +26,7 @@ from chameleon_lora.report.comparison import (
     number,
     read_comparison,
 )
-from chameleon_lora.report.run import Purpose, Run, figures_of
+from chameleon_lora.report.run import Purpose, RecordedRun, figures_of
 
 OURS = frozenset({"label", "purpose", "rate_per_s"})
 """Keys that tell a run's config.json from a model's."""
@@ -42,7 +42,7 @@ class Evidence:
     """
 
     arms: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     comparison: Comparison | None
     skipped: tuple[str, ...]
 
@@ -81,7 +81,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     return _evidence(tuple(folders), tuple(comparisons))
 
 
-def read_run(folder: Path, slo_s: float | None = None) -> Run:
+def read_run(folder: Path, slo_s: float | None = None) -> RecordedRun:
     """One run; `slo_s` is the limit on time to first token where the run itself names none.
 
     Raises:
@@ -99,7 +99,7 @@ def read_run(folder: Path, slo_s: float | None = None) -> Run:
 
 
 def _evidence(folders: Sequence[Path], comparisons: Sequence[Path]) -> Evidence:
-    runs: list[Run] = []
+    runs: list[RecordedRun] = []
     comparison: Comparison | None = None
     skipped: list[str] = []
     for path in comparisons:
@@ -141,7 +141,7 @@ def _is_ours(folder: Path) -> bool:
         return True
 
 
-def _run(folder: Path, config: dict[str, Any], default_slo_s: float | None) -> Run:
+def _run(folder: Path, config: dict[str, Any], default_slo_s: float | None) -> RecordedRun:
     sent = read_records(folder)
     if not all(map(_is_finite, sent)):
         raise BenchError(f"{folder / RECORDS} holds times that are no numbers; run it again")
@@ -153,7 +153,7 @@ def _run(folder: Path, config: dict[str, Any], default_slo_s: float | None) -> R
         raise BenchError(f"{folder / RECORDS} holds no request that counts; run it again")
     purpose = Purpose(config.get("purpose", Purpose.RUN.value))
     is_shown_whole = purpose in (Purpose.RUN, Purpose.LOAD)
-    return Run(
+    return RecordedRun(
         folder=str(folder),
         label=str(config.get("label") or config.get("server") or folder.name),
         purpose=purpose,

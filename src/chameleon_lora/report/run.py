@@ -24,7 +24,7 @@ class Purpose(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class RunFigures:
     """The figures of the requests that count.
 
     Attributes:
@@ -47,7 +47,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RecordedRun:
     """One run's folder.
 
     Attributes:
@@ -72,14 +72,14 @@ class Run:
     ranks: Mapping[str, int]
     active_over_slots: float | None
     command: str
-    figures: Figures
+    figures: RunFigures
     records: tuple[RequestRecord, ...] = ()
     samples: tuple[Sample, ...] = ()
 
 
 def figures_of(
     sent: Sequence[RequestRecord], window: Window, slo_s: float | None
-) -> Figures | None:
+) -> RunFigures | None:
     """Of those that arrive in the window; None if there are none.
 
     Rates are over the window, or to the last completed answer where that came later.
@@ -94,7 +94,7 @@ def figures_of(
         ends_s.append(window.duration_s)
     duration_s = max(ends_s) - window.warmup_s
     per_s = 1.0 / duration_s if duration_s > 0.0 else 0.0
-    return Figures(
+    return RunFigures(
         requests=len(records),
         completed=len(completed),
         ttft=spread(ttfts_s),
@@ -109,17 +109,19 @@ def figures_of(
     )
 
 
-def ttft_p50_s(figures: Figures) -> float | None:
+def ttft_p50_s(figures: RunFigures) -> float | None:
     """None if no request was completed."""
     return figures.ttft.p50_s if figures.ttft else None
 
 
-def ttft_p99_s(figures: Figures) -> float | None:
+def ttft_p99_s(figures: RunFigures) -> float | None:
     """None if no request was completed."""
     return figures.ttft.p99_s if figures.ttft else None
 
 
-def median_of(runs: Iterable[Run], figure_of: Callable[[Figures], float | None]) -> float | None:
+def median_of(
+    runs: Iterable[RecordedRun], figure_of: Callable[[RunFigures], float | None]
+) -> float | None:
     """The middle of a figure over repeats; None if no run has it."""
     values = [value for run in runs if (value := figure_of(run.figures)) is not None]
     return statistics.median(values) if values else None

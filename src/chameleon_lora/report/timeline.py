@@ -8,7 +8,7 @@ from chameleon_lora.metrics.sample import LaneSample, Sample
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.points import load_points, of_arm
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Run
+from chameleon_lora.report.run import RecordedRun
 from chameleon_lora.report.section import Section, Sheet
 from chameleon_lora.report.table import Table
 from chameleon_lora.report.units import percent
@@ -75,7 +75,7 @@ def waits_section(evidence: Evidence) -> Section:
     return Section("waits", title, tuple(notes), (), (Sheet("", Table(head, rows)),))
 
 
-def _told_runs(evidence: Evidence) -> tuple[Run, ...]:
+def _told_runs(evidence: Evidence) -> tuple[RecordedRun, ...]:
     """An arm's first run with samples at the highest load."""
     points = load_points(evidence)
     if points is None:
@@ -87,7 +87,7 @@ def _told_runs(evidence: Evidence) -> tuple[Run, ...]:
     return tuple(run for run in runs if run)
 
 
-def _usage_plot(evidence: Evidence, runs: Sequence[Run]) -> Plot:
+def _usage_plot(evidence: Evidence, runs: Sequence[RecordedRun]) -> Plot:
     curves = [
         Curve(
             run.label,
@@ -101,7 +101,7 @@ def _usage_plot(evidence: Evidence, runs: Sequence[Run]) -> Plot:
     return _time_plot("KV cache in use by requests", "% of the KV cache", curves)
 
 
-def _lane_plot(run: Run) -> Plot:
+def _lane_plot(run: RecordedRun) -> Plot:
     """Running requests and each lane's waiting ones; all waiting together without lanes."""
     samples = _thinned(run.samples)
     lanes = sorted({lane.lane for sample in samples for lane in sample.lanes})
@@ -115,7 +115,7 @@ def _lane_plot(run: Run) -> Plot:
     return _time_plot(f"Requests at {run.label}", "requests", curves)
 
 
-def _cache_plot(run: Run) -> Plot:
+def _cache_plot(run: RecordedRun) -> Plot:
     """Bytes of adapters by where they are; the disk's are left out, which hold all others."""
     samples = _thinned([sample for sample in run.samples if sample.cache_bytes is not None])
     tiers = {tier for sample in samples for tier in sample.cache_bytes or {}}

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Purpose, Run
+from chameleon_lora.report.run import Purpose, RecordedRun
 from chameleon_lora.report.section import Section, Sheet
 from chameleon_lora.report.table import Table
 from chameleon_lora.report.units import MISSING, counted, ms, plain
@@ -67,7 +67,7 @@ def runs_section(evidence: Evidence) -> Section:
     return Section("runs", "Runs", (), (), tuple(sheets))
 
 
-def _is_late(run: Run) -> bool:
+def _is_late(run: RecordedRun) -> bool:
     return run.figures.lateness is not None and run.figures.lateness.has_fallen_behind
 
 
@@ -88,7 +88,7 @@ def _cause_rows(evidence: Evidence) -> tuple[tuple[str, ...], ...]:
 
 def _lateness_sheet(evidence: Evidence) -> Sheet:
     """The worst over an arm's runs."""
-    runs: defaultdict[str, list[Run]] = defaultdict(list)
+    runs: defaultdict[str, list[RecordedRun]] = defaultdict(list)
     for run in evidence.runs:
         runs[run.label].append(run)
     rows = []
@@ -107,7 +107,7 @@ def _lateness_sheet(evidence: Evidence) -> Sheet:
     return Sheet("How late requests were sent", Table(head, tuple(rows)))
 
 
-def _point(run: Run) -> str:
+def _point(run: RecordedRun) -> str:
     match run.purpose:
         case Purpose.LOAD if run.load is not None:
             return f"{100.0 * run.load:g} % of capacity"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
-from chameleon_lora.reproduce.arms import Arm
+from chameleon_lora.reproduce.arms import SystemUnderTest
 from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
 from chameleon_lora.reproduce.judging import (
     change,
@@ -17,7 +17,7 @@ from chameleon_lora.reproduce.judging import (
     percents,
 )
 from chameleon_lora.reproduce.testbed import SLO_S, Testbed, a40
-from chameleon_lora.sim.figures import Figures
+from chameleon_lora.sim.figures import SimFigures
 
 LOADS_PER_S = (6.0, 8.0, 9.0)
 CADENCE_NOTE = (
@@ -46,10 +46,10 @@ def _ttft(effort: Effort, which: str, claimed: Sequence[float]) -> Finding:
         for arm in compared
     }
 
-    def which_s(figures: Figures) -> float:
+    def which_s(figures: SimFigures) -> float:
         return figures.ttft.p99_s if which == "P99" else figures.ttft.p50_s
 
-    def ttft_s(arm: Arm, load: float) -> float:
+    def ttft_s(arm: SystemUnderTest, load: float) -> float:
         return which_s(runs[arm.label, load].all)
 
     falls = [change(ttft_s(arms.SLORA, load), ttft_s(arms.CHAMELEON, load)) for load in LOADS_PER_S]

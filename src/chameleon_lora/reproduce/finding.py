@@ -44,7 +44,7 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PaperRow:
     """One row of the paper's evaluation.
 
     Attributes:

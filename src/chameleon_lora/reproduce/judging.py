@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce.finding import Verdict
-from chameleon_lora.sim.figures import Figures
+from chameleon_lora.sim.figures import SimFigures
 
 NOISE = 0.02  # of a ratio, that a run's own chance can account for
 
@@ -62,7 +62,7 @@ LATENCY_HEAD = (
 )
 
 
-def latency_row(label: str, rate_per_s: float, run: Figures) -> tuple[str, ...]:
+def latency_row(label: str, rate_per_s: float, run: SimFigures) -> tuple[str, ...]:
     """One run under `LATENCY_HEAD`."""
     return (
         label,
@@ -75,6 +75,6 @@ def latency_row(label: str, rate_per_s: float, run: Figures) -> tuple[str, ...]:
     )
 
 
-def latency_table(runs: Sequence[tuple[str, float, Figures]]) -> Table:
+def latency_table(runs: Sequence[tuple[str, float, SimFigures]]) -> Table:
     """Runs by label and load."""
     return Table(LATENCY_HEAD, tuple(latency_row(*run) for run in runs))

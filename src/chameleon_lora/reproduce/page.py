@@ -10,7 +10,7 @@ from chameleon_lora.report.markup import figure, folded_table, plots_box, prose
 from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce.finding import Verdict
 from chameleon_lora.reproduce.page_style import STYLE
-from chameleon_lora.reproduce.report import DID_NOT_RUN, Report, Result
+from chameleon_lora.reproduce.report import DID_NOT_RUN, Report, RowResult
 
 MARKS = {
     Verdict.HOLDS.value: ("&#10003;", "holds"),
@@ -105,7 +105,7 @@ def page_text(report: Report, drawings: Mapping[str, tuple[Drawing, ...]] | None
     )
 
 
-def _words(result: Result) -> dict[str, str]:
+def _words(result: RowResult) -> dict[str, str]:
     row = result.row
     return {
         "key": escape(row.key),
@@ -123,7 +123,7 @@ def _badge(word: str) -> str:
     )
 
 
-def _section(result: Result, report: Report, drawings: tuple[Drawing, ...]) -> str:
+def _section(result: RowResult, report: Report, drawings: tuple[Drawing, ...]) -> str:
     finding, key = result.finding, result.row.key
     parts = [f"<p>{prose(text)}</p>" for text in result.note.split("\n\n") if text]
     if finding and drawings:

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from chameleon_lora.report.plot import Plot
-from chameleon_lora.reproduce.finding import Effort, Finding, Row, Verdict
+from chameleon_lora.reproduce.finding import Effort, Finding, PaperRow, Verdict
 
 DID_NOT_RUN = "did not run"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RowResult:
     """A row and what came of it.
 
     Attributes:
@@ -20,7 +20,7 @@ class Result:
         error: that error; else empty.
     """
 
-    row: Row
+    row: PaperRow
     finding: Finding | None
     error: str = ""
 
@@ -50,7 +50,7 @@ class Report:
 
     command: str
     effort: Effort
-    results: tuple[Result, ...]
+    results: tuple[RowResult, ...]
 
     @property
     def runs(self) -> str:
@@ -98,7 +98,7 @@ def markdown_table(report: Report) -> str:
     return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
 
 
-def _summary(result: Result) -> dict[str, object]:
+def _summary(result: RowResult) -> dict[str, object]:
     finding = result.finding
     return {
         "key": result.row.key,

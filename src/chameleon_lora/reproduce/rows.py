@@ -1,24 +1,24 @@
 """Every row of the paper's evaluation, in its order, and two of our own."""
 
 from chameleon_lora.reproduce import against_slora, beyond, caching, machines, scheduling
-from chameleon_lora.reproduce.finding import Row
+from chameleon_lora.reproduce.finding import PaperRow
 
-ROWS: tuple[Row, ...] = (
-    Row("p99-ttft", "P99 TTFT against S-LoRA at 6 / 8 / 9 RPS", "-14.7 / -24.6 / -80.7 %", against_slora.p99_ttft),
-    Row("p50-ttft", "P50 TTFT against S-LoRA at 6 / 8 / 9 RPS", "-13.9 / -20.9 / -48.1 %", against_slora.p50_ttft),
-    Row("throughput", "load at SLO (P99 TTFT of 5 s)", "12.9 vs 8.6 RPS: 1.5x (cache alone 1.2x, scheduler alone 1.05x)", against_slora.throughput),
-    Row("critical-path", "adapter loads that requests wait for", "75 % hits; misses at most 6 ms; S-LoRA up to 30 ms", caching.critical_path),
-    Row("queueing", "share of a request's time spent queued, by size", "below 8 % for all; FIFO 28.6 % for small", scheduling.queueing),
-    Row("tbt", "P99 time between tokens", "at or below S-LoRA's, under 150 ms", scheduling.between_tokens),
-    Row("eviction", "P99 TTFT at 8 RPS by LRU / FairShare / Chameleon", "-18 / -22 / -26 %", caching.eviction),
-    Row("prefetch", "P99 TTFT with predictive prefetch", "a further -8.8 %", caching.prefetch),
-    Row("adapters", "adapters for which the SLO is held at 9.5 RPS", "100 (ranks alike), 150 (power law); S-LoRA 10", caching.adapter_counts),
-    Row("traces", "WildChat and LMSYS lengths at 9.5 RPS", "SLO held, about 4x lower P99", machines.other_traces),
-    Row("lanes", "P99 TTFT of dynamic against static lanes, high load", "-10 %", scheduling.lanes),
-    Row("accuracy", "accuracy of foretold output lengths", "80 % like 100 %; 60 % hurts", scheduling.accuracy),
-    Row("models", "throughput of Llama 7B / 13B / 30B on A100-80G", "1.86 / 1.41 / 1.67x; P99 -60 %", machines.models),
-    Row("memory", "throughput with 24 / 48 / 80 GB", "1.4 / 1.6 / 1.9x", machines.memories),
-    Row("tp", "TP1 / 2 / 4", "gain grows; TP4 P99 -95.8 % at high load", machines.tensor_parallel),
-    Row("stock-vllm", "against a model of stock vLLM", "not in the paper", beyond.stock_vllm),
-    Row("own-policy", "our policy against the paper's", "not in the paper", beyond.own_policy),
+ROWS: tuple[PaperRow, ...] = (
+    PaperRow("p99-ttft", "P99 TTFT against S-LoRA at 6 / 8 / 9 RPS", "-14.7 / -24.6 / -80.7 %", against_slora.p99_ttft),
+    PaperRow("p50-ttft", "P50 TTFT against S-LoRA at 6 / 8 / 9 RPS", "-13.9 / -20.9 / -48.1 %", against_slora.p50_ttft),
+    PaperRow("throughput", "load at SLO (P99 TTFT of 5 s)", "12.9 vs 8.6 RPS: 1.5x (cache alone 1.2x, scheduler alone 1.05x)", against_slora.throughput),
+    PaperRow("critical-path", "adapter loads that requests wait for", "75 % hits; misses at most 6 ms; S-LoRA up to 30 ms", caching.critical_path),
+    PaperRow("queueing", "share of a request's time spent queued, by size", "below 8 % for all; FIFO 28.6 % for small", scheduling.queueing),
+    PaperRow("tbt", "P99 time between tokens", "at or below S-LoRA's, under 150 ms", scheduling.between_tokens),
+    PaperRow("eviction", "P99 TTFT at 8 RPS by LRU / FairShare / Chameleon", "-18 / -22 / -26 %", caching.eviction),
+    PaperRow("prefetch", "P99 TTFT with predictive prefetch", "a further -8.8 %", caching.prefetch),
+    PaperRow("adapters", "adapters for which the SLO is held at 9.5 RPS", "100 (ranks alike), 150 (power law); S-LoRA 10", caching.adapter_counts),
+    PaperRow("traces", "WildChat and LMSYS lengths at 9.5 RPS", "SLO held, about 4x lower P99", machines.other_traces),
+    PaperRow("lanes", "P99 TTFT of dynamic against static lanes, high load", "-10 %", scheduling.lanes),
+    PaperRow("accuracy", "accuracy of foretold output lengths", "80 % like 100 %; 60 % hurts", scheduling.accuracy),
+    PaperRow("models", "throughput of Llama 7B / 13B / 30B on A100-80G", "1.86 / 1.41 / 1.67x; P99 -60 %", machines.models),
+    PaperRow("memory", "throughput with 24 / 48 / 80 GB", "1.4 / 1.6 / 1.9x", machines.memories),
+    PaperRow("tp", "TP1 / 2 / 4", "gain grows; TP4 P99 -95.8 % at high load", machines.tensor_parallel),
+    PaperRow("stock-vllm", "against a model of stock vLLM", "not in the paper", beyond.stock_vllm),
+    PaperRow("own-policy", "our policy against the paper's", "not in the paper", beyond.own_policy),
 )  # fmt: skip

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.reproduce.finding import Effort, Finding, Row
-from chameleon_lora.reproduce.report import Result
+from chameleon_lora.reproduce.finding import Effort, Finding, PaperRow
+from chameleon_lora.reproduce.report import RowResult
 from chameleon_lora.reproduce.rows import ROWS
 
 Measure = Callable[[str, Effort], Finding]
 _logger = logging.getLogger(__name__)
 
 
-def choose_rows(rows: Sequence[Row], keys: Sequence[str]) -> tuple[Row, ...]:
+def choose_rows(rows: Sequence[PaperRow], keys: Sequence[str]) -> tuple[PaperRow, ...]:
     """Those named, in the order of `rows`; all of them if none is named.
 
     Raises:
@@ -33,8 +33,8 @@ def measure_row(key: str, effort: Effort) -> Finding:
 
 
 def run_rows(
-    rows: Sequence[Row], effort: Effort, executor: Executor, measure: Measure = measure_row
-) -> Iterator[Result]:
+    rows: Sequence[PaperRow], effort: Effort, executor: Executor, measure: Measure = measure_row
+) -> Iterator[RowResult]:
     """Each row's result, in the order of `rows`, as soon as it and those before it are there.
 
     A row that ends with an error does not keep the others from running.
@@ -44,9 +44,9 @@ def run_rows(
         yield _result(row, future)
 
 
-def _result(row: Row, future: Future[Finding]) -> Result:
+def _result(row: PaperRow, future: Future[Finding]) -> RowResult:
     error = future.exception()
     if error is None:
-        return Result(row, future.result())
+        return RowResult(row, future.result())
     _logger.error("row %s ended with an error", row.key, exc_info=error)
-    return Result(row, None, f"{type(error).__name__}: {error}")
+    return RowResult(row, None, f"{type(error).__name__}: {error}")

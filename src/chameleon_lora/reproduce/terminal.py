@@ -4,14 +4,14 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from chameleon_lora.reproduce.report import Result
+from chameleon_lora.reproduce.report import RowResult
 
 _GAP = "  "
 _MIN_COLUMN_WIDTH = 8
 _WORD_WIDTH = 11
 
 
-def result_lines(result: Result, key_width: int, width: int) -> list[str]:
+def result_lines(result: RowResult, key_width: int, width: int) -> list[str]:
     """One result: key, verdict, both figures; wrapped below the figures where it is too long."""
     start = f"{result.row.key:<{key_width}}{_GAP}{result.word:<{_WORD_WIDTH}}{_GAP}"
     text = f"paper: {result.row.paper}; here: {result.ours}"
@@ -23,7 +23,7 @@ def result_lines(result: Result, key_width: int, width: int) -> list[str]:
     ]
 
 
-def table_lines(results: Sequence[Result], width: int) -> list[str]:
+def table_lines(results: Sequence[RowResult], width: int) -> list[str]:
     """All results as a table of at most `width` characters; long cells wrap inside their column."""
     head = ("row", "what is compared", "paper", "here", "verdict")
     cells = [

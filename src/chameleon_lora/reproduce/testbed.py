@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chameleon_lora.reproduce.arms import Arm
+from chameleon_lora.planning.sustained import SustainedLoad, sustained_rate
+from chameleon_lora.reproduce.arms import SystemUnderTest
 from chameleon_lora.reproduce.finding import Effort
-from chameleon_lora.sim.figures import Figures, figures
-from chameleon_lora.sim.outcome import Outcome
+from chameleon_lora.sim.figures import SimFigures, figures
+from chameleon_lora.sim.outcome import SimOutcome
 from chameleon_lora.sim.profile import Profile, read_profile
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.sim.setup import Setup
-from chameleon_lora.sim.sustained import Sustained, sustained_rate
 from chameleon_lora.workload.foretold import (
     OutputGuess,
     bert_like,
@@ -39,11 +39,11 @@ WARM_UP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TestbedRun:
     """One system at one load: the figures of all seeds together, and of each seed."""
 
-    all: Figures
-    by_seed: tuple[Figures, ...]
+    all: SimFigures
+    by_seed: tuple[SimFigures, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +75,36 @@ class Testbed:
         )
         return make_workload(spec, self.adapters, seed)
 
-    def outcome(self, arm: Arm, rate_per_s: float, effort: Effort) -> Outcome:
+    def outcome(self, arm: SystemUnderTest, rate_per_s: float, effort: Effort) -> SimOutcome:
         """What becomes of the requests, all seeds one after the other."""
         return pooled(self._outcomes(arm, rate_per_s, effort))
 
-    def figures(self, arm: Arm, rate_per_s: float, effort: Effort) -> Figures:
+    def figures(self, arm: SystemUnderTest, rate_per_s: float, effort: Effort) -> SimFigures:
         """The figures of all seeds together, without their warm-ups."""
         return figures(self.outcome(arm, rate_per_s, effort), WARM_UP_S, SLO_S)
 
-    def run(self, arm: Arm, rate_per_s: float, effort: Effort) -> Run:
+    def run(self, arm: SystemUnderTest, rate_per_s: float, effort: Effort) -> TestbedRun:
         """The figures of all seeds together, and of each."""
         outcomes = self._outcomes(arm, rate_per_s, effort)
         by_seed = tuple(figures(outcome, WARM_UP_S, SLO_S) for outcome in outcomes)
-        return Run(figures(pooled(outcomes), WARM_UP_S, SLO_S), by_seed)
+        return TestbedRun(figures(pooled(outcomes), WARM_UP_S, SLO_S), by_seed)
 
-    def _outcomes(self, arm: Arm, rate_per_s: float, effort: Effort) -> list[Outcome]:
+    def _outcomes(
+        self, arm: SystemUnderTest, rate_per_s: float, effort: Effort
+    ) -> list[SimOutcome]:
         outcomes = []
         for seed in effort.seeds:
             requests = self.requests(rate_per_s, effort, seed)
             outcomes.append(simulate(self._setup(arm, requests, seed), requests))
         return outcomes
 
-    def sustained(self, arm: Arm, effort: Effort, slo_s: float, start_per_s: float) -> Sustained:
+    def sustained(
+        self, arm: SystemUnderTest, effort: Effort, slo_s: float, start_per_s: float
+    ) -> SustainedLoad:
         """The highest load whose P99 TTFT meets the objective."""
         return sustained_rate(lambda rate: self.figures(arm, rate, effort), slo_s, start_per_s)
 
-    def _setup(self, arm: Arm, requests: Sequence[TimedRequest], seed: int) -> Setup:
+    def _setup(self, arm: SystemUnderTest, requests: Sequence[TimedRequest], seed: int) -> Setup:
         return Setup(
             profile=self.profile,
             style=arm.style,
@@ -111,7 +115,7 @@ class Testbed:
             unlimited_adapters=arm.unlimited_adapters,
         )
 
-    def _guess(self, arm: Arm, requests: Sequence[TimedRequest]) -> OutputGuess:
+    def _guess(self, arm: SystemUnderTest, requests: Sequence[TimedRequest]) -> OutputGuess:
         lengths = [request.output_tokens for request in requests]
         if arm.is_clairvoyant or self.accuracy == 1.0:
             return oracle
@@ -127,7 +131,7 @@ def a40(adapters: int = 100, **changes: Any) -> Testbed:
     )
 
 
-def pooled(outcomes: Sequence[Outcome]) -> Outcome:
+def pooled(outcomes: Sequence[SimOutcome]) -> SimOutcome:
     """Several runs as one: their requests, gaps and counters together."""
     first, *others = outcomes
     for other in others:

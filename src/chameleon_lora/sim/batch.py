@@ -14,7 +14,7 @@ from chameleon_lora.workload.requests import TimedRequest
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class RunningRequest:
     """A request in the batch.
 
     Attributes:
@@ -42,8 +42,8 @@ class Batch:
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self.runs: dict[RequestId, Run] = {}  # by admission
-        self.prefilling: dict[RequestId, Run] = {}
+        self.runs: dict[RequestId, RunningRequest] = {}  # by admission
+        self.prefilling: dict[RequestId, RunningRequest] = {}
         self.used_blocks = 0
         self.decoding = 0
         self._steps = 0
@@ -51,14 +51,14 @@ class Batch:
         self._ranks = 0
         self._adapters: Counter[AdapterId] = Counter()
         self._growing = [0] * block_tokens  # decoding requests, by the steps in which they grow
-        self._ends: list[tuple[int, int, Run]] = []
+        self._ends: list[tuple[int, int, RunningRequest]] = []
         self._sequence = 0
 
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that so many tokens fill."""
         return -(-tokens // self._block_tokens)
 
-    def admit(self, run: Run) -> None:
+    def admit(self, run: RunningRequest) -> None:
         """Afterwards the request runs, and has the blocks for what is to be computed first."""
         self.runs[run.request_id] = run
         self.prefilling[run.request_id] = run
@@ -88,9 +88,9 @@ class Batch:
             heapq.heappop(self._ends)
         return self._ends[0][0] - self._steps
 
-    def prefill(self, budget: int | None, work: StepWork) -> list[Run]:
+    def prefill(self, budget: int | None, work: StepWork) -> list[RunningRequest]:
         """Compute prompts, oldest first, within a budget of tokens; answers whose are complete."""
-        complete: list[Run] = []
+        complete: list[RunningRequest] = []
         for run in list(self.prefilling.values()):
             take = run.left_tokens if budget is None else min(run.left_tokens, budget)
             if take <= 0:
@@ -119,7 +119,7 @@ class Batch:
         work.lora_decode_ranks = self._ranks
         work.adapters = len(self._adapters)
 
-    def join(self, run: Run) -> bool:
+    def join(self, run: RunningRequest) -> bool:
         """A request whose prompt is computed got a token; it decodes from now on, or has ended."""
         del self.prefilling[run.request_id]
         run.generated += 1
@@ -136,9 +136,9 @@ class Batch:
         heapq.heappush(self._ends, (end, self._sequence, run))
         return True
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> list[RunningRequest]:
         """Take out those who have all their tokens."""
-        done: list[Run] = []
+        done: list[RunningRequest] = []
         while self._ends and self._ends[0][0] <= self._steps:
             run = heapq.heappop(self._ends)[2]
             if run.joined is not None:
@@ -146,7 +146,7 @@ class Batch:
                 done.append(run)
         return done
 
-    def remove(self, run: Run) -> None:
+    def remove(self, run: RunningRequest) -> None:
         """Afterwards the request does not run; `generated` and `tokens` say how far it came."""
         if run.joined is None:
             del self.prefilling[run.request_id]
@@ -162,7 +162,7 @@ class Batch:
         self._ranks -= run.rank
         self._leave(run, run.tokens)
 
-    def _leave(self, run: Run, held_tokens: int) -> None:
+    def _leave(self, run: RunningRequest, held_tokens: int) -> None:
         del self.runs[run.request_id]
         self.used_blocks -= self.blocks_for(held_tokens)
         if run.adapter_id is not None:

@@ -1,16 +1,15 @@
 """A model of an engine, step by step, which the policy drives as it drives vLLM."""
 
-from chameleon_lora.policy.plan import Admission, StepPlan
+from chameleon_lora.policy.plan import Admission, StepBudget, StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
-from chameleon_lora.policy.room import Room
 from chameleon_lora.policy.scheduler import Scheduler
-from chameleon_lora.sim.batch import Batch, Run
+from chameleon_lora.sim.adapter_copies import AdapterCopies
+from chameleon_lora.sim.batch import Batch, RunningRequest
 from chameleon_lora.sim.gaps import TokenGaps
 from chameleon_lora.sim.kernel import Action, Kernel, Priority
-from chameleon_lora.sim.outcome import Found, Outcome, SimRecord
+from chameleon_lora.sim.outcome import Found, SimOutcome, SimRecord
 from chameleon_lora.sim.profile import StepWork
 from chameleon_lora.sim.setup import Setup
-from chameleon_lora.sim.traffic import Traffic
 from chameleon_lora.workload.requests import TimedRequest
 
 POLL_S = 0.001  # after what time at least an engine looks again if nobody runs and somebody waits
@@ -23,7 +22,7 @@ Waiting = tuple[TimedRequest, int, float | None]  # and tokens generated before,
 class Engine:
     """One engine in simulated time. Lives with a run."""
 
-    def __init__(self, setup: Setup, kernel: Kernel, outcome: Outcome) -> None:
+    def __init__(self, setup: Setup, kernel: Kernel, outcome: SimOutcome) -> None:
         self._setup = setup
         self._kernel = kernel
         self._outcome = outcome
@@ -35,13 +34,15 @@ class Engine:
         self._batch = Batch(limits.block_tokens)
         self._gaps = TokenGaps(outcome.gaps)
         self._kv_blocks = outcome.kv_blocks = limits.kv_blocks.count
-        self.traffic = Traffic(setup.profile, self.policy, kernel)
+        self.traffic = AdapterCopies(setup.profile, self.policy, kernel)
         self._ids: dict[str, AdapterId] = {}
         self._waiting: dict[RequestId, Waiting] = {}
         self._records: dict[RequestId, SimRecord] = {}
         self._looks_ahead = setup.policy.prefetch.predicted
         self._is_awake = False
-        self._ready: list[Run] = []  # whose prompts are complete after the step under way
+        self._ready: list[
+            RunningRequest
+        ] = []  # whose prompts are complete after the step under way
         self._register()
 
     def _register(self) -> None:
@@ -94,11 +95,11 @@ class Engine:
         else:
             self._compute(now_s, ready_s)
 
-    def _room(self) -> Room:
+    def _room(self) -> StepBudget:
         """What the policy is told before a step."""
         batch, device, size = self._batch, self._device, self._setup.profile.memory.block_tokens
         planned = batch.decoding + sum(run.left_tokens for run in batch.prefilling.values())
-        return Room(
+        return StepBudget(
             seats=self._style.seats - len(batch.runs),
             kv_tokens=(self._kv_blocks - batch.used_blocks - device.busy_blocks) * size,
             batch_tokens=self._style.batch_tokens - (planned if self._style.mixes_prefill else 0),
@@ -189,7 +190,7 @@ class Engine:
             if not is_decoding:
                 self._end(run, now_s)
 
-    def _end(self, run: Run, now_s: float) -> None:
+    def _end(self, run: RunningRequest, now_s: float) -> None:
         self._records.pop(run.request_id).end_s = self._outcome.duration_s = now_s
         self.policy.finished(run.request_id, run.request.output_tokens, now_s)
 
@@ -228,7 +229,7 @@ class Engine:
             rank = self.policy.residency.entries[adapter_id].adapter.rank
             rank = max(rank, self._style.max_rank) if self._style.pads_ranks else rank
         self._batch.admit(
-            Run(
+            RunningRequest(
                 request_id=admission.request_id,
                 request=request,
                 adapter_id=adapter_id,
@@ -253,7 +254,7 @@ class Engine:
         batch = self._batch
         return batch.growth() + batch.used_blocks + self._device.held_blocks - self._kv_blocks
 
-    def _requeue(self, run: Run) -> None:
+    def _requeue(self, run: RunningRequest) -> None:
         """Take a request out of the batch; it goes on later where it stopped."""
         last_s = run.last_s if run.joined is None else self._gaps.left(run.last_s)
         self._batch.remove(run)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chameleon_lora.metrics.summary import Spread, spread
-from chameleon_lora.sim.outcome import Found, Outcome, SimRecord
+from chameleon_lora.sim.outcome import Found, SimOutcome, SimRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class SimFigures:
     """What a run says of the requests that arrived after its warm-up.
 
     Attributes:
@@ -44,7 +44,7 @@ class Figures:
     slo_share: float | None = None
 
 
-def figures(outcome: Outcome, warm_up_s: float = 0.0, slo_s: float | None = None) -> Figures:
+def figures(outcome: SimOutcome, warm_up_s: float = 0.0, slo_s: float | None = None) -> SimFigures:
     """The figures of a run of which at least one request arrived after `warm_up_s` and ended."""
     arrived = [r for r in outcome.records if r.arrival_s >= warm_up_s]
     ended = [r for r in arrived if r.end_s is not None]
@@ -56,7 +56,7 @@ def figures(outcome: Outcome, warm_up_s: float = 0.0, slo_s: float | None = None
     adapters = [r for r in ended if r.found is not Found.NONE]
     misses = [r for r in adapters if r.found in (Found.HOST, Found.LINK)]
     blocks = max(1, outcome.kv_blocks) * max(outcome.duration_s, 1e-9)
-    return Figures(
+    return SimFigures(
         requests=len(arrived),
         failed=len(arrived) - len(ended),
         ttft=ttft,

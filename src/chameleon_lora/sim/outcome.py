@@ -58,7 +58,7 @@ class SimRecord:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimOutcome:
     """A run.
 
     Attributes:

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.sim.engine import Engine
 from chameleon_lora.sim.kernel import Kernel, Priority
-from chameleon_lora.sim.outcome import Outcome
+from chameleon_lora.sim.outcome import SimOutcome
 from chameleon_lora.sim.setup import Setup
 from chameleon_lora.workload.requests import TimedRequest
 
 
-def simulate(setup: Setup, requests: Sequence[TimedRequest]) -> Outcome:
+def simulate(setup: Setup, requests: Sequence[TimedRequest]) -> SimOutcome:
     """What becomes of the requests, which are in order of arrival. The same input, the same outcome.
 
     Raises:
         ConfigError: a request names an adapter that the setup lacks, or is larger than the KV cache.
     """
     _check(setup, requests)
-    kernel, outcome = Kernel(), Outcome([])
+    kernel, outcome = Kernel(), SimOutcome([])
     engine = Engine(setup, kernel, outcome)
     _Arrivals(setup, requests, kernel, engine).plan_next()
     kernel.run()

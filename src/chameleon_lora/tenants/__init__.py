@@ -3,20 +3,20 @@
 Pure: files are read and time is told elsewhere.
 """
 
-from chameleon_lora.tenants.allowance import Allowances, Charge, Refusal
-from chameleon_lora.tenants.asking import Ask, ask_of
 from chameleon_lora.tenants.keys import KeyHash, digest_of, hash_key, is_one_of, parse_hash
-from chameleon_lora.tenants.roster import Roster, parse_tenants
+from chameleon_lora.tenants.rate_limiter import RateLimiter, Refusal, TokenCharge
+from chameleon_lora.tenants.registry import TenantRegistry, parse_tenants
 from chameleon_lora.tenants.tenant import Tenant, salted
+from chameleon_lora.tenants.token_estimate import TokenEstimate, ask_of
 
 __all__ = [
-    "Allowances",
-    "Ask",
-    "Charge",
     "KeyHash",
+    "RateLimiter",
     "Refusal",
-    "Roster",
     "Tenant",
+    "TenantRegistry",
+    "TokenCharge",
+    "TokenEstimate",
     "ask_of",
     "digest_of",
     "hash_key",

@@ -1,0 +1,171 @@
+"""What Chameleon costs where it cannot help, and how many adapters a gigabyte of its memory holds.
+
+Engines without a server on the served model. All seats ask for one adapter: tokens/s of Chameleon over
+stock's. Then a mix by popularity, of which each side's observer tells how long steps waited.
+"""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from chameleon_lora.adapters.make import DEFAULT_SCALE
+from chameleon_lora.compare.observations import bytes_so_far, read_observations
+from chameleon_lora.engine_vllm import SCHEDULER
+from chameleon_lora.engine_vllm.event_log import OBSERVE_VARIABLE
+from chameleon_lora.engine_vllm.measure.offline import (
+    ENVIRONMENT,
+    OfflineEngine,
+    OfflineJob,
+    OfflineQuestion,
+    OfflineResult,
+    Wave,
+    run_offline,
+)
+from chameleon_lora.errors import BenchError
+from experiments.gpu.folders import adapters_of, ensure_adapters, ensure_model, model_folder
+from experiments.gpu.given import Given
+from experiments.gpu.jobs import FIRST_TOKEN, popular, serving_engine
+from experiments.gpu.note import Note
+
+REPEATS = 4  # the first warms up
+SEATS_FULL = 4
+GB = 1e9
+
+
+def served_adapters(given: Given) -> tuple[Path, list[Path]]:
+    """The served model's folder, and its adapters by popularity; made at the first call."""
+    serving = given.scale.serving
+    model = ensure_model(given.work, serving.model, has_weights=False)
+    ranks = [serving.ranks[n % len(serving.ranks)] for n in range(serving.adapters)]
+    return model, ensure_adapters(
+        given.work, model, ranks, serving.model.dtype, scale=DEFAULT_SCALE
+    )
+
+
+def adapters_folder(given: Given) -> Path:
+    """Where the served model's adapters are, once they are made."""
+    return adapters_of(
+        given.work, model_folder(given.work, given.scale.serving.model, has_weights=False)
+    )
+
+
+def chameleon_here(given: Given) -> tuple[OfflineEngine, list[Path]]:
+    """Chameleon's engine in this process, which may hold no other, and the adapters."""
+    os.environ.update(ENVIRONMENT)
+    model, adapters = served_adapters(given)
+    return OfflineEngine(_job(given, model, SCHEDULER, [])), adapters
+
+
+def measure_engines(given: Given, note: Note) -> None:
+    """Notes both sides' tokens/s, stalls, and what Chameleon holds.
+
+    Raises:
+        BenchError: an engine ended without a result.
+    """
+    model, adapters = served_adapters(given)
+    waves = [
+        warm_wave(given, adapters),
+        *[_one_adapter_wave(given, adapters[0])] * REPEATS,
+        *[mixed_wave(given, adapters, seed, given.scale.serving.each_tokens) for seed in (1, 2)],
+        warm_wave(given, adapters),
+    ]
+    rates: dict[str, dict[str, float]] = {}
+    for label, scheduler in (("stock", None), ("chameleon", SCHEDULER)):
+        events = given.out / f"observed-{label}.jsonl"
+        skipped = bytes_so_far(events)
+        with _observed(events):
+            result = run_offline(_job(given, model, scheduler, waves))
+        rates[label] = _rates(waves, result)
+        seen = read_observations(events, skipped)
+        stalled_s = seen.stalled_s if seen else 0.0
+        note.add(**{label: {**rates[label], **_held(result), "stalled_s": stalled_s}})
+    shares = {
+        name: rates["chameleon"][name] / rates["stock"][name] for name in ("one_adapter", "mixed")
+    }
+    note.add(chameleon_over_stock=shares)
+    if min(shares.values()) <= 0.0:
+        raise BenchError("an engine answered nothing")
+
+
+def warm_wave(given: Given, adapters: Sequence[Path]) -> Wave:
+    """One token of each adapter, so that all have been read."""
+    return _wave(given, adapters, seed=0, tokens=1)
+
+
+def mixed_wave(given: Given, adapters: Sequence[Path], seed: int, tokens: int) -> Wave:
+    """Four times as many requests as seats, their adapters by popularity."""
+    drawn = popular(SEATS_FULL * given.scale.serving.seats, adapters, random.Random(seed))
+    return _wave(given, drawn, seed, tokens)
+
+
+def _one_adapter_wave(given: Given, adapter: Path) -> Wave:
+    serving = given.scale.serving
+    return _wave(given, [adapter] * serving.seats, seed=3, tokens=serving.each_tokens)
+
+
+def _wave(given: Given, adapters: Sequence[Path], seed: int, tokens: int) -> Wave:
+    serving, rng = given.scale.serving, random.Random(seed)
+    questions = [
+        OfflineQuestion(
+            prompt=[
+                rng.randrange(FIRST_TOKEN, serving.model.vocabulary)
+                for _ in range(serving.each_tokens)
+            ],
+            adapter=str(adapter),
+            tokens=tokens,
+        )
+        for adapter in adapters
+    ]
+    return Wave(questions=questions, before="nothing")
+
+
+def _job(given: Given, model: Path, scheduler: str | None, waves: list[Wave]) -> OfflineJob:
+    return OfflineJob(
+        model=str(model),
+        scheduler=scheduler,
+        settings={},
+        engine=serving_engine(given),
+        waves=waves,
+    )
+
+
+@contextmanager
+def _observed(events: Path) -> Iterator[None]:
+    """Engines that are started inside write there what made steps wait."""
+    os.environ[OBSERVE_VARIABLE] = str(events)
+    try:
+        yield
+    finally:
+        del os.environ[OBSERVE_VARIABLE]
+
+
+def _rates(waves: Sequence[Wave], result: OfflineResult) -> dict[str, float]:
+    """Output tokens/s: the median over waves of one adapter, and of the mixed ones."""
+    found = [
+        sum(len(answer["tokens"]) for answer in wave["answers"]) / wave["seconds"]
+        for wave in result["waves"]
+    ]
+    assert len(found) == len(waves)
+    return {"one_adapter": median(found[2 : 1 + REPEATS]), "mixed": median(found[1 + REPEATS : -1])}
+
+
+def _held(result: OfflineResult) -> dict[str, Any]:
+    """Adapters in idle KV blocks at the end, and how many a gigabyte holds there and in slots."""
+    last = result["waves"][-1]
+    held_bytes = last["held_blocks"] * result["block_bytes"]
+    return {
+        "kv_bytes": result["kv_blocks"] * result["block_bytes"],
+        "held_adapters": last["held_adapters"],
+        "held_bytes": held_bytes,
+        "held_a_gb": last["held_adapters"] / held_bytes * GB if held_bytes else 0.0,
+        "slot_bytes": result["slot_bytes"],
+        "slots_a_gb": GB / result["slot_bytes"] if result["slot_bytes"] else 0.0,
+        "activations": {
+            source: sum(counts["counts"])
+            for source, counts in result["counts"].get("activation_stall_seconds", {}).items()
+        },
+    }

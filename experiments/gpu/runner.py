@@ -1,0 +1,164 @@
+"""Runs the stages one after the other, each in a process of its own, within the time there is."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from experiments.gpu.note import noted
+from experiments.gpu.order import Step, decide, in_order
+from experiments.gpu.outcome import (
+    NOT_HERE_CODE,
+    NOTE,
+    REASON,
+    STAGES,
+    Outcome,
+    Status,
+    place_of,
+    read_outcome,
+    write_outcome,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+GRACE_S = 30.0
+"""For a stage that is told to stop: its servers have 20 s of their own."""
+LOG_LINES = 3
+LONGEST = 600  # characters of a reason
+ERROR = re.compile(r"\w+(Error|Exception): ")
+
+
+@dataclass(slots=True)
+class Runner:
+    """One call's.
+
+    Attributes:
+        limit_s: of the whole call.
+        device: the GPU's name; None without CUDA.
+        command: starts a stage's process, for its name.
+        environment: of the stages, on top of our own.
+        known: how stages ended, of earlier calls too.
+    """
+
+    out: Path
+    steps: Sequence[Step]
+    limit_s: float
+    device: str | None
+    command: Callable[[str], list[str]]
+    environment: Mapping[str, str]
+    clock: Callable[[], float]
+    say: Callable[[str], None]
+    known: dict[str, Outcome] = field(default_factory=dict)
+
+    def run(self) -> bool:
+        """Whether it came to its end; an interrupt ends it with what there is."""
+        began_s = self.clock()
+        self.known.update(known_of(self.out))
+        try:
+            for step in in_order(self.steps, self.known):
+                left_s = self.limit_s - (self.clock() - began_s)
+                found = decide(step, self.known, left_s, has_cuda=self.device is not None)
+                if isinstance(found, Outcome):
+                    self._keep(found)
+                    continue
+                self.say(f"{step.name}: about {step.estimate_s:.0f} s, {left_s:.0f} s left")
+                self._keep(self._outcome(step, found.limit_s))
+        except KeyboardInterrupt:
+            return False
+        return True
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Writes it, unless it would hide how the stage once failed."""
+        if outcome.status is not Status.LEFT or outcome.stage not in self.known:
+            self.known[outcome.stage] = outcome
+            write_outcome(self.out, outcome)
+        tail = f" ({outcome.reason})" if outcome.reason else ""
+        self.say(f"{outcome.stage}: {outcome.status.value}, {outcome.seconds:.0f} s{tail}")
+
+    def _outcome(self, step: Step, limit_s: float) -> Outcome:
+        """Of a stage that is run now."""
+        place = place_of(self.out, step.name)
+        for ending in (NOTE, REASON):
+            place.with_suffix(ending).unlink(missing_ok=True)
+        log = self.out / "logs" / f"{step.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start_s = self.clock()
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                self.command(step.name),
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+            status = self._wait(process, limit_s, step.name, start_s)
+        ended = self._ended(step.name, start_s)
+        if status == 0:
+            return replace(ended, status=Status.DONE)
+        reason = _reason(place.with_suffix(REASON), log, status)
+        if status is None:
+            reason = f"stopped after {limit_s:.0f} s, its limit"
+        kind = Status.SKIPPED if status == NOT_HERE_CODE else Status.FAILED
+        return replace(ended, status=kind, reason=reason)
+
+    def _ended(self, name: str, start_s: float) -> Outcome:
+        """Of a stage whose process is gone, with what it had found."""
+        figures = noted(place_of(self.out, name).with_suffix(NOTE))
+        seconds = self.clock() - start_s
+        return Outcome(name, Status.FAILED, "", seconds, figures, self.device or "CPU")
+
+    def _wait(
+        self, process: subprocess.Popen[bytes], limit_s: float, name: str, start_s: float
+    ) -> int | None:
+        """Its exit code; None if it had to be stopped, for it took too long."""
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            _stop(process)
+            return None
+        except KeyboardInterrupt:
+            _stop(process)
+            self._keep(replace(self._ended(name, start_s), reason="the call was ended"))
+            raise
+
+
+def known_of(out: Path) -> dict[str, Outcome]:
+    """How stages ended in earlier calls; those that could not run then are tried again."""
+    found = [read_outcome(out, path.stem) for path in sorted((out / STAGES).glob("*.json"))]
+    again = (Status.LEFT, Status.SKIPPED)
+    return {one.stage: one for one in found if one is not None and one.status not in again}
+
+
+def child_command(out: Path) -> Callable[[str], list[str]]:
+    """Starts a stage of this output folder."""
+    return lambda name: [sys.executable, "-m", "experiments.gpu.child", str(out), name]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the stage, gently first; its whole group after that."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(
+            process.pid, signal.SIGKILL
+        )  # also after a clean end: a child may have outlived it
+    process.wait()
+
+
+def _reason(path: Path, log: Path, status: int | None) -> str:
+    """What the stage gave as its reason, or the end of its log; then the last error in the log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if path.exists():
+        reason = path.read_text(encoding="utf-8")
+    else:
+        reason = f"ended with {status}: {' / '.join(lines[-LOG_LINES:])}"
+    error = next((line for line in reversed(lines) if ERROR.search(line)), "").strip()
+    return reason if not error or error in reason else f"{reason}; in its log: {error}"[:LONGEST]

@@ -1,0 +1,128 @@
+"""How long activated requests wait for their adapter, on live servers: stock vLLM against Chameleon.
+
+    .venv/bin/python experiments/live_adapters.py --pairs 3 --seconds 30
+
+64 adapters in 4 slots. Both servers in turn (S C, C S, ...), same flags and requests; stock keeps all
+adapters in host memory from its start on (`--max-cpu-loras 64`, its best setting), Chameleon reads
+each from disk when it is first named. What a request waits for its adapter is, on stock, the load and
+the activation inside its first step; on Chameleon, from its arrival until host memory has the adapter,
+and the activation inside the step.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.bench.replay import Target, replay
+from chameleon_lora.compare.demo_adapters import adapter_names, ensure_adapters
+from chameleon_lora.compare.demo_servers import (
+    BASE_MODEL_NAME,
+    ServerSetup,
+    chameleon_command,
+    server_environment,
+    stock_command,
+)
+from chameleon_lora.metrics.summary import percentile, summarise
+from chameleon_lora.servers.process import ServerSpec, free_port, running_server
+from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.workload.lengths import LengthScale
+from chameleon_lora.workload.requests import WorkloadSpec, make_workload
+
+ADAPTERS, SLOTS, SEATS, LAYERS = 64, 4, 32, 16
+LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
+TOKEN_IDS = (3, 512)
+
+
+def main() -> None:
+    """Run the pairs and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=20.0, help="requests/s")
+    parser.add_argument("--set", action="append", default=[], help="a setting of Chameleon's")
+    parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
+    args = parser.parse_args()
+    cache = default_cache_dir()
+    model = ensure_tiny_model(cache, LAYERS)
+    setup = replace(
+        ServerSetup(model, ensure_adapters(model, cache, ADAPTERS)),
+        slots=SLOTS, seats=SEATS,
+    )  # fmt: skip
+    rows = []
+    for pair in range(args.pairs):
+        order = ("stock", "chameleon") if pair % 2 == 0 else ("chameleon", "stock")
+        for arm in order:
+            rows.append((pair, arm, *measure(arm, pair, setup, args)))
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(table(rows))
+
+
+def measure(arm: str, pair: int, setup: ServerSetup, args: argparse.Namespace) -> tuple[Any, ...]:
+    """One server under the traffic of one pair."""
+    folder, port = (args.out / f"{pair}-{arm}").absolute(), free_port()
+    events = folder / "observations.jsonl"
+    events.unlink(missing_ok=True)
+    command = (stock_command if arm == "stock" else chameleon_command)(setup, port)
+    if arm == "chameleon":
+        command += [word for setting in args.set for word in ("--set", setting)]
+    names = adapter_names(setup.adapters_dir)
+    environment = server_environment(events)
+    with running_server(ServerSpec(command, port, folder / "server.log", environment)) as url:
+        spec = WorkloadSpec(args.rate, args.seconds, 1.0, LENGTHS)
+        target = Target(url, BASE_MODEL_NAME, TOKEN_IDS)
+        summary = summarise(asyncio.run(replay(target, make_workload(spec, names, 5 + pair))))
+    lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    waits_s, sources = (stock_waits if arm == "stock" else our_waits)(lines)
+    warm_s = [wait for wait, source in zip(waits_s, sources, strict=True) if source != "disk"]
+    assert summary.ttft is not None
+    counts = Counter(sources)
+    return (
+        len(waits_s),
+        *(f"{counts[source] / len(sources):.2f}" for source in ("device", "host", "disk")),
+        *(f"{1e3 * percentile(waits_s, p):.2f}" for p in (50, 99)),
+        *(f"{1e3 * percentile(warm_s, p):.2f}" for p in (50, 99)),
+        f"{1e3 * summary.ttft.p50_s:.0f}",
+        f"{1e3 * summary.ttft.p99_s:.0f}",
+        summary.failed,
+    )
+
+
+def stock_waits(lines: Iterable[dict[str, Any]]) -> tuple[list[float], list[str]]:
+    """For each activation inside a step: it, and the load before it, if there was one."""
+    waits_s: list[float] = []
+    sources: list[str] = []
+    loads_s: dict[int, float] = {}
+    for line in lines:
+        if not line["in_step"]:
+            continue
+        if line["event"] == "disk_load":
+            loads_s[line["adapter_id"]] = line["seconds"]
+        else:
+            load_s = loads_s.pop(line["adapter_id"], None)
+            waits_s.append(line["seconds"] + (load_s or 0.0))
+            sources.append("host" if load_s is None else "disk")
+    return waits_s, sources
+
+
+def our_waits(lines: Iterable[dict[str, Any]]) -> tuple[list[float], list[str]]:
+    """As the driver recorded them."""
+    found = [line for line in lines if line["event"] == "adapter_wait"]
+    return [line["seconds"] for line in found], [line["source"] for line in found]
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """In Markdown."""
+    head = ("pair", "server", "activations", "from device", "host", "disk", "wait P50, ms", "P99",
+            "warm P50, ms", "P99", "TTFT P50, ms", "P99", "failed")  # fmt: skip
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Faults of clients: those who leave, and those who come all at once."""
+
+import asyncio
+import os
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+
+from faults.asked import Asked
+from faults.client import until
+from faults.context import (
+    ANY,
+    LONG_SEED,
+    LONG_TELLERS,
+    PROBE_TOKENS,
+    SEEDS,
+    SERVED,
+    TOKENS,
+    VICTIM,
+    FaultContext,
+)
+from faults.fault import RIGHT, Fault, FaultOutcome, first_error
+
+LEAVERS = 500
+STORM_ADAPTERS, STORM_REQUESTS = 10, 100
+STALL_S = 0.2
+REGISTERED, TRIED = 5_000, 20
+LIST_EVERY_S = 1.0  # a list of so many is long
+AT_ONCE = 2_000
+LONG_STREAMS, LONG_LENGTHS = 24, (60, 300, 560)  # so unlike that no prediction fits
+
+
+async def leave(scene: FaultContext) -> FaultOutcome:
+    """Five hundred streams are cut at their first token."""
+    names = scene.names
+    questions = [Asked(names[i % len(names)], SEEDS[0], TOKENS) for i in range(LEAVERS)]
+    replies = await asyncio.gather(*(scene.client.hang_up(asked, 1) for asked in questions))
+    ends = tuple(scene.end(r, (SERVED.get(r.asked.model),)) for r in replies if r is not None)
+    return FaultOutcome(ends, recovery_s=await until(partial(scene.is_right, ANY, SERVED[ANY])))
+
+
+async def leave_while_loading(scene: FaultContext) -> FaultOutcome:
+    """Requests for adapters that are being read are cut before their first token.
+
+    Afterwards each of those adapters is served: none is stuck, no slot is lost.
+    """
+    offered = [await scene.offered() for _ in range(STORM_ADAPTERS)]
+    names = [name for name, _ in offered]
+    leavers = [Asked(names[i % len(names)], SEEDS[0], TOKENS) for i in range(STORM_REQUESTS)]
+    with scene.faulty.stalling(f"{scene.home}/", STALL_S):
+        tasks = [asyncio.create_task(scene.client.hang_up(asked, 1)) for asked in leavers]
+        await asyncio.sleep(2 * STALL_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    replies = await scene.client.ask_all(Asked(name, SEEDS[1], TOKENS) for name in names)
+    ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
+    recovery_s = await until(partial(scene.is_right, names[0], VICTIM))
+    for name in names:
+        await scene.client.unload(name)
+    return FaultOutcome(ends, recovery_s, first_error(replies))
+
+
+async def register(scene: FaultContext) -> FaultOutcome:
+    """Five thousand adapters appear in the served folder, and go again; some are asked for."""
+    assert scene.adapters is not None
+    names = [f"many-{number:04d}" for number in range(REGISTERED)]
+    source = scene.kit.path(VICTIM)
+    await asyncio.to_thread(_link_all, source, scene.adapters, names)
+    tried = random.Random(0).sample(names, TRIED)
+    replies = await scene.client.ask_all(Asked(name, SEEDS[0], PROBE_TOKENS) for name in tried)
+    ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
+    all_there = partial(_lists, scene, len(scene.names) + REGISTERED)
+    await until(all_there, every_s=LIST_EVERY_S)
+    for name in names:
+        await asyncio.to_thread(shutil.rmtree, scene.adapters / name)
+    gone = partial(_lists, scene, len(scene.names))
+    return FaultOutcome(ends, await until(gone, every_s=LIST_EVERY_S), first_error(replies))
+
+
+async def come_at_once(scene: FaultContext) -> FaultOutcome:
+    """Two thousand requests at once, for all adapters, over a small KV cache."""
+    names = scene.names
+    questions = [Asked(names[i % len(names)], SEEDS[i % 2], 4 + i % 5) for i in range(AT_ONCE)]
+    replies = await scene.client.ask_all(questions)
+    ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
+    recovery_s = await until(partial(scene.is_right, ANY, SERVED[ANY]))
+    return FaultOutcome(ends, recovery_s, first_error(replies))
+
+
+async def fill_memory(scene: FaultContext) -> FaultOutcome:
+    """Long answers that do not fit together: vLLM preempts, and all come to their end."""
+    tellers = [name for name in LONG_TELLERS if name in scene.names]
+    questions = [
+        Asked(tellers[i % len(tellers)], LONG_SEED, LONG_LENGTHS[i % len(LONG_LENGTHS)])
+        for i in range(LONG_STREAMS)
+    ]
+    before = await scene.client.metric("vllm:num_preemptions_total")
+    replies = await scene.client.ask_all(questions)
+    preemptions = await scene.client.metric("vllm:num_preemptions_total") - before
+    ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
+    recovery_s = await until(partial(scene.is_right, ANY, SERVED[ANY]))
+    said = first_error(replies) or f"{preemptions:.0f} preemptions"
+    return FaultOutcome(ends, recovery_s, said)
+
+
+def _link_all(source: Path, root: Path, names: list[str]) -> None:
+    """Folders that share one adapter's files."""
+    for name in names:
+        staged = root / f".{name}"
+        staged.mkdir()
+        for file in source.iterdir():
+            os.link(file, staged / file.name)
+        staged.rename(root / name)
+
+
+async def _lists(scene: FaultContext, count: int) -> bool:
+    return count == len(await scene.client.models())
+
+
+FAULTS = (
+    Fault("500 clients leave in mid-stream", leave, RIGHT, silence_s=None),
+    Fault("clients leave during loads", leave_while_loading, RIGHT, silence_s=None),
+    Fault("5,000 adapters registered", register, RIGHT, needs_folder=True),
+    Fault("2,000 requests at once", come_at_once, RIGHT, silence_s=None),
+    Fault("KV cache full, preemptions", fill_memory, RIGHT, silence_s=None),
+)

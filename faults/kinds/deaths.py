@@ -1,0 +1,70 @@
+"""Faults of the server's processes and of its clock."""
+
+import asyncio
+import signal
+from functools import partial
+
+import psutil
+
+from faults.client import until
+from faults.context import ANY, SERVED, FaultContext
+from faults.fault import RIGHT, Fault, FaultOutcome
+
+ENGINE, WORKER = "VLLM::Engine", "VLLM::Worker"  # as vLLM names its processes
+EXIT_LIMIT_S = 60.0
+JUMPS_S = (86_400.0, -86_400.0)
+JUMP_LASTS_S = 2.0
+
+
+async def kill(title: str, scene: FaultContext) -> FaultOutcome:
+    """One of its processes is killed; all others must end too, and say so."""
+    family = scene.process.children(recursive=True)
+    victims = [child for child in family if title in " ".join(child.cmdline())]
+    if not victims:
+        raise RuntimeError(f"the server has no process {title!r}")
+    victims[-1].send_signal(signal.SIGKILL)
+    return await _ended([scene.process, *family])
+
+
+async def terminate(scene: FaultContext) -> FaultOutcome:
+    """SIGTERM with streams in flight: they end whole, and then the server does."""
+    family = scene.process.children(recursive=True)
+    scene.process.send_signal(signal.SIGTERM)
+    return await _ended([scene.process, *family])
+
+
+async def jump(scene: FaultContext) -> FaultOutcome:
+    """The wall clock jumps a day ahead, and a day back."""
+    for seconds in JUMPS_S:
+        with scene.faulty.clock_jumped(seconds):
+            await asyncio.sleep(JUMP_LASTS_S)
+    return FaultOutcome(recovery_s=await until(partial(scene.is_right, ANY, SERVED[ANY])))
+
+
+async def _ended(family: list[psutil.Process]) -> FaultOutcome:
+    """How long until no process of it is left."""
+
+    async def are_gone() -> bool:
+        return not any(_is_alive(process) for process in family)
+
+    try:
+        return FaultOutcome(recovery_s=await until(are_gone, EXIT_LIMIT_S))
+    except TimeoutError:
+        left = [process for process in family if _is_alive(process)]
+        return FaultOutcome(said=f"after {EXIT_LIMIT_S:g} s there was still {left}")
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A zombie has ended, though its parent has not looked yet."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+FAULTS = (
+    Fault("clock jumps a day", jump, RIGHT),
+    Fault("worker killed", partial(kill, WORKER), ends_server=True),
+    Fault("engine killed", partial(kill, ENGINE), ends_server=True),
+    Fault("SIGTERM with streams", terminate, ends_server=True, drains=True),
+)

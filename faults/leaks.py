@@ -1,0 +1,75 @@
+"""Does a server grow? Its memory, descriptors, threads and KV memory at moments when it is idle."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from chameleon_lora.errors import ConfigError
+
+LEAST_SAMPLES = 8
+_T_95 = 2.2  # Student's quantile for 8 to 20 samples lies between 2.1 and 2.4
+_HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeakSample:
+    """A server with all its children, while no request was under way.
+
+    Attributes:
+        at_s: since the first sample.
+        kv_usage: share of the KV cache that is not free, in [0, 1].
+    """
+
+    at_s: float
+    rss_bytes: int
+    descriptors: int
+    threads: int
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """How fast something grows, a unit an hour, with its 95 % interval (ordinary least squares)."""
+
+    per_hour: float
+    low: float
+    high: float
+
+    @property
+    def is_growth(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.low > 0.0
+
+
+def sample(process: psutil.Process, at_s: float, kv_usage: float) -> LeakSample:
+    """What the process and its children hold now."""
+    family = [process, *process.children(recursive=True)]
+    return LeakSample(
+        at_s,
+        sum(member.memory_info().rss for member in family),
+        sum(member.num_fds() for member in family),
+        sum(member.num_threads() for member in family),
+        kv_usage,
+    )
+
+
+def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
+    """The growth of values over time.
+
+    Raises:
+        ConfigError: there are too few of them.
+    """
+    count = len(values)
+    if count < LEAST_SAMPLES:
+        raise ConfigError(
+            f"{count} samples are too few to tell growth from noise, the least are {LEAST_SAMPLES}"
+        )
+    per_s, start = statistics.linear_regression(at_s, values)
+    residuals = [y - (start + per_s * x) for x, y in zip(at_s, values, strict=True)]
+    spread = sum((x - statistics.fmean(at_s)) ** 2 for x in at_s)
+    error = math.sqrt(sum(r * r for r in residuals) / (count - 2) / spread)
+    low, high = per_s - _T_95 * error, per_s + _T_95 * error
+    return Slope(per_s * _HOUR_S, low * _HOUR_S, high * _HOUR_S)

@@ -1,0 +1,123 @@
+"""One fault under a steady load, and what became of every request."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+import aiohttp
+import psutil
+
+from faults.asked import End, Reply
+from faults.client import now_s, until
+from faults.context import FaultContext
+from faults.fault import Fault, FaultOutcome, first_error
+from faults.load import SteadyLoad
+
+STREAMS = 6
+IDLE_LIMIT_S = 60.0
+EXIT_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRow:
+    """What one fault did.
+
+    Attributes:
+        in_flight: of the load, when it began.
+        requests: of the load, and those that the fault concerned.
+        lost: ended without a word, among all.
+        wrong: ended with tokens that are not theirs, among all.
+        disturbed: of the load: failed, or silent for too long.
+        unexpected: that the fault concerned and that ended otherwise than they may.
+        is_clean: the server is up, idle and holds no KV memory; or, where it could not go on, no
+            process of it is left.
+        exit_status: None while it runs.
+    """
+
+    fault: str
+    in_flight: int
+    requests: int
+    lost: int
+    wrong: int
+    disturbed: int
+    unexpected: int
+    recovery_s: float | None
+    is_clean: bool
+    exit_status: int | None
+    said: str
+
+
+async def try_fault(fault: Fault, scene: FaultContext, streams: int = STREAMS) -> FaultRow:
+    """Inflicts it on a scene whose load runs from before it until after it."""
+    stops = fault.ends_server
+    load = SteadyLoad(scene.client, scene.questions(), streams, stops_when_told=stops)
+    async with load.running():
+        in_flight, inflicted_s = load.in_flight, now_s()
+        outcome = await _inflicted(fault, scene)
+    is_clean = not fault.ends_server and await _is_clean(scene)
+    exit_status = None if is_clean else await asyncio.to_thread(_exit_status, scene)
+    is_clean = is_clean or (fault.ends_server and exit_status is not None)
+    disturbed = sum(_is_disturbed(r, load.end(r), fault, inflicted_s) for r in load.replies)
+    return _row(fault, outcome, load, (in_flight, disturbed), is_clean, exit_status)
+
+
+async def _inflicted(fault: Fault, scene: FaultContext) -> FaultOutcome:
+    """What came of it, also if it ended a server that it was not to end."""
+    try:
+        return await fault.inflict(scene)
+    except aiohttp.ClientError as error:
+        return FaultOutcome(said=f"the server is gone: {error}")
+
+
+def _row(
+    fault: Fault,
+    outcome: FaultOutcome,
+    load: SteadyLoad,
+    counts: tuple[int, int],
+    is_clean: bool,
+    exit_status: int | None,
+) -> FaultRow:
+    ends = Counter([*outcome.ends, *map(load.end, load.replies)])
+    bad = [reply for reply in load.replies if load.end(reply) is not End.RIGHT]
+    bad.sort(key=lambda reply: load.end(reply) in (End.TOLD, End.REFUSED))  # the worst one first
+    in_flight, disturbed = counts
+    return FaultRow(
+        fault=fault.name,
+        in_flight=in_flight,
+        requests=ends.total() - ends[End.REFUSED],
+        lost=ends[End.LOST],
+        wrong=ends[End.WRONG],
+        disturbed=disturbed,
+        unexpected=sum(end not in fault.may_end for end in outcome.ends),
+        recovery_s=outcome.recovery_s,
+        is_clean=is_clean and outcome.recovery_s is not None,
+        exit_status=exit_status,
+        said=outcome.said or first_error(bad),
+    )
+
+
+def _is_disturbed(reply: Reply, end: End, fault: Fault, inflicted_s: float) -> bool:
+    """Did this request of the load feel what it had no part in?"""
+    if fault.ends_server:
+        must_end_right = fault.drains and reply.began_s < inflicted_s
+        return end is not End.RIGHT if must_end_right else end in (End.LOST, End.WRONG)
+    is_silent = fault.silence_s is not None and reply.silence_s > fault.silence_s
+    return end is not End.RIGHT or is_silent
+
+
+async def _is_clean(scene: FaultContext) -> bool:
+    """Is the server up, and has all memory come back?"""
+    try:
+        await until(scene.client.is_idle, IDLE_LIMIT_S)
+    except (TimeoutError, OSError):
+        return False
+    return await scene.client.is_healthy()
+
+
+def _exit_status(scene: FaultContext) -> int | None:
+    """Of the server's first process, our child; None if it does not end."""
+    try:
+        status: int | None = scene.process.wait(EXIT_LIMIT_S)
+    except psutil.TimeoutExpired:
+        status = None
+    return status

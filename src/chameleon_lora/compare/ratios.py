@@ -1,0 +1,211 @@
+"""What a comparison says: each arm's figures over the base arm's."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from chameleon_lora.compare.arm_run import RunResult, is_of
+from chameleon_lora.compare.intervals import Interval, ValuesOf, paired, percentile_ratio, ratio_of
+from chameleon_lora.compare.points import PointPurpose
+from chameleon_lora.metrics.fairness import fairness
+from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.summary import percentile
+
+Repeats = Mapping[int, Sequence[RunResult]]
+OfRun = Callable[[RunResult], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """One figure of a run.
+
+    Attributes:
+        percent: which percentile of the requests' `values_of` it is; None for figures of a whole
+            run, whose intervals draw repeats only.
+        decides: whether repeats go on until its interval is narrow.
+    """
+
+    name: str
+    text: str
+    of_run: OfRun
+    values_of: ValuesOf | None = None
+    percent: float | None = None
+    decides: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """An arm's figure at a point, over the base's.
+
+    Attributes:
+        base, value: medians over repeats, of the base and of the arm; seconds or tokens/s.
+        ratio: the median of paired ratios, within [low, high] at 95 %.
+    """
+
+    label: str
+    figure: str
+    purpose: str
+    point: float
+    base: float
+    value: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """The highest load of an arm that met the objective: medians over repeats; the base has no ratio."""
+
+    label: str
+    rate_per_s: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def _ttft(record: RequestRecord) -> Sequence[float]:
+    return () if record.ttft_s is None else (record.ttft_s,)
+
+
+def _gaps(record: RequestRecord) -> Sequence[float]:
+    return record.token_gaps_s
+
+
+def _percentile_of(values_of: ValuesOf, percent: float) -> OfRun:
+    def of_run(shown: RunResult) -> float | None:
+        values = [value for r in shown.records if r.is_completed for value in values_of(r)]
+        return percentile(values, percent) if values else None
+
+    return of_run
+
+
+def _output_throughput(shown: RunResult) -> float | None:
+    return shown.output_tokens_per_s or None
+
+
+def _unfairness(shown: RunResult) -> float | None:
+    found = fairness(shown.records)
+    return None if found is None else found.worst_over_median
+
+
+FIGURES = (
+    FigureSpec("ttft_p50", "P50 time to first token", _percentile_of(_ttft, 50.0), _ttft, 50.0),
+    FigureSpec(
+        "ttft_p99",
+        "P99 time to first token",
+        _percentile_of(_ttft, 99.0),
+        _ttft,
+        99.0,
+        decides=True,
+    ),
+    FigureSpec("itl_p99", "P99 time between tokens", _percentile_of(_gaps, 99.0), _gaps, 99.0),
+    FigureSpec("output_throughput", "output tokens/s", _output_throughput),
+    FigureSpec("fairness", "worst adapter's P99 TTFT over the median adapter's", _unfairness),
+)
+
+
+def load_ratios(
+    labels: Sequence[str], shown: Mapping[str, Repeats], purpose: PointPurpose = PointPurpose.LOAD
+) -> tuple[Ratio, ...]:
+    """Of every other arm, at every point, each figure; by repeats that both arms have made."""
+    base = labels[0]
+    points = sorted(
+        {run.point.value for runs in shown[base].values() for run in runs if is_of(run, purpose)}
+    )
+    return tuple(
+        ratio
+        for label in labels[1:]
+        for point in points
+        for figure in FIGURES
+        if (
+            ratio := _ratio(
+                figure, label, purpose, point, _pairs(shown, base, label, purpose, point)
+            )
+        )
+    )
+
+
+def sustained(
+    labels: Sequence[str], highest: Mapping[str, Mapping[int, float]]
+) -> tuple[Sustained, ...]:
+    """Of each arm that was searched; the ratio is to the base's in the same repeat."""
+    base = highest[labels[0]]
+    return tuple(
+        _sustained(label, highest[label], {} if label == labels[0] else base)
+        for label in labels
+        if highest[label]
+    )
+
+
+def _sustained(label: str, mine: Mapping[int, float], base: Mapping[int, float]) -> Sustained:
+    both = sorted(set(base) & set(mine))
+    found = ratio_of([base[repeat] for repeat in both], [mine[repeat] for repeat in both])
+    return Sustained(
+        label=label,
+        rate_per_s=statistics.median(mine.values()),
+        ratio=None if found is None else found.ratio,
+        low=None if found is None else found.low,
+        high=None if found is None else found.high,
+        pairs=len(both),
+    )
+
+
+def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
+    """Is every interval that decides within `width` of its ratio? False without any."""
+    deciding = {figure.name for figure in FIGURES if figure.decides}
+    wide = [(r.high - r.low) / r.ratio for r in ratios if r.figure in deciding and r.ratio]
+    return bool(wide) and max(wide) <= width
+
+
+def _pairs(
+    shown: Mapping[str, Repeats], base: str, label: str, purpose: PointPurpose, point: float
+) -> list[tuple[RunResult, RunResult]]:
+    def run_of(arm: str, repeat: int) -> RunResult | None:
+        runs = shown[arm].get(repeat, ())
+        found = (r for r in runs if is_of(r, purpose) and r.point.value == point)
+        return next(found, None)
+
+    both = ((run_of(base, repeat), run_of(label, repeat)) for repeat in sorted(shown[base]))
+    return [(one, two) for one, two in both if one is not None and two is not None]
+
+
+def _ratio(
+    figure: FigureSpec,
+    label: str,
+    purpose: PointPurpose,
+    point: float,
+    runs: Sequence[tuple[RunResult, RunResult]],
+) -> Ratio | None:
+    both = [(figure.of_run(one), figure.of_run(two)) for one, two in runs]
+    values = [(base, value) for base, value in both if base is not None and value is not None]
+    interval = _interval(figure, runs, values)
+    if interval is None:
+        return None
+    return Ratio(
+        label,
+        figure.name,
+        purpose.value,
+        point,
+        statistics.median(base for base, _ in values),
+        statistics.median(value for _, value in values),
+        interval.ratio,
+        interval.low,
+        interval.high,
+        interval.pairs,
+    )
+
+
+def _interval(
+    figure: FigureSpec,
+    runs: Sequence[tuple[RunResult, RunResult]],
+    values: Sequence[tuple[float, float]],
+) -> Interval | None:
+    if not values:
+        return None
+    if figure.values_of is None or figure.percent is None:
+        return ratio_of([base for base, _ in values], [value for _, value in values])
+    pairs = [paired(one.records, two.records, figure.values_of) for one, two in runs]
+    return percentile_ratio(pairs, figure.percent)

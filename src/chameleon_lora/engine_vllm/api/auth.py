@@ -1,0 +1,324 @@
+"""Who gets in: API keys of the admin and of tenants, at the door of vLLM's server.
+
+| | without tenants | with tenants |
+| --- | --- | --- |
+| `GET /health`, `/ping`, `/version` | all | all |
+| `OPTIONS` of routes that tenants use | all | all |
+| load, unload, pin, unpin, state, arrivals | admin, if there is an admin key | admin |
+| `GET /v1/models`, and each route that generates or reads text for a model | all | admin, tenants |
+| everything else, `/metrics` too | all | admin |
+
+The gate stands before all other middleware. What a tenant may name is for `tenant_patch` to hold.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from chameleon_lora.engine_vllm.api import isolation
+from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
+from chameleon_lora.engine_vllm.api.keys import ApiKeys, api_keys_of
+from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
+from chameleon_lora.engine_vllm.config import CONFIG_KEY
+from chameleon_lora.settings import parse_settings
+from chameleon_lora.tenants import (
+    KeyHash,
+    RateLimiter,
+    Refusal,
+    Tenant,
+    TokenEstimate,
+    ask_of,
+    digest_of,
+    is_one_of,
+)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+OPEN = frozenset({"/health", "/ping", "/version"})
+LISTING = "/v1/models"
+ADMINS = frozenset({"/chameleon/state", "/chameleon/arrivals"})
+CONTROLS = frozenset(
+    f"/v1/{verb}_lora_adapter" for verb in ("load", "unload", "pin", "unpin")
+) | frozenset({"/adapters"})
+ASKING = frozenset(
+    {
+        *("/v1/completions", "/v1/chat/completions", "/v1/responses"),
+        *("/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize"),
+        *("/v1/embeddings", "/pooling", "/classify"),
+        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+    }
+)
+# What one tenant could disturb another by: lanes, ids under which requests are aborted or answers kept.
+DROPPED = ("priority", "request_id")
+REFUSED = ("previous_response_id", "kv_transfer_params", "background")
+ID_HEADER = b"x-request-id"
+LOAD_HEADER = b"endpoint-load-metrics-format"  # asks for how full the engine is
+_logger = logging.getLogger(__name__)
+
+
+def monotonic_s() -> float:
+    """The gate's clock."""
+    return time.monotonic()  # noqa: TID251  # the gate's one clock
+
+
+class AuthMiddleware:
+    """ASGI middleware of one API server, outside of all others."""
+
+    def __init__(self, app: Any, keys: ApiKeys, clock: Callable[[], float] = monotonic_s) -> None:
+        self._app = app
+        self._keys = keys
+        self._clock = clock
+        self._allowances = RateLimiter()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The app's answer, or a refusal in OpenAI's form."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        path = _path(scope)
+        if scope.get("method") == "OPTIONS" and self._is_known_to_all(path):
+            await self._let_in(CallerContext(None, may_control=False), scope, receive, send)
+            return
+        digest = digest_of(_header(scope, b"authorization"))
+        admin = self._keys.admin
+        if digest is not None and admin is not None and is_one_of(digest, (admin,)):
+            await self._let_in(
+                CallerContext(None, may_control=True), _with_key(scope, self._keys), receive, send
+            )
+        elif self._keys.tenants is not None:
+            await self._ask_tenant(self._keys.tenants, digest, path, scope, receive, send)
+        elif admin is not None and self._is_admins(path):
+            await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
+        else:
+            visit = CallerContext(None, may_control=admin is None)
+            await self._let_in(visit, scope, receive, send)
+
+    async def _let_in(
+        self, visit: CallerContext, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        token = CALLER.set(visit)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            CALLER.reset(token)
+
+    def _is_known_to_all(self, path: str) -> bool:
+        """Whether browsers may ask, before they send a key, if they may send one."""
+        return self._keys.tenants is None or path in ASKING or path in OPEN or path == LISTING
+
+    def _is_admins(self, path: str) -> bool:
+        first = f"/{path.split('/')[1]}" if path.startswith("/adapters/") else path
+        return path in ADMINS or (self._keys.has_controls and first in CONTROLS)
+
+    async def _ask_tenant(
+        self,
+        file: TenantFile,
+        digest: KeyHash | None,
+        path: str,
+        scope: Message,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        if path in OPEN and scope["type"] == "http":
+            await self._let_in(CallerContext(None, may_control=False), scope, receive, send)
+            return
+        await file.follow(self._clock())
+        self._allowances.keep(file.roster.names)
+        tenant = None if digest is None else file.roster.find(digest)
+        method = scope.get("method")
+        if tenant is None:
+            await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_key(digest))
+        elif self._is_admins(path) or path == "/metrics":
+            await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
+        elif path == LISTING and method == "GET":
+            await self._charge(tenant, TokenEstimate(), scope, receive, send)
+        elif path in ASKING and method == "POST":
+            await self._read(tenant, path, scope, receive, send)
+        else:
+            await _refuse(scope, send, HTTPStatus.NOT_FOUND, "Not Found")
+
+    async def _read(
+        self, tenant: Tenant, path: str, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        """Look at the body before it goes on, and send on no other than was looked at."""
+        text = await _body(receive)
+        if text is None:
+            return  # the client has gone
+        try:
+            body = json.loads(text)
+            kept = _without(body, DROPPED)
+        except (ValueError, RecursionError):
+            body, kept = None, b""
+        if not isinstance(body, dict):
+            reason = "The body is no JSON object; send one with 'model'."
+            await _refuse(scope, send, HTTPStatus.BAD_REQUEST, reason)
+            return
+        for key in REFUSED:
+            if body.get(key):
+                reason = f"'{key}' is not for tenants: it reaches beyond one request. Leave it out."
+                await _refuse(scope, send, HTTPStatus.BAD_REQUEST, reason)
+                return
+        inner = {**scope, "headers": _headers(scope, tenant, len(kept))}
+        await self._charge(
+            tenant, ask_of(path, body, len(text)), inner, _replay(kept, receive), send
+        )
+
+    async def _charge(
+        self, tenant: Tenant, ask: TokenEstimate, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        charge = self._allowances.charge(tenant, ask, self._clock())
+        if isinstance(charge, Refusal):
+            if charge.retry_s is None:
+                await _refuse(scope, send, HTTPStatus.BAD_REQUEST, charge.reason)
+            else:
+                again = (b"retry-after", str(max(1, math.ceil(charge.retry_s))).encode())
+                status = HTTPStatus.TOO_MANY_REQUESTS
+                await _refuse(scope, send, status, charge.reason, again)
+            return
+        visit = CallerContext(tenant, may_control=False)
+        try:
+            await self._let_in(visit, scope, receive, send)
+        finally:
+            self._allowances.settle(charge, _used(visit, charge.ask), self._clock())
+
+
+def _used(visit: CallerContext, asked: TokenEstimate) -> TokenEstimate:
+    """What counts in the end; an answer that was broken off counts as was charged, or leaving early would pay."""
+    if not visit.unfinished:
+        return TokenEstimate(visit.input_tokens, visit.output_tokens)
+    return TokenEstimate(
+        max(visit.input_tokens, asked.input_tokens), max(visit.output_tokens, asked.output_tokens)
+    )
+
+
+_KINDS = {
+    HTTPStatus.BAD_REQUEST: "BadRequestError",
+    HTTPStatus.UNAUTHORIZED: "AuthenticationError",
+    HTTPStatus.NOT_FOUND: "NotFoundError",
+    HTTPStatus.TOO_MANY_REQUESTS: "RateLimitError",
+}
+
+
+async def _refuse(
+    scope: Message, send: Send, status: HTTPStatus, reason: str, *headers: Header
+) -> None:
+    """OpenAI's form, as vLLM writes it."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": reason})
+        return
+    error = {"message": reason, "type": _KINDS[status], "param": None, "code": status.value}
+    body = json.dumps({"error": error}).encode()
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers = (*headers, (b"www-authenticate", b"Bearer"))
+    start = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status.value, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _needs_key(digest: KeyHash | None) -> str:
+    what = "No API key was given" if digest is None else "The API key is unknown"
+    return f"{what}: send 'Authorization: Bearer KEY' with the key of a tenant."
+
+
+def _needs_admin(path: str) -> str:
+    return f"{path} is for the admin: send 'Authorization: Bearer KEY' with the admin key."
+
+
+def _path(scope: Message) -> str:
+    """As vLLM's router reads it, which also takes a path that ends in a newline."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    if path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        path = path[len(root) :]
+    return path.removesuffix("\n")
+
+
+def _header(scope: Message, name: bytes) -> bytes | None:
+    values = [value for key, value in scope["headers"] if key.lower() == name]
+    return values[0] if len(values) == 1 else None  # two keys are none
+
+
+def _with_key(scope: Message, keys: ApiKeys) -> Message:
+    """As if vLLM's own key had been given: the admin's opens what that opens."""
+    if keys.server_key is None:
+        return scope
+    others = [(k, v) for k, v in scope["headers"] if k.lower() != b"authorization"]
+    bearer = (b"authorization", f"Bearer {keys.server_key}".encode())
+    return {**scope, "headers": [*others, bearer]}
+
+
+def _headers(scope: Message, tenant: Tenant, length: int) -> list[Header]:
+    """Those of the body that goes on; a request's id is the tenant's own, whatever it is."""
+    replaced = (b"content-length", b"transfer-encoding", ID_HEADER, LOAD_HEADER)
+    kept = [(key, value) for key, value in scope["headers"] if key.lower() not in replaced]
+    kept.append((b"content-length", str(length).encode()))
+    own_id = _header(scope, ID_HEADER)
+    if own_id is not None:
+        kept.append((ID_HEADER, f"{tenant.name}.".encode() + own_id))
+    return kept
+
+
+def _without(body: object, keys: tuple[str, ...]) -> bytes:
+    """The body's text anew, without these keys if it is an object."""
+    if isinstance(body, dict):
+        body = {key: value for key, value in body.items() if key not in keys}
+    return json.dumps(body).encode()
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """All of it, or None if the client goes before."""
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body in one piece, then what comes after it: that the client has gone."""
+    left: Iterable[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def replay() -> Message:
+        for message in left:
+            return message
+        return await receive()
+
+    return replay
+
+
+def guard(app: Any, args: Any, *, can_change: bool) -> None:
+    """Afterwards the FastAPI app lets in whom the settings in vLLM's arguments let in.
+
+    Without an admin key and without tenants it stays as it is. `can_change` as for `control_api.attach`.
+
+    Raises:
+        ConfigError: the keys or the tenants' file cannot be used.
+        UnsupportedEngineError: with tenants, if this vLLM cannot keep them apart.
+    """
+    from vllm import envs
+
+    given = getattr(args, "additional_config", None) or {}
+    serving = parse_settings(given.get(CONFIG_KEY, {})).serving
+    given_keys = getattr(args, "api_key", None) or [envs.VLLM_API_KEY]
+    server_keys = [key for key in given_keys if key]
+    keys = api_keys_of(serving, server_keys, can_change=can_change)
+    if keys is None:
+        return
+    if keys.tenants is not None:
+        isolation.require_pieces()
+    stock = app.build_middleware_stack
+    # Outside of all that vLLM adds later: what is refused here reaches nothing.
+    app.build_middleware_stack = lambda: AuthMiddleware(stock(), keys)

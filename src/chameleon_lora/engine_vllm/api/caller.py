@@ -1,0 +1,50 @@
+"""Who asks: known to all that runs for one HTTP request, in this process.
+
+The gate notes it where a request comes in; what vLLM starts for that request inherits the note. A client
+cannot write it. Outside of a request, at start-up for one, nobody asks, and everything is allowed.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from chameleon_lora.tenants import Tenant
+
+
+@dataclass(slots=True)
+class CallerContext:
+    """One HTTP request that the gate let in. Owner: the gate.
+
+    Attributes:
+        tenant: None for the admin, and on a server without tenants.
+        may_control: whether it may load and unload adapters.
+        input_tokens: of the prompts it had the engine read, so far.
+        output_tokens: of the answers it had the engine write, so far.
+        unfinished: answers begun and not ended. What those took that were broken off is not known.
+    """
+
+    tenant: Tenant | None
+    may_control: bool
+    input_tokens: int = 0
+    output_tokens: int = 0
+    unfinished: int = 0
+
+
+CALLER: ContextVar[CallerContext | None] = ContextVar("chameleon_visit", default=None)
+
+
+def visiting_tenant() -> Tenant | None:
+    """The tenant that asks, or None if whoever asks may name everything."""
+    visit = CALLER.get()
+    return None if visit is None else visit.tenant
+
+
+def may_name(adapter: str) -> bool:
+    """Whether whoever asks may know of an adapter of this name."""
+    tenant = visiting_tenant()
+    return tenant is None or tenant.may_name(adapter)
+
+
+def may_control() -> bool:
+    """Whether whoever asks may load and unload adapters."""
+    visit = CALLER.get()
+    return visit is None or visit.may_control

@@ -1,0 +1,283 @@
+"""What a tenant does not see, use or forge on vLLM's API server, whatever route it comes by.
+
+For a tenant, vLLM's own checks run against a server that has the tenant's adapters only. So a name it may
+not use gets the very answer of a name that nobody has, and nothing is looked up for it. The door of the
+engine checks once more.
+
+Each change leaves calls alone for which no tenant asks (`callers.CALLER`).
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import AsyncIterator, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from chameleon_lora.engine_vllm.api.caller import (
+    CALLER,
+    CallerContext,
+    may_control,
+    may_name,
+    visiting_tenant,
+)
+from chameleon_lora.engine_vllm.errors import openai_error
+from chameleon_lora.engine_vllm.messages import HINT, SHARE
+from chameleon_lora.engine_vllm.touchpoints import ASYNC_LLM, MODELS, SERVING, Touchpoint, check
+from chameleon_lora.tenants import Tenant, salted
+
+MARK = "chameleon_tenants"
+OUTPUTS = "vllm.v1.engine.output_processor"
+# A foretold length is a client's word; the others name caches of other servers, past the gate's eye.
+WITHHELD = (HINT, "kv_transfer_params", "ec_transfer_params")
+TOUCHPOINTS = (
+    Touchpoint(SERVING, "BaseServing._check_model", ("request",)),
+    Touchpoint(SERVING, "BaseServing._maybe_get_adapters", ("request",)),
+    Touchpoint(MODELS, "OpenAIServingModels.show_available_models"),
+    Touchpoint(MODELS, "OpenAIServingModels.load_lora_adapter", ("request",)),
+    Touchpoint(MODELS, "OpenAIServingModels.unload_lora_adapter", ("request",)),
+    Touchpoint(MODELS, "OpenAIServingModels.is_base_model", ("model_name",)),
+    Touchpoint(MODELS, "OpenAIServingModels.resolve_lora", ("lora_name",)),
+    Touchpoint(ASYNC_LLM, "AsyncLLM.add_request", ("params", "lora_request", "priority")),
+    Touchpoint(ASYNC_LLM, "AsyncLLM.generate"),
+    Touchpoint(ASYNC_LLM, "AsyncLLM.encode"),
+    Touchpoint(OUTPUTS, "OutputProcessor.add_request", ("request",)),
+    Touchpoint("vllm.v1.engine", "EngineCoreRequest.cache_salt"),
+)
+
+
+def require_pieces() -> None:
+    """Nothing if this vLLM has all that keeps tenants apart.
+
+    Raises:
+        UnsupportedEngineError: naming what is missing.
+    """
+    check(TOUCHPOINTS)
+
+
+def install() -> None:
+    """Afterwards API servers keep tenants apart. Idempotent; follows `api_patch.install`."""
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    if hasattr(AsyncLLM, MARK):
+        return
+    setattr(AsyncLLM, MARK, True)
+    for owner, method, change in (
+        (OpenAIServingModels, "show_available_models", _listing),
+        (OpenAIServingModels, "resolve_lora", _resolving),
+        (OpenAIServingModels, "load_lora_adapter", _controlled),
+        (OpenAIServingModels, "unload_lora_adapter", _controlled),
+        (BaseServing, "_check_model", _seeing),
+        (BaseServing, "_maybe_get_adapters", _seeing),
+        (AsyncLLM, "add_request", _signing),
+        (AsyncLLM, "generate", _counting),
+        (AsyncLLM, "encode", _counting),
+        (OutputProcessor, "add_request", _salting),
+    ):
+        stock = getattr(owner, method, None)
+        if stock is not None:  # `require_pieces` names the missing one to whoever needs it
+            setattr(owner, method, functools.wraps(stock)(change(stock)))
+
+
+class Seen:
+    """An OpenAIServingModels as one tenant sees it; all else is the original's."""
+
+    def __init__(self, models: Any, tenant: Tenant) -> None:
+        self._models = models
+        self._tenant = tenant
+        self.lora_requests = SeenAdapters(models.lora_requests, tenant)
+
+    def __getattr__(self, name: str) -> Any:
+        """What is the same for all."""
+        return getattr(self._models, name)
+
+    def is_base_model(self, model_name: str) -> bool:
+        """Whether the tenant knows this name as the base model's."""
+        return self._tenant.base_model and bool(self._models.is_base_model(model_name))
+
+
+class SeenAdapters:
+    """The adapters of a server that a tenant may name: a mapping, as far as vLLM reads one."""
+
+    def __init__(self, adapters: Mapping[str, Any], tenant: Tenant) -> None:
+        self._adapters = adapters
+        self._tenant = tenant
+
+    def __contains__(self, name: object) -> bool:
+        """O(patterns); what the tenant may not name is not looked up."""
+        return isinstance(name, str) and self._tenant.may_name(name) and name in self._adapters
+
+    def __getitem__(self, name: str) -> Any:
+        """Its LoRARequest; KeyError for any other name."""
+        if name not in self:
+            raise KeyError(name)
+        return self._adapters[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Its LoRARequest, or the default."""
+        return self._adapters[name] if name in self else default
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the server's order. O(adapters)."""
+        return (name for name in self._adapters if self._tenant.may_name(name))
+
+    def values(self) -> list[Any]:
+        """Their LoRARequests. O(adapters)."""
+        return [self._adapters[name] for name in self]
+
+
+def _seeing(stock: Any) -> Any:
+    """For a method of a route's handler that takes the request: it runs on what the tenant sees."""
+
+    def seeing(serving: Any, *args: Any, **kwargs: Any) -> Any:
+        tenant = visiting_tenant()
+        if tenant is not None:
+            serving = copy.copy(serving)
+            serving.models = Seen(serving.models, tenant)
+        return stock(serving, *args, **kwargs)
+
+    return seeing
+
+
+def _listing(stock: Any) -> Any:
+    async def show_available_models(models: Any) -> Any:
+        found = await stock(models)
+        tenant = visiting_tenant()
+        if tenant is not None:
+            found.data = [card for card in found.data if _is_seen(models, tenant, card.id)]
+        return found
+
+    return show_available_models
+
+
+def _resolving(stock: Any) -> Any:
+    """vLLM's resolvers are not asked for a name that the tenant may not use."""
+
+    async def resolve_lora(models: Any, lora_name: str) -> Any:
+        return await stock(models, lora_name) if may_name(lora_name) else None
+
+    return resolve_lora
+
+
+def _is_seen(models: Any, tenant: Tenant, name: str) -> bool:
+    return tenant.base_model if models.is_base_model(name) else tenant.may_name(name)
+
+
+def _controlled(stock: Any) -> Any:
+    """Also for routes that the gate does not know."""
+
+    async def controlled(models: Any, *args: Any, **kwargs: Any) -> Any:
+        if not may_control():
+            reason = "Loading and unloading adapters is for the admin: send the admin key."
+            return openai_error(reason, "AuthenticationError", HTTPStatus.UNAUTHORIZED)
+        return await stock(models, *args, **kwargs)
+
+    return controlled
+
+
+def _signing(stock: Any) -> Any:
+    """A tenant's request goes to the engine under its name, and with nothing that jumps a queue."""
+    signature = inspect.signature(stock)
+
+    async def add_request(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        if CALLER.get() is None:
+            return await stock(engine, *args, **kwargs)
+        call = signature.bind(engine, *args, **kwargs)
+        given = call.arguments
+        tenant = visiting_tenant()
+        if tenant is None:
+            _unsign(given["params"])
+            return await stock(*call.args, **call.kwargs)
+        _require_own(tenant, given.get("lora_request"))
+        given["priority"] = 0
+        if given.get("session_id"):
+            given["session_id"] = f"{tenant.name}.{given['session_id']}"
+        _sign(given["params"], tenant)
+        return await stock(*call.args, **call.kwargs)
+
+    return add_request
+
+
+def _require_own(tenant: Tenant, lora_request: Any) -> None:
+    """Nothing if the tenant may use this adapter (None: the base model); else vLLM's 404."""
+    from vllm.exceptions import VLLMNotFoundError
+
+    name = None if lora_request is None else lora_request.lora_name
+    if not (tenant.base_model if name is None else tenant.may_name(name)):
+        raise VLLMNotFoundError("The model does not exist.")
+
+
+def _sign(params: Any, tenant: Tenant) -> None:
+    """Write on the request whose it is, over what a client may not write there."""
+    given = getattr(params, _extra(params), None) or {}
+    extra = {key: value for key, value in given.items() if key not in WITHHELD}
+    extra[SHARE] = [tenant.name, tenant.weight]
+    setattr(params, _extra(params), extra)
+
+
+def _unsign(params: Any) -> None:
+    """What the admin wrote as if it were a tenant's goes: the engine would take it at its word."""
+    extra = getattr(params, _extra(params), None) or {}
+    if SHARE in extra:
+        kept = {key: value for key, value in extra.items() if key != SHARE}
+        setattr(params, _extra(params), kept)
+
+
+def _extra(params: Any) -> str:
+    return "extra_args" if hasattr(params, "extra_args") else "extra_kwargs"
+
+
+def _salting(stock: Any) -> Any:
+    """Every request passes here on its way to the engine, each of its `n` answers too."""
+
+    def add_request(processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if CALLER.get() is not None:
+            request.cache_salt = salted(visiting_tenant(), request.cache_salt)
+        return stock(processor, request, *args, **kwargs)
+
+    return add_request
+
+
+def _counting(stock: Any) -> Any:
+    """Count what the engine read and wrote for a tenant."""
+
+    def stream(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = stock(engine, *args, **kwargs)
+        visit = CALLER.get()
+        if visit is None or visit.tenant is None:
+            return outputs
+        params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
+        kind = getattr(params, "output_kind", None)
+        return _counted(outputs, visit, is_delta=getattr(kind, "name", "") == "DELTA")
+
+    return stream
+
+
+async def _counted(outputs: Any, visit: CallerContext, *, is_delta: bool) -> AsyncIterator[Any]:
+    """The same outputs; with `is_delta` each holds its own tokens, else all of its answer so far.
+
+    Counted at once: vLLM does not wait for the end of a request whose client has gone.
+    """
+    has_prompt = False
+    seen: dict[int, int] = {}
+    visit.unfinished += 1
+    try:
+        async for output in outputs:
+            if not has_prompt:
+                has_prompt = True
+                visit.input_tokens += len(output.prompt_token_ids or ())
+            answers = output.outputs if isinstance(output.outputs, list) else ()
+            for answer in answers:
+                count = len(answer.token_ids)
+                visit.output_tokens += count if is_delta else count - seen.get(answer.index, 0)
+                seen[answer.index] = count
+            visit.unfinished -= bool(output.finished)
+            yield output
+    except Exception:  # refused or failed before anything was read: nothing was had
+        visit.unfinished -= not has_prompt
+        raise
+    finally:
+        await outputs.aclose()

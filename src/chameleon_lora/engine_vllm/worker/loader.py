@@ -1,0 +1,280 @@
+"""Reads adapters in the background, so that no step waits for a disk."""
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from chameleon_lora.adapters import AdapterLimits
+from chameleon_lora.engine_vllm.event_log import stopwatch_s
+from chameleon_lora.engine_vllm.messages import LoadAdapter
+from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache, fingerprint_of
+from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, PackedAdapter, Piece, pack
+from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
+from chameleon_lora.errors import AdapterError
+
+_SWITCH_INTERVAL_S = 0.0005
+_REASON_CHARACTERS = 400
+STALL_S = 1.0  # a load that takes longer may hang: the next one gets a thread of its own
+MOST_THREADS = 16
+_CLOSE_LIMIT_S = 1.0
+_KEEP_LATER = 16  # copies that may outlive their drop until a quiet moment; older ones go unkept
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of one load: a host copy, or the one-line reason why there is none."""
+
+    ticket: int
+    adapter_id: int
+    outcome: HostCopy | str
+    seconds: float
+
+
+class Reader(Protocol):
+    """Where host copies come from; used by the loader's thread."""
+
+    def read(self, command: LoadAdapter) -> HostCopy:
+        """The adapter in owned memory; raises whatever went wrong."""
+        ...
+
+    def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
+        """Called after delivery, to make the next read of this adapter cheaper."""
+        ...
+
+
+class Loader:
+    """A daemon thread that takes loads in order and delivers them on a queue.
+
+    A load that fails is delivered as its reason; the thread outlives it. While every thread has been
+    at its load for more than `stall_s`, a further one takes the loads that wait, up to MOST_THREADS:
+    a disk that hangs holds up its own adapter only. Whoever finishes one too many ends.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        prepare_thread: Callable[[], None] = lambda: None,
+        stall_s: float = STALL_S,
+    ) -> None:
+        self._reader = reader
+        self._prepare_thread = prepare_thread
+        self._stall_s = stall_s
+        self._orders: queue.SimpleQueue[tuple[int, LoadAdapter] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        self._to_keep: deque[tuple[LoadAdapter, HostCopy]] = deque(maxlen=_KEEP_LATER)
+        self._lock = threading.Lock()  # for the two below
+        self._threads: dict[threading.Thread, float | None] = {}  # since when at a load
+
+    def submit(self, ticket: int, command: LoadAdapter) -> None:
+        """Queues a load; its delivery carries the ticket."""
+        self._orders.put((ticket, command))
+        self._grow()
+
+    def cancel(self, ticket: int) -> None:
+        """Skips the load if it has not begun; a later delivery of it may still come."""
+        self._cancelled.add(ticket)
+
+    def poll(self) -> list[Delivery]:
+        """What was finished since the last call; never waits."""
+        self._grow()
+        deliveries = []
+        while not self._done.empty():  # only this caller takes from the queue
+            deliveries.append(self._done.get())
+        return deliveries
+
+    def wait(self) -> Delivery:
+        """The next delivery; waits for it. Call only while a load is under way."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._done.get(timeout=self._stall_s)
+            self._grow()
+
+    def close(self) -> None:
+        """Ends the threads; one whose load hangs ends with that, or with the process."""
+        with self._lock:
+            threads = list(self._threads)
+            self._threads.clear()
+        for _ in threads:
+            self._orders.put(None)
+        for thread in threads:
+            thread.join(_CLOSE_LIMIT_S)
+
+    def _grow(self) -> None:
+        """Afterwards a thread takes what is queued, unless one is about to."""
+        if self._orders.empty():
+            return
+        with self._lock:
+            stalled = sum(self._is_stalled(since_s) for since_s in self._threads.values())
+            if stalled < len(self._threads) or stalled == MOST_THREADS:
+                return
+            thread = threading.Thread(target=self._run, name="chameleon-loader", daemon=True)
+            self._threads[thread] = None
+        thread.start()
+
+    def _is_stalled(self, since_s: float | None) -> bool:
+        return since_s is not None and stopwatch_s() - since_s > self._stall_s
+
+    def _run(self) -> None:
+        self._prepare_thread()
+        while (order := self._next_order()) is not None:
+            ticket, command = order
+            if ticket in self._cancelled:
+                self._cancelled.discard(ticket)
+                continue
+            self._mark(stopwatch_s())
+            delivery = self._attempt(ticket, command)
+            if not isinstance(delivery.outcome, str):
+                self._to_keep.append((command, delivery.outcome))
+            self._done.put(delivery)
+            if self._is_one_too_many():
+                return
+
+    def _mark(self, since_s: float | None) -> None:
+        with self._lock:
+            self._threads[threading.current_thread()] = since_s
+
+    def _is_one_too_many(self) -> bool:
+        """Whether another thread is there for what comes; this one is struck off then."""
+        me = threading.current_thread()
+        with self._lock:
+            others = [since_s for thread, since_s in self._threads.items() if thread is not me]
+            if all(map(self._is_stalled, others)):
+                self._threads[me] = None
+                return False
+            self._threads.pop(me, None)  # closed meanwhile, it is struck off already
+            return True
+
+    def _next_order(self) -> tuple[int, LoadAdapter] | None:
+        """The next load; while none is due, what was read is kept for later."""
+        while self._orders.empty():
+            try:
+                kept = self._to_keep.popleft()
+            except IndexError:  # another thread may have taken the last one
+                break
+            self._reader.keep(*kept)
+        return self._orders.get()
+
+    def _attempt(self, ticket: int, command: LoadAdapter) -> Delivery:
+        start = stopwatch_s()
+        outcome: HostCopy | str
+        try:
+            outcome = self._reader.read(command)
+        except Exception as error:  # noqa: BLE001  # whatever a file can cause becomes an answer
+            outcome = reason_of(command, error)
+        return Delivery(ticket, command.adapter_id, outcome, stopwatch_s() - start)
+
+
+def reason_of(command: LoadAdapter, error: BaseException) -> str:
+    """One line a user understands: which adapter, and why not."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = STAGED.sub("", text).removeprefix(f"adapter {Path(command.path).name!r}: ")
+    absent = getattr(error.__cause__, "filename", None)
+    if isinstance(error, AdapterError):  # our own words name the file and the way out
+        pass
+    elif (
+        absent is not None
+    ):  # vLLM says that an adapter was not found, but not which file is missing
+        text = f"there is no {absent}"
+    elif isinstance(error, StopIteration):
+        text = "it has no LoRA weights"
+    elif isinstance(error, KeyError):
+        text = f"its adapter_config.json or weights lack {text}"
+    if len(text) > _REASON_CHARACTERS:
+        text = text[:_REASON_CHARACTERS] + " ..."
+    return f"Adapter {command.name!r} cannot be loaded: {text}"
+
+
+class VllmReader:
+    """Reads with vLLM's own code the first time, from a packed image later.
+
+    That code sees a private copy of the files, never the files themselves (`sealed_copy`).
+
+    vLLM's load and merge only read the manager, so the thread may use them beside running steps.
+    """
+
+    def __init__(self, worker_manager: Any, images: DiskCache | None) -> None:
+        self._worker_manager = worker_manager
+        self._images = images
+        self._limits = AdapterLimits(max_bytes=largest_bytes())
+        self._geometries: dict[tuple[Piece, ...], tuple[Piece, ...]] = {}
+
+    def read(self, command: LoadAdapter) -> HostCopy:
+        """The adapter in owned memory, from its packed image if its files are unchanged."""
+        if self._images is not None:
+            image = self._images.load(command.adapter_id, fingerprint_of(command.path))
+            if image is not None:
+                return image
+        return self.read_files(command)
+
+    def read_files(self, command: LoadAdapter) -> HostCopy:
+        """The adapter from its own files; safe on any thread."""
+        from vllm.lora.request import LoRARequest
+
+        fused = {"is_3d_lora_weight": True} if command.is_3d else {}
+        with sealed_copy(resolved(command.path), command.fingerprint, self._limits) as folder:
+            request = LoRARequest(command.name, command.adapter_id, str(folder), **fused)
+            lora_model = self._worker_manager._load_adapter(request)
+            adapter_manager = self._worker_manager._adapter_manager
+            adapter_manager._create_merged_loras_inplace(lora_model)
+            host_copy = pack(adapter_manager, lora_model)
+        return self._with_shared_geometry(host_copy)
+
+    def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
+        """Writes the packed image, once per version of the adapter's files."""
+        if self._images is None or not isinstance(host_copy, PackedAdapter):
+            return
+        self._images.save_once(host_copy, fingerprint_of(command.path))
+
+    def close(self) -> None:
+        """Gives the disk space of the packed images back; nothing may be read afterwards."""
+        if self._images is not None:
+            self._images.close()
+            self._images = None
+
+    def _with_shared_geometry(self, host_copy: HostCopy) -> HostCopy:
+        if not isinstance(host_copy, PackedAdapter):
+            return host_copy
+        pieces = self._geometries.setdefault(host_copy.pieces, host_copy.pieces)
+        return PackedAdapter(
+            host_copy.adapter_id,
+            host_copy.rank,
+            host_copy.dtype,
+            host_copy.flat,
+            pieces,
+            host_copy.views,
+        )
+
+
+def prepare_loader_thread(device: torch.device) -> None:
+    """Makes the calling thread a polite loader on that device.
+
+    It computes on one core, which is not the steps' own where there is another, and gives the
+    interpreter back within half a millisecond: a step's thread would otherwise wait 5 ms each time
+    both want it.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch._C.set_num_threads(1)  # of this thread; vLLM blocks torch.set_num_threads on CPU
+    sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
+    _leave_compute_cores()
+
+
+def _leave_compute_cores() -> None:
+    """Afterwards the thread runs elsewhere than the one that made it, if there is elsewhere.
+
+    vLLM binds its compute threads to cores on CPU, and a thread inherits its maker's.
+    """
+    others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):  # not ours to use, as in a container
+        os.sched_setaffinity(0, others or os.sched_getaffinity(0))

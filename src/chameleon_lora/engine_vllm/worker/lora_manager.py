@@ -1,0 +1,97 @@
+"""Chameleon's LoRA manager for a vLLM worker: vLLM's own, with the slots in the scheduler's hand."""
+
+import functools
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from chameleon_lora.engine_vllm.cells import Cells, cells_of
+from chameleon_lora.engine_vllm.config import settings_of
+from chameleon_lora.engine_vllm.event_log import event_log
+from chameleon_lora.engine_vllm.messages import Ack, Command
+from chameleon_lora.engine_vllm.worker.copier import copier_for
+from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
+from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
+from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare_loader_thread
+from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
+
+_logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods counted
+    """The class ChameleonLoRAManager; imports vLLM at the first call."""
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+    class ChameleonLoRAManager(LRUCacheWorkerLoRAManager):
+        """Warm-up dummies go vLLM's way; everything else waits for the scheduler's commands."""
+
+        adapters: WorkerAdapters
+
+        def create_lora_manager(self, model: Any, vllm_config: Any) -> Any:
+            wrapped = super().create_lora_manager(model, vllm_config)
+            serving = settings_of(vllm_config).serving
+            cells = cells_of(vllm_config, serving.slot_parts)
+            self.adapters = make_worker_adapters(self, cells, serving.debug_checks)
+            return wrapped
+
+        def execute(self, commands: Iterable[Command]) -> None:
+            self.adapters.execute(commands)
+
+        def poll_acks(self) -> tuple[Ack, ...]:
+            return self.adapters.poll_acks()
+
+        def _apply_adapters(self, lora_requests: set[Any]) -> None:
+            if self._is_dummy_run(lora_requests):
+                self.adapters.lend_slots()
+                super()._apply_adapters(lora_requests)
+            else:
+                self.adapters.ensure_active(lora_requests)
+
+        def add_adapter(self, lora_request: Any) -> bool:
+            return not self._is_dummy_run({lora_request}) or bool(super().add_adapter(lora_request))
+
+        def remove_adapter(self, adapter_id: int) -> bool:
+            if adapter_id in self._adapter_manager.list_adapters():
+                return bool(super().remove_adapter(adapter_id))
+            return adapter_id in self.adapters.host_ids  # dropped when the scheduler says so
+
+        def pin_adapter(self, adapter_id: int) -> bool:
+            _logger.warning("Adapter %d not pinned: Chameleon decides what stays.", adapter_id)
+            return False
+
+        def remove_all_adapters(self) -> None:
+            super().remove_all_adapters()
+            self.adapters.forget_slots()
+
+        def list_adapters(self) -> set[int]:
+            registered = set(super().list_adapters())
+            is_warming_up = self._cached_dummy_lora is not False
+            return registered if is_warming_up else registered | self.adapters.host_ids
+
+        def _is_dummy_run(self, lora_requests: set[Any]) -> bool:
+            registered = self._adapter_manager.list_adapters()
+            return self._cached_dummy_lora is not False or any(
+                request.lora_int_id in registered for request in lora_requests if request
+            )
+
+    return ChameleonLoRAManager
+
+
+def make_worker_adapters(
+    worker_manager: Any, cells: Cells, debug_checks: bool = False
+) -> WorkerAdapters:
+    """The command side of a manager whose slots exist already."""
+    prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
+    reader = VllmReader(worker_manager, DiskCache(folder=None))
+    device = DeviceStore(
+        copier_for(worker_manager.device, prepare_thread), debug_checks=debug_checks
+    )
+    return WorkerAdapters(
+        worker_manager._adapter_manager,
+        cells,
+        Loader(reader, prepare_thread),
+        reader,
+        event_log(),
+        device,
+    )

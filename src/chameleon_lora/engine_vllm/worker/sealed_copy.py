@@ -1,0 +1,105 @@
+"""A private copy of one adapter's two files: what was checked is what is loaded.
+
+vLLM opens an adapter's files by path, after our check, and maps the weights into memory. Files that
+change in between would be loaded unchecked, and a file cut short while it is mapped ends the whole
+process. So each load copies both files into memory that nobody can write to, checks the copy, and
+shows vLLM a folder that holds the copy and nothing else: no pickle, no pipe, no link.
+"""
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from chameleon_lora.adapters import AdapterLimits, require_servable
+from chameleon_lora.adapters.config import CONFIG_NAME, read_config_bytes
+from chameleon_lora.adapters.header import MAX_HEADER_BYTES, WEIGHTS_NAME, read_header_bytes
+from chameleon_lora.adapters.inspect import fingerprint_of
+from chameleon_lora.adapters.untrusted import open_regular
+from chameleon_lora.errors import AdapterInvalidError
+
+STAGED = re.compile(r"\S*/chameleon-load-[^/\s]*/")  # where the copy is, in messages of vLLM
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_MOST_AT_ONCE_BYTES = 1 << 30
+_CHANGED = (
+    "its files changed after it was announced; ask again in a moment, "
+    "or load it anew with load_inplace"
+)
+
+
+@contextmanager
+def sealed_copy(folder: Path, fingerprint: str, limits: AdapterLimits) -> Iterator[Path]:
+    """While the block runs, a folder with the adapter as it is now; afterwards it is gone.
+
+    Costs the bytes of the weights in memory, once, until nothing maps them any more.
+
+    Args:
+        folder: the adapter's, whatever it holds by now.
+        fingerprint: of the files meant; "" for whatever is there.
+        limits: what the engine can hold.
+
+    Raises:
+        AdapterError: the files are not sound, above the limits, or not those that were announced.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="chameleon-load-") as staging,
+        _weights_of(folder) as weights,
+        os.fdopen(os.memfd_create(WEIGHTS_NAME, os.MFD_ALLOW_SEALING), "rb", buffering=0) as copy,
+    ):
+        os.posix_fadvise(weights.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        before = os.fstat(weights.fileno())
+        _require_room(folder, before.st_size, limits)
+        raw_config = read_config_bytes(folder)
+        _copy(weights, copy, before.st_size)
+        raw_header = read_header_bytes(copy)
+        found = fingerprint_of(raw_config, before, raw_header)
+        if _times(before) != _times(os.fstat(weights.fileno())) or fingerprint not in ("", found):
+            require_servable(folder, limits)  # what is there now may tell more
+            raise AdapterInvalidError(_CHANGED)
+        private = Path(staging) / (folder.absolute().name or "adapter")
+        private.mkdir()
+        (private / CONFIG_NAME).write_bytes(raw_config)
+        (private / WEIGHTS_NAME).symlink_to(f"/proc/self/fd/{copy.fileno()}")
+        require_servable(private, limits)
+        yield private
+
+
+def _weights_of(folder: Path) -> AbstractContextManager[BinaryIO]:
+    try:
+        return open_regular(folder / WEIGHTS_NAME)
+    except FileNotFoundError:
+        require_servable(folder)  # it tells what is missing, and why
+        raise
+
+
+def _require_room(folder: Path, file_bytes: int, limits: AdapterLimits) -> None:
+    """Nothing if a file of that size may be copied. The header is on top of the limit."""
+    if limits.max_bytes is None or file_bytes <= limits.max_bytes:
+        return
+    require_servable(folder, limits)
+    if file_bytes > limits.max_bytes + 8 + MAX_HEADER_BYTES:
+        raise AdapterInvalidError(_CHANGED)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, nbytes: int) -> None:
+    """Afterwards the target holds these bytes, or as many as are left, and cannot change."""
+    os.ftruncate(target.fileno(), nbytes)
+    os.lseek(target.fileno(), 0, os.SEEK_SET)
+    missing = nbytes
+    while missing:
+        count = os.sendfile(
+            target.fileno(), source.fileno(), nbytes - missing, min(missing, _MOST_AT_ONCE_BYTES)
+        )
+        if count == 0:
+            break
+        missing -= count
+    os.lseek(target.fileno(), 0, os.SEEK_SET)
+    fcntl.fcntl(target.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+
+
+def _times(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

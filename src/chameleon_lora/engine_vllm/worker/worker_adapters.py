@@ -1,0 +1,323 @@
+"""Carries out the scheduler's commands in a worker: loads, drops, activations, copies in KV blocks.
+
+Slots belong to the scheduler. This class does what it says, checks before each step that the batch's
+adapters are in place, and heals what others undid (profile runs and weight reloads clear all slots).
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from chameleon_lora.engine_vllm.cells import Cells
+from chameleon_lora.engine_vllm.event_log import EventLog, stopwatch_s
+from chameleon_lora.engine_vllm.messages import (
+    Ack,
+    ActivateAdapter,
+    Activated,
+    Command,
+    DemoteAdapter,
+    DropAdapter,
+    LoadAdapter,
+    Loaded,
+    LoadFailed,
+    PromoteAdapter,
+)
+from chameleon_lora.engine_vllm.worker.cpu_punica import CellMasks, adopt
+from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
+from chameleon_lora.engine_vllm.worker.loader import Delivery, Loader, VllmReader, reason_of
+from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy
+from chameleon_lora.engine_vllm.worker.slot_writer import SlotWriter
+from chameleon_lora.errors import AdapterError
+from chameleon_lora.policy.memory.slots import overlap
+
+_logger = logging.getLogger(__name__)
+
+
+class WorkerAdapters:
+    """One worker's host copies and slots; used by the thread that runs steps.
+
+    Invariants: `_assigned` holds the windows that the scheduler gave away, which do not overlap, and
+    `_present` those that adapters have in fact: the same, less what someone cleared, and stand-by
+    adapters. vLLM's `lora_index_to_id` is `_layout`, with each of them at its window's first cell,
+    except while vLLM itself has the slots (warm-up, profile runs).
+    """
+
+    def __init__(
+        self,
+        adapter_manager: Any,
+        cells: Cells,
+        loader: Loader,
+        reader: VllmReader,
+        log: EventLog | None,
+        device: DeviceStore,
+    ) -> None:
+        self._manager = adapter_manager
+        self._loader = loader
+        self._reader = reader
+        self._log = log
+        self._device = device
+        self._cells = cells
+        self._masks = CellMasks(cells)
+        self._writer = SlotWriter(adapter_manager, cells)
+        self._layout: list[int | None] | None = None
+        self._assigned: dict[int, range] = {}
+        self._present: dict[int, range] = {}
+        self._copies: dict[int, HostCopy] = {}
+        self._tickets: dict[int, int] = {}
+        self._failed: dict[int, str] = {}
+        self._next_ticket = 0
+        self._acks: list[Ack] = []
+        self._has_warned = False
+
+    @property
+    def host_ids(self) -> frozenset[int]:
+        """The adapters in host memory."""
+        return frozenset(self._copies)
+
+    def attach(self, runner: Any) -> None:
+        """Makes this vLLM model runner's KV cache the one that adapters are promoted into."""
+        self._device.runner = runner
+
+    def execute(self, commands: Iterable[Command]) -> None:
+        """Carries the commands out in their order; loads and promotions only begin.
+
+        Raises:
+            AdapterError: an adapter is to be activated that this worker could not load.
+        """
+        for command in commands:
+            match command:
+                case LoadAdapter():
+                    self._load(command)
+                case DropAdapter():
+                    self._drop(command.adapter_id)
+                case ActivateAdapter():
+                    self._activate(command)
+                case PromoteAdapter():
+                    self._finish_load(command.adapter_id)
+                    self._device.promote(command, self._loaded(command.adapter_id))
+                case DemoteAdapter():
+                    self._device.demote(command.adapter_id)
+
+    def poll_acks(self) -> tuple[Ack, ...]:
+        """What happened since the last call; never waits."""
+        for delivery in self._loader.poll():
+            self._deliver(delivery)
+        acks, self._acks = (*self._acks, *self._device.poll()), []
+        return acks
+
+    def ensure_active(self, requests: Iterable[Any]) -> None:
+        """Afterwards every adapter of the batch is in a slot.
+
+        Raises:
+            AdapterError: more adapters than slots, or one cannot be loaded.
+        """
+        wanted = {request.lora_int_id: request for request in requests if request}
+        layout = self._take_slots()
+        if len(wanted) > len(layout):
+            raise AdapterError(
+                f"A step names {len(wanted)} adapters but there is room for {len(layout)}; "
+                "raise --max-loras."
+            )
+        # A second round finds those that had to leave a slot of someone else's.
+        while missing := sorted(wanted.keys() - set(layout)):
+            for adapter_id in missing:
+                self._recover(wanted[adapter_id], wanted)
+
+    def forget_slots(self) -> None:
+        """To be called when others may have written into slots, or cleared them."""
+        self._layout = None
+
+    def forget_device(self) -> None:
+        """To be called before the KV cache's memory goes."""
+        self._device.forget()
+
+    def lend_slots(self) -> None:
+        """Afterwards vLLM may fill slots its own way, all of them; the next step takes them back."""
+        manager = self._manager
+        if manager.lora_index_to_id is self._layout:
+            manager.lora_index_to_id = [None] * self._cells.slots
+            manager._active_adapters.clear()
+            manager._last_mapping = None
+        self.forget_slots()
+
+    def close(self) -> None:
+        """Ends the threads and gives the loader's disk space back."""
+        self._device.close()
+        self._loader.close()
+        self._reader.close()
+
+    def _load(self, command: LoadAdapter) -> None:
+        self._drop(command.adapter_id)
+        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        self._tickets[command.adapter_id] = ticket
+        self._loader.submit(ticket, command)
+
+    def _drop(self, adapter_id: int) -> None:
+        self._device.demote(adapter_id)
+        self._copies.pop(adapter_id, None)
+        self._failed.pop(adapter_id, None)
+        ticket = self._tickets.pop(adapter_id, None)
+        if ticket is not None:
+            self._loader.cancel(ticket)
+        self._assigned.pop(adapter_id, None)
+        self._vacate(adapter_id)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        adapter_id = delivery.adapter_id
+        if self._tickets.get(adapter_id) != delivery.ticket:
+            return  # dropped, or asked for anew, while it was under way
+        del self._tickets[adapter_id]
+        outcome = delivery.outcome
+        if isinstance(outcome, str):
+            self._failed[adapter_id] = outcome
+            self._acks.append(LoadFailed(adapter_id, outcome))
+            return
+        self._copies[adapter_id] = outcome
+        is_packed = not isinstance(outcome, StockCopy)
+        rank = outcome.rank if is_packed else self._cells.max_rank
+        self._acks.append(Loaded(adapter_id, outcome.nbytes, rank, delivery.seconds, is_packed))
+        if self._log is not None:
+            self._log.record("disk_load", adapter_id, delivery.seconds, in_step=False)
+
+    def _activate(self, command: ActivateAdapter) -> None:
+        start = stopwatch_s()
+        host_copy = self._wait_for(command.adapter_id)
+        window = self._window(host_copy, command.cell)
+        for former in overlapping(self._assigned, window):
+            del self._assigned[former]
+        self._assigned[command.adapter_id] = window
+        self._take_slots()
+        from_device = self._place(command.adapter_id, host_copy, window)
+        is_checked = from_device and self._device.debug_checks
+        seconds = stopwatch_s() - start
+        self._acks.append(
+            Activated(command.adapter_id, command.cell, seconds, from_device, is_checked)
+        )
+
+    def _wait_for(self, adapter_id: int) -> HostCopy:
+        """This rank's own host copy."""
+        self._finish_load(adapter_id)
+        found = self._loaded(adapter_id)
+        if isinstance(found, str):
+            raise AdapterError(f"Adapter {adapter_id} cannot be activated: {found}")
+        return found
+
+    def _finish_load(self, adapter_id: int) -> None:
+        """Waits for this rank's own load: the scheduler knows of rank 0's only."""
+        while adapter_id in self._tickets:
+            self._deliver(self._loader.wait())
+
+    def _loaded(self, adapter_id: int) -> HostCopy | str:
+        """The host copy, or the reason why there is none."""
+        if adapter_id in self._copies:
+            return self._copies[adapter_id]
+        return self._failed.get(adapter_id, "it was never loaded here")
+
+    def _take_slots(self) -> list[int | None]:
+        """Afterwards vLLM tells rows apart by cell, not by slot. Answers who begins in which cell.
+
+        A profile run or a weight reload leaves vLLM's own layout, and slots of unknown content.
+        """
+        manager, count = self._manager, self._cells.count
+        if self._layout is None or manager.lora_index_to_id is not self._layout:
+            self._layout = manager.lora_index_to_id = [None] * count
+            kind = type(manager._active_adapters)
+            manager._active_adapters = kind(count, manager._deactivate_adapter)
+            manager._last_mapping = None
+            self._present.clear()
+            self._writer.forget()
+        adopt(manager, self._masks)
+        return self._layout
+
+    def _window(self, host_copy: HostCopy, cell: int) -> range:
+        """The cells an adapter takes at this one; aligned, so that it never crosses slots."""
+        cells = self._cells
+        whole = isinstance(host_copy, StockCopy)
+        needed = cells.parts if whole else cells.needed(host_copy.rank)
+        first = cell // needed * needed
+        return range(first, first + needed)
+
+    def _vacate(self, adapter_id: int) -> None:
+        """Afterwards the adapter is in no slot."""
+        self._manager.deactivate_adapter(adapter_id)
+        self._present.pop(adapter_id, None)
+
+    def _place(self, adapter_id: int, host_copy: HostCopy, window: range) -> bool:
+        """Puts the adapter into its window; whether it came from KV blocks."""
+        manager, cell = self._manager, window.start
+        if manager.lora_index_to_id[cell] == adapter_id:
+            return False
+        start = stopwatch_s()
+        self._vacate(adapter_id)  # it may be in another slot
+        for tenant in overlapping(self._present, window):
+            self._vacate(tenant)
+        device_copy = self._device.try_get(adapter_id, host_copy)
+        self._writer.write(device_copy or host_copy, cell)
+        whole = isinstance(host_copy, StockCopy)
+        self._masks.set(cell, self._cells.max_rank if whole else host_copy.rank)
+        self._present[adapter_id] = window
+        manager.lora_index_to_id[cell] = adapter_id
+        manager._active_adapters[adapter_id] = None
+        manager._last_mapping = None  # the batch may be the same, its slots are not
+        if self._log is not None:
+            seconds = stopwatch_s() - start
+            self._log.record("activate", adapter_id, seconds, in_step=True)
+        return device_copy is not None
+
+    def _recover(self, request: Any, wanted: dict[int, Any]) -> None:
+        """Puts one adapter back where the scheduler has it, or anywhere if it has it nowhere."""
+        adapter_id = request.lora_int_id
+        if adapter_id in self._assigned:
+            host_copy, window = self._wait_for(adapter_id), self._assigned[adapter_id]
+        else:
+            self._warn_once(adapter_id)
+            host_copy = self._copies.get(adapter_id) or self._read_now(request)
+            window = self._spare_window(host_copy, wanted)
+        self._place(adapter_id, host_copy, window)
+
+    def _spare_window(self, host_copy: HostCopy, wanted: Mapping[int, Any]) -> range:
+        """Where it disturbs nobody of this batch, and as few others as can be."""
+        choices: list[tuple[int, int]] = []
+        for cell in range(0, self._cells.count, len(self._window(host_copy, 0))):
+            window = self._window(host_copy, cell)
+            tenants = overlapping(self._present, window)
+            promised = overlapping(self._assigned, window)
+            if wanted.keys().isdisjoint((*tenants, *promised)):
+                choices.append((len(tenants), cell))
+        if not choices:
+            raise AdapterError(
+                f"Adapter {host_copy.adapter_id} finds no room beside this batch's others; "
+                "raise --max-loras."
+            )
+        return self._window(host_copy, min(choices)[1])
+
+    def _read_now(self, request: Any) -> HostCopy:
+        command = LoadAdapter(
+            request.lora_int_id,
+            request.lora_name,
+            request.lora_path,
+            bool(getattr(request, "is_3d_lora_weight", False)),
+        )
+        start = stopwatch_s()
+        try:
+            host_copy = self._reader.read_files(command)
+        except Exception as error:
+            raise AdapterError(reason_of(command, error)) from error
+        if self._log is not None:
+            seconds = stopwatch_s() - start
+            self._log.record("disk_load", command.adapter_id, seconds, in_step=True)
+        return host_copy
+
+    def _warn_once(self, adapter_id: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "Adapter %d runs without having been activated by Chameleon's scheduler; "
+                "it is loaded inside the step, which stalls all running requests.",
+                adapter_id,
+            )
+
+
+def overlapping(windows: Mapping[int, range], window: range) -> list[int]:
+    """The adapters whose windows share a cell with this one."""
+    return [adapter_id for adapter_id, other in windows.items() if overlap(other, window)]

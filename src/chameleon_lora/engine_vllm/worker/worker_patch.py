@@ -1,0 +1,122 @@
+"""Puts Chameleon into vLLM's workers; without Chameleon's scheduler everything stays vLLM's."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from chameleon_lora.engine_vllm.config import is_chameleon_scheduler
+from chameleon_lora.engine_vllm.event_log import event_log, watch_stock
+from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
+from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
+
+_MARK = "is_chameleon"
+# Where vLLM's asynchronous outputs keep the output they will return: model runner V1, V2.
+_INNER_OUTPUTS = ("_model_runner_output", "model_runner_output")
+
+
+def install() -> None:
+    """Afterwards workers of a Chameleon engine obey its scheduler. Idempotent, also per process."""
+    from vllm.v1.worker import lora_model_runner_mixin
+    from vllm.v1.worker.gpu_worker import Worker  # CPUWorker and XPUWorker inherit from it
+
+    stock = lora_model_runner_mixin.LRUCacheWorkerLoRAManager
+    if getattr(stock, _MARK, False):
+        return
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = _manager_factory(stock)
+    Worker.execute_model = _obeying(Worker.execute_model)
+    Worker.sample_tokens = _answering(Worker.sample_tokens)
+    Worker.sleep = _ending_copies(Worker.sleep)
+    Worker.wake_up = _distrusting_slots(Worker.wake_up)
+
+
+def with_acks(output: Any, manager: Any) -> Any:
+    """The output with the worker's news attached; None stays None and its news wait.
+
+    Never writes into an output: vLLM shares one object among all empty steps.
+    """
+    if output is None:
+        return None
+    acks = manager.poll_acks()
+    if not acks:
+        return output
+    for name in _INNER_OUTPUTS:
+        if hasattr(output, name):
+            setattr(output, name, _marked(getattr(output, name), acks))
+            return output
+    return _marked(output, acks)
+
+
+def _marked(output: Any, acks: tuple[Any, ...]) -> Any:
+    marked = copy.copy(output)
+    setattr(marked, ACKS_ATTRIBUTE, acks)
+    return marked
+
+
+def _manager_factory(stock: type[Any]) -> Callable[..., Any]:
+    @functools.wraps(stock, updated=())
+    def make_manager(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_chameleon_scheduler(vllm_config.scheduler_config.scheduler_cls):
+            return manager_class()(vllm_config, *args, **kwargs)
+        manager = stock(vllm_config, *args, **kwargs)
+        log = event_log()
+        if log is not None:
+            watch_stock(manager, log)
+        return manager
+
+    setattr(make_manager, _MARK, True)
+    return make_manager
+
+
+def _obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute_model)
+    def obey_then_execute(worker: Any, scheduler_output: Any) -> Any:
+        manager = _manager_of(worker)
+        if manager is None:
+            return execute_model(worker, scheduler_output)
+        manager.adapters.attach(worker.model_runner)  # whose KV cache came after the manager
+        with torch.inference_mode():
+            manager.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
+        return with_acks(execute_model(worker, scheduler_output), manager)
+
+    return obey_then_execute
+
+
+def _answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(sample_tokens)
+    def sample_then_answer(worker: Any, grammar_output: Any) -> Any:
+        manager = _manager_of(worker)
+        output = sample_tokens(worker, grammar_output)
+        return output if manager is None else with_acks(output, manager)
+
+    return sample_then_answer
+
+
+def _ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(sleep)
+    def end_then_sleep(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = _manager_of(worker)
+        if manager is not None:
+            manager.adapters.forget_device()  # the KV cache's memory is about to go
+        return sleep(worker, *args, **kwargs)
+
+    return end_then_sleep
+
+
+def _distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(wake_up)
+    def wake_then_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        woken = wake_up(worker, *args, **kwargs)
+        manager = _manager_of(worker)
+        if manager is not None:
+            manager.adapters.forget_slots()
+        return woken
+
+    return wake_then_forget
+
+
+def _manager_of(worker: Any) -> Any | None:
+    manager = getattr(worker.model_runner, "lora_manager", None)
+    return manager if hasattr(manager, "poll_acks") else None

@@ -1,0 +1,72 @@
+"""What the policy makes of a request that arrives: predicted output, size, cost."""
+
+from typing import assert_never
+
+from chameleon_lora.policy.admission.rules import Order
+from chameleon_lora.policy.estimate.length import LengthEstimator
+from chameleon_lora.policy.estimate.load import LoadEstimator
+from chameleon_lora.policy.estimate.size import Sizer
+from chameleon_lora.policy.memory.entry import Entry
+from chameleon_lora.policy.queues.lanes import RequestState, Stage
+from chameleon_lora.policy.request import Adapter, Request
+from chameleon_lora.policy.settings import PolicySettings
+
+
+class Estimator:
+    """Estimates at arrival. Numbers requests in order of arrival, from 1."""
+
+    def __init__(self, settings: PolicySettings, kv_bytes_per_token: int) -> None:
+        self._pace = LoadEstimator()
+        self._admission = settings.admission
+        self._kv_bytes_per_token = kv_bytes_per_token
+        self._sizer = Sizer(settings.size)
+        self._sequence = 0
+        self.lengths = LengthEstimator(settings.length)
+
+    def registered(self, adapter: Adapter) -> None:
+        """An adapter became known: it counts for the size of requests from now on."""
+        self._sizer.registered(adapter.nbytes)
+
+    def state(self, request: Request, entry: Entry | None, now_s: float) -> RequestState:
+        """A new ticket for the request, not in any lane yet."""
+        limit = request.max_output_tokens
+        hint = request.output_hint_tokens or self.lengths.predict(request)
+        output = max(1, min(hint, limit))
+        charged = self.lengths.reserve(request, output)
+        nbytes = entry.adapter.nbytes if entry else None
+        self._sequence += 1
+        return RequestState(
+            request=request,
+            entry=entry,
+            sequence=self._sequence,
+            key=self._key(output, request.input_tokens, now_s),
+            arrived_s=now_s,
+            size=self._sizer.size(request.input_tokens, output, nbytes),
+            output_tokens=output,
+            cost_tokens=request.input_tokens + charged + (nbytes or 0) // self._kv_bytes_per_token,
+            prefill_tokens=request.input_tokens,
+            lane=0,
+            stage=Stage.LOADING,
+        )
+
+    def admitted(self, state: RequestState, now_s: float) -> None:
+        """The ticket is about to run; the first time, it tells how long requests wait."""
+        if not state.admitted_step:
+            self._pace.admitted(now_s - state.arrived_s)
+
+    def ended(self, state: RequestState, output_tokens: int, now_s: float) -> None:
+        """A request ran to its end: later ones of its adapter are expected to do alike."""
+        self.lengths.observe(state.request, state.output_tokens, output_tokens)
+        self._pace.ended(state.request.input_tokens + output_tokens, now_s)
+
+    def _key(self, output_tokens: int, input_tokens: int, now_s: float) -> float:
+        """Place in the lane. All age alike, so a later arrival's handicap stands for its youth."""
+        match self._admission.order:
+            case Order.FIFO:
+                return self._sequence
+            case Order.SJF:
+                return output_tokens + self._admission.aging_tokens_per_s * now_s
+            case Order.BOOST:
+                return now_s - self._pace.boost_s(input_tokens + output_tokens)
+            case _:
+                assert_never(self._admission.order)

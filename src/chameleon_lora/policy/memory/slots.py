@@ -1,0 +1,229 @@
+"""Which adapters are in the engine's slots, several in one where their ranks allow (ADR 0015).
+
+A slot is divided into cells. An adapter takes a window: a power of two of neighbouring cells, aligned
+to its length, never across slots. With one cell a slot this is vLLM's one adapter a slot.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from chameleon_lora.policy.memory.entry import Entry
+from chameleon_lora.policy.request import AdapterId
+
+KeepScore = Callable[[Sequence[Entry]], list[float]]
+EMPTY = (0, 0, False)
+
+
+class SlotTable:
+    """The cells of all slots. Owner: Residency.
+
+    Invariants: an entry's window is `entry.cells` cells from `entry.cell` on, and only there; windows
+    do not overlap; `busy_cells` counts the cells whose adapter has a running request.
+    """
+
+    def __init__(self, slots: int, parts: int, max_rank: int) -> None:
+        self.count = slots
+        self._parts = parts
+        self._max_rank = max_rank
+        self._cells: list[Entry | None] = [None] * (slots * parts)
+        self._idle: dict[int, list[range]] = {}  # idle windows by length, while they stay so
+        self._in_use: list[AdapterId] | None = None  # likewise
+        self.busy_cells = 0
+
+    def needed(self, rank: int) -> int:
+        """Cells an adapter of this rank takes; at most a whole slot."""
+        return cells_needed(rank, self._parts, self._max_rank)
+
+    def tenants(self) -> list[Entry]:
+        """The adapters in slots, by cell."""
+        return [entry for entry in dict.fromkeys(self._cells) if entry is not None]
+
+    def in_use(self) -> list[AdapterId]:
+        """The adapters with a running request, by cell."""
+        if self._in_use is None:
+            self._in_use = [entry.adapter.id for entry in self.tenants() if entry.running]
+        return self._in_use
+
+    def at(self, window: range) -> list[Entry]:
+        """The adapters that have cells in the window."""
+        found: dict[int, Entry] = {}
+        for cell in window:
+            entry = self._cells[cell]
+            if entry is not None:
+                found[entry.adapter.id] = entry
+        return list(found.values())
+
+    def try_find(self, needed: int, avoid: Sequence[range], keep_score: KeepScore) -> int | None:
+        """The cell where a new adapter costs least, or None if each window is in use.
+
+        Costs least: evicts nobody pinned, nobody whom requests wait for, what is least worth keeping,
+        and then leaves the other slots whole. Windows that overlap `avoid` are left out.
+        """
+        idle = self._idle.get(needed)
+        if idle is None:
+            idle = self._idle[needed] = self._find_idle(needed)
+        allowed = (
+            [w for w in idle if not any(overlap(w, kept) for kept in avoid)] if avoid else idle
+        )
+        if len(allowed) < 2:
+            return allowed[0].start if allowed else None
+        if self._parts == 1:
+            return self._cheapest_slot(allowed, keep_score)
+        tenants = [(self.at(window), window) for window in allowed]
+        least = min(_hardship(found) for found, _ in tenants)
+        likely = [(found, window) for found, window in tenants if _hardship(found) == least]
+        if least > EMPTY:
+            likely = _cheapest(likely, keep_score)
+        return min((self._free_beside(window), window.start) for _, window in likely)[1]
+
+    def _cheapest_slot(self, allowed: Sequence[range], keep_score: KeepScore) -> int:
+        """The same for slots of one cell, which have one tenant at most: vLLM's, and the common case."""
+        guests: list[Entry] = []
+        for window in allowed:
+            entry = self._cells[window.start]
+            if entry is None:
+                return window.start
+            guests.append(entry)
+        guests = [e for e in guests if not e.is_pinned] or guests
+        guests = [e for e in guests if not e.queued] or guests
+        values = keep_score(guests)
+        cells = (e.cell for e in guests)
+        return min(
+            (value, cell) for value, cell in zip(values, cells, strict=True) if cell is not None
+        )[1]
+
+    def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:
+        """For each cell, in how many predicted steps nobody will run with it; 0 for idle ones."""
+        return [left_tokens.get(e.adapter.id, 0) if e is not None else 0 for e in self._cells]
+
+    def first_to_end(
+        self, needed: int, left_tokens: Sequence[int], avoid: Sequence[range]
+    ) -> tuple[range, int] | None:
+        """The window that comes free first, and in how many predicted steps."""
+        starts = range(0, len(left_tokens), needed)
+        ends = [(max(left_tokens[start : start + needed]), start) for start in starts]
+        for left, start in sorted(ends):
+            window = range(start, start + needed)
+            if not any(overlap(window, kept) for kept in avoid):
+                return window, left
+        return None
+
+    def put(self, entry: Entry, cell: int) -> None:
+        """Afterwards the entry is in the window at this cell; the caller removed whoever was there."""
+        entry.cell = cell
+        for index in range(cell, cell + entry.cells):
+            assert self._cells[index] is None
+            self._cells[index] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """Afterwards the entry is in no slot."""
+        if entry.cell is not None:
+            for index in range(entry.cell, entry.cell + entry.cells):
+                self._cells[index] = None
+            entry.cell = None
+
+    def busy(self, change: int) -> None:
+        """So many cells more, or fewer, have a running request."""
+        self.busy_cells += change
+        self._idle.clear()
+        self._in_use = None
+
+    def _find_idle(self, needed: int) -> list[range]:
+        """The windows in which no adapter has a running request."""
+        is_busy = [e is not None and e.running > 0 for e in self._cells]
+        starts = range(0, len(is_busy), needed)
+        return [range(s, s + needed) for s in starts if not any(is_busy[s : s + needed])]
+
+    def _free_beside(self, window: range) -> int:
+        """Free cells in the window's slot: few, so that whole slots stay whole."""
+        first = window.start // self._parts * self._parts
+        return self._cells[first : first + self._parts].count(None)
+
+
+def _hardship(found: Sequence[Entry]) -> tuple[int, int, bool]:
+    """How much it takes to evict these: pinned ones, those whom requests wait for, any at all."""
+    if not found:
+        return EMPTY
+    return (sum(e.is_pinned for e in found), sum(e.queued > 0 for e in found), True)
+
+
+def _cheapest(
+    windows: Sequence[tuple[list[Entry], range]], keep_score: KeepScore
+) -> list[tuple[list[Entry], range]]:
+    """Those whose tenants are least worth keeping, summed; each counts for something."""
+    guests = list({entry.adapter.id: entry for found, _ in windows for entry in found}.values())
+    values = dict(zip((entry.adapter.id for entry in guests), keep_score(guests), strict=True))
+    costs = [sum(1.0 + values[entry.adapter.id] for entry in found) for found, _ in windows]
+    least = min(costs)
+    return [window for window, cost in zip(windows, costs, strict=True) if cost == least]
+
+
+class Paged:
+    """No slots: adapters run from the KV blocks they lie in (ADR 0020). Owner: Residency.
+
+    It answers like a table in which every adapter finds a place. An entry has cell 0 while requests
+    run with it, and none else.
+    """
+
+    count = 1
+    busy_cells = 0
+
+    def needed(self, rank: int) -> int:  # noqa: ARG002
+        """Any adapter takes one cell."""
+        return 1
+
+    def tenants(self) -> list[Entry]:
+        """Nobody has a slot."""
+        return []
+
+    def in_use(self) -> list[AdapterId]:
+        """Nobody waits for a slot, so nobody asks who uses one."""
+        return []
+
+    def at(self, window: range) -> list[Entry]:  # noqa: ARG002
+        """Nobody has to make way."""
+        return []
+
+    def try_find(self, needed: int, avoid: Sequence[range], keep_score: KeepScore) -> int | None:  # noqa: ARG002
+        """There is always a place; memory is counted in KV blocks."""
+        return 0
+
+    def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:  # noqa: ARG002
+        """There are no cells to come free."""
+        return []
+
+    def first_to_end(
+        self,
+        needed: int,  # noqa: ARG002
+        left_tokens: Sequence[int],  # noqa: ARG002
+        avoid: Sequence[range],  # noqa: ARG002
+    ) -> tuple[range, int] | None:
+        """There are no cells to come free."""
+        return None
+
+    def put(self, entry: Entry, cell: int) -> None:
+        """Requests run with the entry from now on."""
+        entry.cell = cell
+
+    def remove(self, entry: Entry) -> None:
+        """No request runs with the entry any more."""
+        entry.cell = None
+
+    def busy(self, change: int) -> None:
+        """So many adapters more, or fewer, have a running request."""
+        self.busy_cells += change
+
+
+Slots = SlotTable | Paged
+
+
+def overlap(one: range, other: range) -> bool:
+    """True if two windows share a cell."""
+    return one.start < other.stop and other.start < one.stop
+
+
+def cells_needed(rank: int, parts: int, max_rank: int) -> int:
+    """The smallest power of two of cells whose ranks cover `rank`; at most a whole slot."""
+    needed = 1
+    while needed < parts and needed * max(1, max_rank // parts) < rank:
+        needed *= 2
+    return needed

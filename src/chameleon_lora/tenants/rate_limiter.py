@@ -1,0 +1,143 @@
+"""How much of its limits each tenant has left.
+
+Charged before a request runs is what it asks for; afterwards, what it used. So over time exactly what
+was used counts, whatever was asked for. One that used more than was charged leaves a debt, and no
+request of its tenant is let in before that is paid.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chameleon_lora.tenants.bucket import Bucket
+from chameleon_lora.tenants.tenant import Tenant
+from chameleon_lora.tenants.token_estimate import TokenEstimate
+
+MINUTE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not let in.
+
+    Attributes:
+        retry_s: when it would be, if nothing else comes; None if never.
+    """
+
+    reason: str
+    retry_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCharge:
+    """What was taken for one request."""
+
+    tenant: str
+    ask: TokenEstimate
+
+
+@dataclass(slots=True)
+class _Buckets:
+    requests: Bucket | None = None
+    inputs: Bucket | None = None
+    outputs: Bucket | None = None
+
+
+class RateLimiter:
+    """What every tenant has left. Owner: one API server; several servers count apart."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, _Buckets] = {}
+
+    def charge(self, tenant: Tenant, ask: TokenEstimate, now_s: float) -> TokenCharge | Refusal:
+        """Take what is asked for and let it in, or refuse it and take nothing.
+
+        A prompt's tokens are an estimate, so one above the quota is charged the whole quota.
+        """
+        held = self._limited(tenant, now_s)
+        if held.inputs is not None:
+            ask = TokenEstimate(min(ask.input_tokens, int(held.inputs.capacity)), ask.output_tokens)
+        refusal = next(_refusals(tenant, held, ask, now_s), None)
+        if refusal is not None:
+            return refusal
+        for bucket, amount in _amounts(held, ask, requests=1):
+            bucket.take(amount, now_s)
+        return TokenCharge(tenant.name, ask)
+
+    def settle(self, charge: TokenCharge, used: TokenEstimate, now_s: float) -> None:
+        """The request ended: it counts with what it used. The request itself stays counted."""
+        over = TokenEstimate(
+            used.input_tokens - charge.ask.input_tokens,
+            used.output_tokens - charge.ask.output_tokens,
+        )
+        held = self._buckets.get(charge.tenant, _Buckets())
+        for bucket, amount in _amounts(held, over, requests=0):
+            bucket.take(amount, now_s)
+
+    def keep(self, names: frozenset[str]) -> None:
+        """Forget those who are no tenants any more. O(tenants)."""
+        if self._buckets.keys() <= names:
+            return
+        self._buckets = {name: held for name, held in self._buckets.items() if name in names}
+
+    def _limited(self, tenant: Tenant, now_s: float) -> _Buckets:
+        """The tenant's buckets, with the limits it has now."""
+        held = self._buckets.setdefault(tenant.name, _Buckets())
+        rate = tenant.requests_per_s
+        burst = tenant.burst or max(1.0, rate or 0.0)
+        held.requests = _limited(held.requests, rate, burst, now_s)
+        held.inputs = _per_minute(held.inputs, tenant.input_tokens_per_minute, now_s)
+        held.outputs = _per_minute(held.outputs, tenant.output_tokens_per_minute, now_s)
+        return held
+
+
+def _per_minute(bucket: Bucket | None, tokens: int | None, now_s: float) -> Bucket | None:
+    return _limited(bucket, None if tokens is None else tokens / MINUTE_S, tokens or 0, now_s)
+
+
+def _limited(
+    bucket: Bucket | None, per_s: float | None, capacity: float, now_s: float
+) -> Bucket | None:
+    if per_s is None:
+        return None
+    if bucket is None:
+        return Bucket(per_s, capacity, now_s)
+    if (bucket.per_s, bucket.capacity) != (per_s, capacity):
+        bucket.relimit(per_s, capacity, now_s)
+    return bucket
+
+
+def _amounts(held: _Buckets, ask: TokenEstimate, *, requests: int) -> Iterator[tuple[Bucket, int]]:
+    every = (
+        (held.requests, requests),
+        (held.inputs, ask.input_tokens),
+        (held.outputs, ask.output_tokens),
+    )
+    return ((bucket, amount) for bucket, amount in every if bucket is not None)
+
+
+def _refusals(
+    tenant: Tenant, held: _Buckets, ask: TokenEstimate, now_s: float
+) -> Iterator[Refusal]:
+    """Each limit that does not let it in now."""
+    if held.requests is not None and (wait_s := held.requests.wait_s(1, now_s)):
+        yield Refusal(
+            f"Tenant '{tenant.name}' may send {tenant.requests_per_s:g} requests a second, "
+            f"{held.requests.capacity:g} at once, and has sent them: try again in {wait_s:.1f} s.",
+            wait_s,
+        )
+    quotas = (
+        (held.inputs, ask.input_tokens, "input", "send a shorter prompt"),
+        (held.outputs, ask.output_tokens, "output", "lower max_tokens"),
+    )
+    for bucket, amount, kind, way_out in quotas:
+        if bucket is None or not (wait_s := bucket.wait_s(amount, now_s)):
+            continue
+        left = math.floor(bucket.level(now_s))
+        when = "never" if wait_s == math.inf else f"in {wait_s:.1f} s"
+        yield Refusal(
+            f"Tenant '{tenant.name}' may use {bucket.capacity:.0f} {kind} tokens a minute; this "
+            f"request asks for {amount}, {left} are left and it would fit {when}: {way_out}"
+            + ("." if wait_s == math.inf else ", or try again then."),
+            None if wait_s == math.inf else wait_s,
+        )

@@ -1,0 +1,142 @@
+"""Costs from measured steps and copies."""
+
+import random
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from chameleon_lora.calibrate.fit import (
+    MIN_STEPS,
+    MeasuredCopy,
+    MeasuredStep,
+    fit_link,
+    fit_steps,
+    nonnegative_least_squares,
+)
+from chameleon_lora.errors import BenchError
+from chameleon_lora.sim.profile import StepCosts, StepWork
+
+TRUE = StepCosts(
+    base_s=0.012,
+    prefill_token_s=2e-4,
+    decode_request_s=5e-4,
+    context_token_s=2e-6,
+    attention_pair_s=1e-7,
+    lora_base_s=0.009,
+    lora_prefill_base_s=0.002,
+    lora_adapter_s=4e-4,
+    lora_prefill_rank_s=2e-5,
+    lora_decode_rank_s=3e-5,
+)
+
+
+def random_work(rng: random.Random) -> StepWork:
+    """Some prompts, some decodes, some adapters; never an empty step."""
+    prefill, decodes = rng.choice((0, 0, rng.randint(1, 256))), rng.randint(1, 16)
+    adapters = rng.choice((0, rng.randint(1, min(4, decodes))))
+    return StepWork(
+        prefill_tokens=prefill,
+        attention_pairs=prefill * rng.uniform(1.0, 256.0),
+        decode_requests=decodes,
+        context_tokens=decodes * rng.randint(8, 400),
+        lora_prefill_ranks=16 * prefill if adapters else 0,
+        lora_decode_ranks=16 * rng.randint(adapters, decodes) if adapters else 0,
+        adapters=adapters,
+    )
+
+
+def steps_of(costs: StepCosts, count: int, *, noise: float, hiccups: float) -> list[MeasuredStep]:
+    """Steps of these costs, with noise of this deviation and a share that takes 2 to 5 times long."""
+    rng = random.Random(5)
+    steps = []
+    for _ in range(count):
+        work = random_work(rng)
+        factor = max(0.5, rng.gauss(1.0, noise))
+        if rng.random() < hiccups:
+            factor *= rng.uniform(2.0, 5.0)
+        steps.append(MeasuredStep(work, costs.step_s(work) * factor))
+    return steps
+
+
+def test_costs_are_found_in_clean_steps() -> None:
+    """Steps without noise give back the costs that they were made of, and no error."""
+    fit = fit_steps(steps_of(TRUE, 500, noise=0.0, hiccups=0.0))
+    for field in fields(TRUE):
+        assert pytest.approx(getattr(TRUE, field.name), rel=1e-4) == getattr(fit.costs, field.name)
+    assert pytest.approx(0.0, abs=1e-6) == fit.step_error
+    assert 100 == fit.held_out
+
+
+def test_hiccups_of_the_machine_are_shared_out() -> None:
+    """With 5 % noise, and 2 % of steps two to five times as long, all costs rise alike, by 3.7 %.
+
+    The mean factor of a hiccup is 2.83, for what is beyond 3 is cut; 0.02 * 1.83 = 0.037.
+    """
+    fit = fit_steps(steps_of(TRUE, 3000, noise=0.05, hiccups=0.02))
+    rng = random.Random(6)
+    ratios = [
+        fit.costs.step_s(work) / TRUE.step_s(work)
+        for work in (random_work(rng) for _ in range(200))
+    ]
+    assert pytest.approx(1.037, abs=0.01) == sum(ratios) / len(ratios)
+    assert max(ratios) - min(ratios) < 0.05
+
+
+def test_the_error_is_told_on_steps_that_were_not_fitted() -> None:
+    """Steps with 10 % noise are off by 8 % on average (the mean of |N(0, 0.1)|), in sum by little."""
+    fit = fit_steps(steps_of(TRUE, 2000, noise=0.1, hiccups=0.0))
+    assert pytest.approx(0.08, rel=0.2) == fit.step_error
+    assert abs(fit.total_error) < 0.02
+
+
+def test_a_cost_that_does_not_exist_is_nil() -> None:
+    """Steps of an engine without LoRA costs give none, rather than small ones above and below 0."""
+    plain = StepCosts(base_s=0.01, prefill_token_s=1e-4, decode_request_s=1e-4, context_token_s=0.0)
+    fit = fit_steps(steps_of(plain, 500, noise=0.0, hiccups=0.0))
+    assert pytest.approx(0.0, abs=1e-9) == fit.costs.lora_decode_rank_s
+    assert pytest.approx(0.0, abs=1e-6) == fit.costs.lora_base_s
+
+
+def test_too_few_steps_are_refused() -> None:
+    """The message tells how many there are and how many are needed."""
+    with pytest.raises(BenchError, match=f"10 steps .* {MIN_STEPS}"):
+        fit_steps(steps_of(TRUE, 10, noise=0.0, hiccups=0.0))
+
+
+def test_a_link_is_found() -> None:
+    """Copies of 2 ms and 1 GB/s give that latency and that rate."""
+    sizes = [1_000_000, 2_000_000, 4_000_000] * 5
+    link = fit_link([MeasuredCopy(nbytes, 0.002 + nbytes / 1e9) for nbytes in sizes])
+    assert pytest.approx(0.002, rel=0.02) == link.latency_s
+    assert pytest.approx(1e9, rel=0.02) == link.bytes_per_s
+
+
+def test_copies_of_one_duration_have_latency_alone() -> None:
+    """A rate that cannot be told is very high, never infinite."""
+    link = fit_link([MeasuredCopy(nbytes, 0.003) for nbytes in (1000, 2000, 4000)])
+    assert pytest.approx(0.003, rel=1e-5) == link.copy_s(4000)
+
+
+def test_no_copy_is_no_link() -> None:
+    """There is nothing to fit to."""
+    with pytest.raises(BenchError, match="no copy"):
+        fit_link([])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_least_squares_are_optimal(seed: int) -> None:
+    """No answer is negative; the slope is 0 where the answer is above 0, and not above 0 elsewhere.
+
+    These are the conditions of Karush, Kuhn and Tucker, which are sufficient here.
+    """
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(40, 8)) @ rng.normal(size=(8, 8))  # columns much alike
+    target = matrix @ rng.normal(size=8) + rng.normal(size=40)
+    matrix[:, 3] = 0.0
+    x = nonnegative_least_squares(matrix, target)
+    slope = matrix.T @ (target - matrix @ x)
+    assert (x >= 0.0).all()
+    assert float(np.abs(slope[x > 0.0]).max(initial=0.0)) < 1e-6
+    assert float(slope[x <= 0.0].max(initial=0.0)) < 1e-6
+    assert float(x[3]) == 0.0

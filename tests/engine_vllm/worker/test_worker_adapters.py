@@ -1,0 +1,335 @@
+"""WorkerAdapters and the manager around it: commands in, weights in slots, acks out."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chameleon_lora.engine_vllm.messages import (
+    Ack,
+    ActivateAdapter,
+    Activated,
+    DropAdapter,
+    LoadAdapter,
+    Loaded,
+    LoadFailed,
+)
+from chameleon_lora.errors import AdapterError
+from tests.engine_vllm.conftest import CELLS
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader  # noqa: E402
+from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
+from chameleon_lora.engine_vllm.worker.packed_adapter import stacked_tensors  # noqa: E402
+from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # noqa: E402
+
+
+@pytest.fixture
+def manager(lora_engine: Any) -> Iterator[Any]:
+    """The engine's manager with nothing loaded."""
+    made = lora_engine.worker_manager
+    made.remove_all_adapters()
+    made.adapters.close()
+    made.adapters = make_worker_adapters(made, CELLS)
+    yield made
+    made.remove_all_adapters()
+
+
+@pytest.fixture
+def adapters(manager: Any) -> WorkerAdapters:
+    """The command side."""
+    assert isinstance(manager.adapters, WorkerAdapters)
+    return manager.adapters
+
+
+def load(adapter_id: int, folder: Path) -> LoadAdapter:
+    """The command for a folder."""
+    return LoadAdapter(adapter_id, f"adapter-{adapter_id}", str(folder))
+
+
+def acks_of(adapters: WorkerAdapters, count: int) -> list[Ack]:
+    """The next acks, once there are `count`."""
+    acks: list[Ack] = []
+    while len(acks) < count:
+        acks += adapters.poll_acks()
+    return acks
+
+
+def request(adapter_id: int, folder: Path) -> Any:
+    """vLLM's name for an adapter."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(f"adapter-{adapter_id}", adapter_id, str(folder))
+
+
+def digest(manager: Any, slot: int) -> str:
+    """Of everything a slot holds."""
+    digest = hashlib.sha256()
+    for module in manager._adapter_manager.modules.values():
+        for factor in ("a", "b"):
+            for tensor in stacked_tensors(module, factor):
+                digest.update(tensor[slot].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def layout(manager: Any) -> list[int | None]:
+    """Who vLLM thinks is in which slot."""
+    return list(manager._adapter_manager.lora_index_to_id)
+
+
+def test_a_load_is_answered_with_its_size(adapters: WorkerAdapters, make_adapter: Any) -> None:
+    """Loaded comes with the exact rank and the bytes of the image; nothing is active yet."""
+    adapters.execute([load(7, make_adapter(1, rank=8))])
+    (ack,) = acks_of(adapters, 1)
+    assert isinstance(ack, Loaded)
+    assert (7, 8) == (ack.adapter_id, ack.rank)
+    assert 4 * 8 * 4 * (64 + 64) < ack.nbytes
+    assert {7} == adapters.host_ids
+
+
+def test_an_activation_takes_exactly_the_slot_it_names(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """The tenant goes, the others stay, and an adapter that moves leaves its old slot."""
+    adapters.execute([load(i, make_adapter(i)) for i in (1, 2, 3)])
+    acks_of(adapters, 3)
+    adapters.execute([ActivateAdapter(1, 2), ActivateAdapter(2, 0)])
+    assert [2, None, 1] == layout(manager)
+    adapters.execute([ActivateAdapter(3, 2), ActivateAdapter(2, 1)])
+    assert [None, 2, 3] == layout(manager)
+    done = [ack for ack in adapters.poll_acks() if isinstance(ack, Activated)]
+    assert [(1, 2), (2, 0), (3, 2), (2, 1)] == [(ack.adapter_id, ack.cell) for ack in done]
+
+
+def test_the_batch_mapping_is_made_anew_after_a_slot_change(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """vLLM remembers its last mapping; an activation makes it forget.
+
+    In its issue 47724 it did not, and a request under way went on with another user's adapter.
+    """
+    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
+    manager._adapter_manager._last_mapping = "of the step before"
+    adapters.execute([ActivateAdapter(1, 1)])
+    assert manager._adapter_manager._last_mapping is None
+
+
+def test_an_activation_waits_for_this_ranks_own_load(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """Load and activate in one step works: rank 0 may have been ready long before."""
+    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
+    assert [1, None, None] == layout(manager)
+
+
+def test_an_activation_whose_load_failed_here_is_an_error(
+    adapters: WorkerAdapters, tmp_path: Path
+) -> None:
+    """The error names the adapter and why this rank could not load it."""
+    with pytest.raises(AdapterError, match=r"Adapter 1 cannot be activated: .*adapter-1.*nowhere"):
+        adapters.execute([load(1, tmp_path / "nowhere"), ActivateAdapter(1, 0)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        ("rank", "LoRA rank 32 is greater than max_lora_rank 16"),
+        ("config", r"adapter_config\.json is missing"),
+        ("weights", "deserializing|header"),
+        ("shape", r"o_proj.*A is \(8, 66\)"),
+        ("short", r"o_proj.*A is \(8, 62\), but this model has room for \(8, 64\)"),
+        ("missing", r"there is no .*nowhere"),
+    ],
+)
+def test_a_broken_adapter_is_an_answer(
+    adapters: WorkerAdapters, make_adapter: Any, damage: str, cause: str
+) -> None:
+    """LoadFailed with one line that names the adapter and the cause; the next load works."""
+    folder = make_adapter(
+        1,
+        rank=32 if damage == "rank" else 8,
+        hidden_error={"shape": 2, "short": -2}.get(damage, 0),
+        targets=("o_proj",),
+    )
+    if damage == "config":
+        (folder / "adapter_config.json").unlink()
+    if damage == "weights":
+        (folder / "adapter_model.safetensors").write_bytes(b"no weights at all")
+    if damage == "missing":
+        folder = folder / "nowhere"
+    adapters.execute([load(1, folder), load(2, make_adapter(2))])
+    failed, loaded = acks_of(adapters, 2)
+    assert isinstance(failed, LoadFailed)
+    assert failed.reason.startswith("Adapter 'adapter-1'")
+    assert "\n" not in failed.reason
+    with pytest.raises(AssertionError, match=cause):
+        raise AssertionError(failed.reason)
+    assert isinstance(loaded, Loaded)
+
+
+def test_a_drop_frees_copy_and_slot(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """Neither host memory nor a slot names the adapter any more."""
+    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0), DropAdapter(1)])
+    assert frozenset() == adapters.host_ids
+    assert [None] * 3 == layout(manager)
+
+
+def test_a_drop_during_the_load_silences_it(adapters: WorkerAdapters, make_adapter: Any) -> None:
+    """The dropped load is not answered; a load of the same id after it is, once."""
+    folder = make_adapter(1)
+    adapters.execute([load(1, folder), DropAdapter(1), load(1, folder), load(2, folder)])
+    acks = acks_of(adapters, 2)
+    assert [1, 2] == [ack.adapter_id for ack in acks if isinstance(ack, Loaded)]
+    assert () == adapters.poll_acks()
+
+
+def test_a_later_load_needs_the_files_no_more(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any, tmp_path: Path
+) -> None:
+    """The second load comes from the packed image and gives the slot the same bytes."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(make_adapter(1), folder)
+    adapters.execute([load(1, folder), ActivateAdapter(1, 0)])
+    first = digest(manager, 0)
+    adapters.execute([DropAdapter(1)])
+    finish_keeping(adapters)
+    weights = folder / "adapter_model.safetensors"
+    damage_unseen(weights)
+    adapters.execute([load(1, folder), ActivateAdapter(1, 1)])
+    assert first == digest(manager, 1)
+
+
+def test_a_rewritten_adapter_is_read_anew(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any, tmp_path: Path
+) -> None:
+    """The packed image of files that changed since is not used."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(make_adapter(1), folder)
+    adapters.execute([load(1, folder), ActivateAdapter(1, 0)])
+    finish_keeping(adapters)
+    shutil.copytree(make_adapter(2), folder, dirs_exist_ok=True)
+    adapters.execute([load(1, folder), ActivateAdapter(1, 1)])
+    assert digest(manager, 0) != digest(manager, 1)
+
+
+def finish_keeping(adapters: WorkerAdapters) -> None:
+    """Waits until everything read so far has its packed image; the loader starts again by itself."""
+    loader = adapters._loader
+    assert isinstance(loader, Loader)
+    loader.close()
+
+
+def damage_unseen(weights: Path) -> None:
+    """Overwrites the file so that size and time of change stay as they were."""
+    status = weights.stat()
+    weights.write_bytes(b"\0" * status.st_size)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_cleared_slots_are_filled_again_when_needed(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """After a profile run or a weight reload the batch finds its adapters in the old slots."""
+    folders = {i: make_adapter(i) for i in (1, 2)}
+    adapters.execute([load(i, folder) for i, folder in folders.items()])
+    adapters.execute([ActivateAdapter(1, 2), ActivateAdapter(2, 0)])
+    before = digest(manager, 0)
+    manager.remove_all_adapters()
+    for module in manager._adapter_manager.modules.values():
+        stacked_tensors(module, "a")[0].fill_(float("nan"))
+    assert [None] * 3 == layout(manager)
+    manager._apply_adapters({request(2, folders[2])})
+    assert [2, None, None] == layout(manager)
+    assert before == digest(manager, 0)
+    manager._apply_adapters({request(1, folders[1]), request(2, folders[2])})
+    assert [2, None, 1] == layout(manager)
+
+
+def test_warm_up_dummies_do_not_harm_real_adapters(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """vLLM's dummies use the ids 1, 2, ... of real adapters; those come back afterwards."""
+    folder = make_adapter(1)
+    adapters.execute([load(1, folder), ActivateAdapter(1, 1)])
+    before = digest(manager, 1)
+    dummies = {request(i, Path("/not/a/real/path")) for i in (1, 2, 3)}
+    with manager.dummy_lora_cache():
+        for dummy in dummies:
+            manager.add_dummy_lora(dummy, rank=8)
+        manager._apply_adapters(dummies)
+        assert {1, 2, 3} == set(layout(manager)) == manager.list_adapters()
+    manager.remove_all_adapters()
+    assert {1} == manager.list_adapters()
+    manager._apply_adapters({request(1, folder)})
+    assert before == digest(manager, 1)
+
+
+def test_an_adapter_nobody_activated_is_served_all_the_same(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is loaded inside the step into a slot the batch does not use, with one warning."""
+    folders = {i: make_adapter(i) for i in (1, 2, 3)}
+    adapters.execute([load(1, folders[1]), ActivateAdapter(1, 1)])
+    batch = {request(i, folder) for i, folder in folders.items()}
+    manager._apply_adapters(batch)
+    assert (1, {2, 3}) == (layout(manager)[1], {layout(manager)[0], layout(manager)[2]})
+    manager._apply_adapters(batch)
+    adapters.execute([load(4, make_adapter(4)), ActivateAdapter(4, 0)])
+    manager._apply_adapters({request(i, folders[i]) for i in (2, 3)})
+    assert {2, 3} <= set(layout(manager))
+    assert 1 == sum("stalls" in record.message for record in caplog.records)
+
+
+def test_more_adapters_than_slots_is_an_error(manager: Any, make_adapter: Any) -> None:
+    """The message gives both numbers and the way out."""
+    folder = make_adapter(1)
+    with pytest.raises(AdapterError, match="names 4 adapters but there is room for 3; raise"):
+        manager._apply_adapters({request(i, folder) for i in range(1, 5)})
+
+
+def test_registering_an_adapter_reads_nothing(
+    manager: Any, adapters: WorkerAdapters, tmp_path: Path
+) -> None:
+    """vLLM's add_lora is answered at once and leaves slots and host memory alone."""
+    assert manager.add_adapter(request(1, tmp_path / "nowhere"))
+    assert (frozenset(), [None] * 3) == (adapters.host_ids, layout(manager))
+
+
+def test_removing_and_pinning_are_the_schedulers_business(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
+) -> None:
+    """vLLM's RPCs learn what is loaded and change nothing."""
+    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
+    assert (True, False) == (manager.remove_adapter(1), manager.remove_adapter(2))
+    assert not manager.pin_adapter(1)
+    assert [1, None, None] == layout(manager)
+
+
+def test_answers_differ_by_adapter_and_base_stays_base(
+    lora_engine: Any, manager: Any, make_adapter: Any
+) -> None:
+    """With every slot in use, a base-model request in the batch answers as it does alone."""
+    from vllm import SamplingParams
+
+    prompt = {"prompt_token_ids": [5, 9, 17, 3]}
+    greedy = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, detokenize=False)
+
+    def answers(requests: list[Any]) -> list[list[int]]:
+        outputs = lora_engine.llm.generate(
+            [prompt] * len(requests), greedy, lora_request=requests, use_tqdm=False
+        )
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    named = [request(i, make_adapter(i)) for i in (1, 2, 3)]
+    alone = [answers([one])[0] for one in (*named, None)]
+    assert alone == answers([*named, None])
+    assert 4 == len({tuple(answer) for answer in alone})
+    assert isinstance(manager.adapters._reader, VllmReader)
