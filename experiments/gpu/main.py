@@ -49,7 +49,9 @@ def main(argv: list[str]) -> int:
     except ChameleonError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
-    return _run(given, stages, args.limit_s, shlex.join(["python", "experiments/gpu/run.py", *argv]))
+    return _run(
+        given, stages, args.limit_s, shlex.join(["python", "experiments/gpu/run.py", *argv])
+    )
 
 
 def _run(given: Given, stages: list[Stage], limit_s: float, command: str) -> int:
