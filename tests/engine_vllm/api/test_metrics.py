@@ -233,7 +233,7 @@ SCRIPT = """
 from argparse import Namespace
 from fastapi import FastAPI
 from tests.engine_vllm.asgi_client import ask
-from tests.engine_vllm.test_metrics_page import snapshot
+from tests.engine_vllm.api.test_metrics import snapshot
 from prometheus_client import Counter
 Counter("vllm:steps", "Steps.").inc(3)
 from chameleon_lora.engine_vllm.api import server_patch
@@ -279,7 +279,7 @@ def test_chameleons_servers_have_the_families_and_others_do_not(tmp_path: Path) 
     pytest.importorskip("vllm")
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     environment.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True, text=True, timeout=240, check=False, cwd=root, env=environment,

@@ -346,7 +346,7 @@ def test_no_pickle_is_opened_on_any_path(
 
 def test_no_code_of_ours_unpickles() -> None:
     """No module of the package imports what runs code that a file brings."""
-    source = Path(__file__).resolve().parents[2] / "src"
+    source = Path(__file__).resolve().parents[3] / "src"
     forbidden = re.compile(r"^\s*(import|from) (pickle|shelve|marshal|dill|cloudpickle)\b", re.M)
     assert [] == [path for path in source.rglob("*.py") if forbidden.search(path.read_text())]
 
