@@ -20,7 +20,7 @@ def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
     """Register `adapters`; the chosen command's function is `args.run`."""
-    adapters = subparsers.add_parser("adapters", help="look at adapters, or make random ones")
+    adapters = subparsers.add_parser("adapters")
     commands = adapters.add_subparsers(dest="adapters_command", required=True)
     inspect = commands.add_parser("inspect", help="what adapters hold and whether vLLM takes them")
     inspect.add_argument("dir", type=Path, metavar="DIR", help="one adapter, or a folder of them")
@@ -28,7 +28,7 @@ def add_parser(
         "--max-lora-rank", type=_whole(1, None), metavar="N", help="the engine's limit"
     )
     inspect.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    inspect.set_defaults(run=inspect_command)
+    inspect.set_defaults(run=inspect_command, parser=inspect)
     make = commands.add_parser("make", help="write random adapters for tests and measurements")
     make.add_argument("dir", type=Path, metavar="DIR", help="where the adapter folders go")
     make.add_argument(
@@ -40,7 +40,7 @@ def add_parser(
     )
     make.add_argument("--seed", type=_whole(0, None), default=0, metavar="N")
     make.add_argument("--dtype", choices=DTYPES, default="float32")
-    make.set_defaults(run=make_command)
+    make.set_defaults(run=make_command, parser=make)
 
 
 def inspect_command(args: argparse.Namespace) -> int:

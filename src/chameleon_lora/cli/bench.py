@@ -24,7 +24,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `bench` and its options."""
     parser = subparsers.add_parser(
         "bench",
-        help="traffic for many adapters on a running OpenAI-compatible server, and its latencies",
         description=(
             "Sends requests at their own times, whatever the server does, and tells how long they "
             "took, by adapter, by LoRA rank and all together. docs/benchmarking.md has more. "

@@ -39,7 +39,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `plan` and its options."""
     parser = subparsers.add_parser(
         "plan",
-        help="the load a GPU carries at an SLO, the hit rate, the memory split, the replicas",
         description=(
             "Simulates an engine under rising load until P99 of the time to the first token misses "
             "the objective. About half a minute; docs/capacity-planning.md says what to believe."

@@ -31,7 +31,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Register `serve`; `args.rest` is filled with vLLM's flags."""
     parser = subparsers.add_parser(
         "serve",
-        help="serve a base model and a folder of adapters",
         usage="chameleon serve MODEL --adapters DIR [--chameleon-config FILE] [--set KEY=VALUE] "
         "[--tenants FILE] [--admin-key-file FILE] [any vLLM flag]",
         epilog=EPILOG,

@@ -13,13 +13,13 @@ def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
     """Register `tenants`; the chosen command's function is `args.run`."""
-    tenants = subparsers.add_parser("tenants", help="keys and limits of who may use a server")
+    tenants = subparsers.add_parser("tenants")
     commands = tenants.add_subparsers(dest="tenants_command", required=True)
     hashing = commands.add_parser("hash", help="read a key from standard input, print its hash")
-    hashing.set_defaults(run=hash_command)
+    hashing.set_defaults(run=hash_command, parser=hashing)
     check = commands.add_parser("check", help="what a tenants file says, or what is wrong with it")
     check.add_argument("file", type=Path, metavar="FILE", help="as for chameleon serve --tenants")
-    check.set_defaults(run=check_command)
+    check.set_defaults(run=check_command, parser=check)
 
 
 def hash_command(_: argparse.Namespace) -> int:

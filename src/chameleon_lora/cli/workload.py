@@ -24,7 +24,7 @@ def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
     """Register `workload`; the chosen command's function is `args.run`."""
-    workload = subparsers.add_parser("workload", help="look at traces of requests")
+    workload = subparsers.add_parser("workload")
     commands = workload.add_subparsers(dest="workload_command", required=True)
     describing = commands.add_parser(
         "describe", help="rate, burstiness, lengths and popularity of a trace"
@@ -44,7 +44,7 @@ def add_parser(
         help="unit of a JSONL's timestamps in seconds (default: 0.001)",
     )
     describing.add_argument("--json", action="store_true", help="the same figures as JSON")
-    describing.set_defaults(run=describe_command)
+    describing.set_defaults(run=describe_command, parser=describing)
 
 
 def describe_command(args: argparse.Namespace) -> int:
