@@ -109,10 +109,10 @@ def test_a_folder_without_adapters_is_refused(
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--ranks", "8,x", "is 'x', allowed are whole numbers, 1 to 512"),
+        ("--ranks", "8,x", "is 'x'; give a whole number from 1 to 512"),
         ("--ranks", "0", "is '0'"),
         ("--ranks", "", "is ''"),
-        ("--count", "0", "is '0', allowed are whole numbers, 1 to 10000"),
+        ("--count", "0", "is '0'; give a whole number from 1 to 10000"),
         ("--seed", "-1", "0 or more"),
         ("--dtype", "int8", "invalid choice: 'int8'"),
     ],

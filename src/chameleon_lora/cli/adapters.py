@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, AdapterLimits, inspect_adapter
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.make import DTYPES, MAX_COUNT, MAX_RANK, ModelDims, make_adapters
+from chameleon_lora.cli.option_types import count, whole
 from chameleon_lora.errors import ChameleonError, ConfigError
 
 _MIB = 1 << 20
@@ -24,9 +25,7 @@ def add_parser(
     commands = adapters.add_subparsers(dest="adapters_command", required=True)
     inspect = commands.add_parser("inspect", help="what adapters hold and whether vLLM takes them")
     inspect.add_argument("dir", type=Path, metavar="DIR", help="one adapter, or a folder of them")
-    inspect.add_argument(
-        "--max-lora-rank", type=_whole(1, None), metavar="N", help="the engine's limit"
-    )
+    inspect.add_argument("--max-lora-rank", type=count, metavar="N", help="the engine's limit")
     inspect.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     inspect.set_defaults(run=inspect_command, parser=inspect)
     make = commands.add_parser("make", help="write random adapters for tests and measurements")
@@ -34,11 +33,11 @@ def add_parser(
     make.add_argument(
         "--model", type=Path, required=True, metavar="MODEL_DIR", help="the model's folder"
     )
-    make.add_argument("--count", type=_whole(1, MAX_COUNT), required=True, metavar="N")
+    make.add_argument("--count", type=whole(1, MAX_COUNT), required=True, metavar="N")
     make.add_argument(
         "--ranks", type=_ranks, required=True, metavar="8,16,32", help="taken in rotation"
     )
-    make.add_argument("--seed", type=_whole(0, None), default=0, metavar="N")
+    make.add_argument("--seed", type=whole(0), default=0, metavar="N")
     make.add_argument("--dtype", choices=DTYPES, default="float32")
     make.set_defaults(run=make_command, parser=make)
 
@@ -132,21 +131,5 @@ def _refuse(error: ChameleonError) -> int:
     return 2
 
 
-def _whole(least: int, most: int | None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        limit = f"{least} or more" if most is None else f"{least} to {most}"
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(
-                f"is {text!r}, allowed are whole numbers, {limit}; way out: give one of them"
-            )
-        return value
-
-    return parse
-
-
 def _ranks(text: str) -> tuple[int, ...]:
-    return tuple(_whole(1, MAX_RANK)(part) for part in text.split(","))
+    return tuple(whole(1, MAX_RANK)(part) for part in text.split(","))
