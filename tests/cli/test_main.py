@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import chameleon_lora.cli
 from chameleon_lora import __version__
-from chameleon_lora.cli.main import main
+from chameleon_lora.cli.main import COMMANDS, GROUPS, main
 
 
 def exit_code(*words: str) -> object:
@@ -22,11 +24,55 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert __version__ == capsys.readouterr().out.strip()
 
 
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help names each command with what it does."""
+def test_help_lists_every_command_with_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help names each command once, with what it does, below its group's title."""
     assert 0 == exit_code("--help")
-    listed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert {"serve", "adapters", "demo"} <= {words[0] for words in listed if len(words) > 1}
+    lines = capsys.readouterr().out.splitlines()
+    for title, commands in GROUPS.items():
+        below = lines[lines.index(f"{title}:") + 1 :][: len(commands)]
+        assert [[name, *does.split()] for name, does in commands.items()] == [
+            line.split() for line in below
+        ]
+
+
+def test_every_module_with_a_parser_is_a_command() -> None:
+    """The table of commands misses none and names none that is not there."""
+    folder = Path(chameleon_lora.cli.__file__).parent
+    files = [path for path in folder.glob("*.py") if "def add_parser(" in path.read_text()]
+    assert sorted(COMMANDS) == sorted(path.stem for path in files)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its --help begins with how it is called."""
+    assert 0 == exit_code(command, "--help")
+    assert capsys.readouterr().out.startswith(f"usage: chameleon {command} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--version"], {"main"}),
+        (["--help"], {"main"}),
+        (["fly"], {"main"}),
+        (["tenants", "--help"], {"main", "tenants"}),
+    ],
+    ids=str,
+)
+def test_no_other_command_is_imported(words: list[str], expected: set[str]) -> None:
+    """A process that runs one command has not loaded what the others need; neither numpy nor torch."""
+    script = (
+        "import sys\nfrom chameleon_lora.cli.main import main\n"
+        f"try: main({words})\nexcept SystemExit: pass\n"
+        "print('\\n'.join(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = done.stdout.splitlines()
+    inside = {name.split(".")[2] for name in loaded if name.startswith("chameleon_lora.cli.")}
+    assert expected == inside
+    assert set() == {"numpy", "torch", "vllm", "aiohttp"} & set(loaded)
 
 
 def test_help_of_serve_says_where_vllms_flags_go(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,10 +89,28 @@ def test_what_is_no_command_ends_with_two(words: tuple[str, ...]) -> None:
     assert 2 == exit_code(*words)
 
 
-def test_unknown_arguments_end_with_two_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only `serve` passes on what it does not know."""
-    assert 2 == exit_code("adapters", "inspect", ".", "--fly", "7")
-    assert "unknown arguments: --fly 7" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("serv", "chameleon: error: unknown command: serv (did you mean serve?)"),
+        ("fly", "chameleon: error: unknown command: fly;"),
+        (
+            "adapters inspect . --fly 7",
+            "chameleon adapters inspect: error: unknown arguments: --fly 7\n",
+        ),
+        (
+            "bench --base-url http://x --reqest-rate=3",
+            "chameleon bench: error: unknown arguments: --reqest-rate=3 (did you mean "
+            "--request-rate?)\n",
+        ),
+    ],
+)
+def test_what_is_unknown_is_named_by_whom_it_was_told(
+    words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only `serve` and `compare` pass on what they do not know; what may have been meant is told."""
+    assert 2 == exit_code(*words.split())
+    assert expected in capsys.readouterr().err
 
 
 def test_a_wrong_setting_ends_the_process_with_two_and_without_vllm() -> None:
@@ -61,3 +125,11 @@ def test_a_wrong_setting_ends_the_process_with_two_and_without_vllm() -> None:
     )
     assert (2, "") == (done.returncode, done.stdout)
     assert "setting 'cache.keep' is 'fifo'; use one of chameleon, fair_share, lru" in done.stderr
+
+
+def test_what_is_told_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A refusal is one line; control signs of what it names are shown escaped. Exit code 2."""
+    assert 2 == main(["tenants", "check", "\x1b[2J\n.toml"])
+    told = capsys.readouterr().err
+    assert told.startswith("chameleon tenants: tenants file \\x1b[2J\\n.toml cannot be read")
+    assert told.removesuffix("\n").isprintable()

@@ -12,7 +12,8 @@ import pytest
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.cli.main import main
-from chameleon_lora.cli.serve import PLUGIN, RANKS, add_parser, allow_plugin, vllm_arguments
+from chameleon_lora.cli.option_types import RANKS
+from chameleon_lora.cli.serve import PLUGIN, add_parser, allow_plugin, vllm_arguments
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.errors import AdapterNotFoundError, ConfigError
 from chameleon_lora.tenants import hash_key

@@ -3,14 +3,16 @@
 import argparse
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, AdapterLimits, inspect_adapter
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.make import DTYPES, MAX_COUNT, MAX_RANK, ModelDims, make_adapters
-from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.bench.printed import printable
+from chameleon_lora.cli.option_types import count, whole
+from chameleon_lora.errors import ConfigError
 
 _MIB = 1 << 20
 _COLUMNS = ("name", "rank", "modules", "MiB", "dtype", "problems")
@@ -20,40 +22,36 @@ def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
     """Register `adapters`; the chosen command's function is `args.run`."""
-    adapters = subparsers.add_parser("adapters", help="look at adapters, or make random ones")
+    adapters = subparsers.add_parser("adapters")
     commands = adapters.add_subparsers(dest="adapters_command", required=True)
     inspect = commands.add_parser("inspect", help="what adapters hold and whether vLLM takes them")
     inspect.add_argument("dir", type=Path, metavar="DIR", help="one adapter, or a folder of them")
-    inspect.add_argument(
-        "--max-lora-rank", type=_whole(1, None), metavar="N", help="the engine's limit"
-    )
+    inspect.add_argument("--max-lora-rank", type=count, metavar="N", help="the engine's limit")
     inspect.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    inspect.set_defaults(run=inspect_command)
+    inspect.set_defaults(run=inspect_command, parser=inspect)
     make = commands.add_parser("make", help="write random adapters for tests and measurements")
     make.add_argument("dir", type=Path, metavar="DIR", help="where the adapter folders go")
     make.add_argument(
         "--model", type=Path, required=True, metavar="MODEL_DIR", help="the model's folder"
     )
-    make.add_argument("--count", type=_whole(1, MAX_COUNT), required=True, metavar="N")
+    make.add_argument("--count", type=whole(1, MAX_COUNT), required=True, metavar="N")
     make.add_argument(
         "--ranks", type=_ranks, required=True, metavar="8,16,32", help="taken in rotation"
     )
-    make.add_argument("--seed", type=_whole(0, None), default=0, metavar="N")
+    make.add_argument("--seed", type=whole(0), default=0, metavar="N")
     make.add_argument("--dtype", choices=DTYPES, default="float32")
-    make.set_defaults(run=make_command)
+    make.set_defaults(run=make_command, parser=make)
 
 
 def inspect_command(args: argparse.Namespace) -> int:
-    """Print what is in `args.dir`; 0 all can be served, 1 some cannot, 2 nothing to look at."""
+    """Print what is in `args.dir`; 0 all can be served, 1 some cannot."""
     try:
         paths = _adapter_paths(args.dir)
-        limits = AdapterLimits(max_rank=args.max_lora_rank)
-    except ChameleonError as error:
-        return _refuse(error)
     except OSError as error:
-        return _refuse(
-            ConfigError(f"{str(args.dir)!r} cannot be read ({error}); way out: make it readable")
-        )
+        raise ConfigError(
+            f"{str(args.dir)!r} cannot be read ({error}); way out: make it readable"
+        ) from error
+    limits = AdapterLimits(max_rank=args.max_lora_rank)
     infos = [inspect_adapter(path, limits) for path in paths]
     if args.json:
         print(json.dumps([_as_json(info) for info in infos], indent=2))
@@ -63,18 +61,16 @@ def inspect_command(args: argparse.Namespace) -> int:
 
 
 def make_command(args: argparse.Namespace) -> int:
-    """Write `args.count` adapters below `args.dir`; 0 done, 2 the arguments cannot be used."""
+    """Write `args.count` adapters below `args.dir`."""
+    dims = ModelDims.from_model(args.model)
     try:
-        dims = ModelDims.from_model(args.model)
         paths = make_adapters(args.dir, dims, args.ranks, args.count, args.seed, dtype=args.dtype)
-    except ChameleonError as error:
-        return _refuse(error)
     except OSError as error:
-        return _refuse(
-            ConfigError(f"{str(args.dir)!r} cannot be written ({error}); way out: another folder")
-        )
+        raise ConfigError(
+            f"{str(args.dir)!r} cannot be written ({error}); way out: another folder"
+        ) from error
     total_bytes = sum(inspect_adapter(path).nbytes for path in paths)
-    print(f"{len(paths)} adapters, {total_bytes / _MIB:.1f} MiB, in {_printable(str(args.dir))}")
+    print(f"{len(paths)} adapters, {total_bytes / _MIB:.1f} MiB, in {printable(str(args.dir))}")
     return 0
 
 
@@ -97,56 +93,24 @@ def _as_json(info: AdapterInfo) -> dict[str, object]:
 
 def _table(infos: Sequence[AdapterInfo]) -> str:
     rows = [_COLUMNS, *(_row(info) for info in infos)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["  ".join(_padded(row, widths)).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "{:<{}}  {:>{}}  {:<{}}  {:>{}}  {:<{}}  {:<{}}"
+    lines = [form.format(*chain(*zip(row, widths, strict=True))).rstrip() for row in rows]
     for info in infos:
-        lines += [f"{_printable(info.name)}: {_printable(problem)}" for problem in info.problems]
+        lines += [f"{printable(info.name)}: {printable(problem)}" for problem in info.problems]
     return "\n".join(lines)
 
 
 def _row(info: AdapterInfo) -> tuple[str, ...]:
     return (
-        _printable(info.name),
+        printable(info.name),
         str(info.rank or "-"),
-        ",".join(_printable(module) for module in info.target_modules)[:60] or "-",
+        ",".join(printable(module) for module in info.target_modules)[:60] or "-",
         f"{info.nbytes / _MIB:.2f}",
         info.dtype or "-",
         str(len(info.problems) or "-"),
     )
 
 
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        cell.rjust(width) if title in {"rank", "MiB"} else cell.ljust(width)
-        for cell, width, title in zip(row, widths, _COLUMNS, strict=True)
-    ]
-
-
-def _printable(text: str) -> str:
-    """`text` without anything that could steer a terminal."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-
-
-def _refuse(error: ChameleonError) -> int:
-    print(f"chameleon adapters: {_printable(str(error))}", file=sys.stderr)
-    return 2
-
-
-def _whole(least: int, most: int | None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        limit = f"{least} or more" if most is None else f"{least} to {most}"
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(
-                f"is {text!r}, allowed are whole numbers, {limit}; way out: give one of them"
-            )
-        return value
-
-    return parse
-
-
 def _ranks(text: str) -> tuple[int, ...]:
-    return tuple(_whole(1, MAX_RANK)(part) for part in text.split(","))
+    return tuple(whole(1, MAX_RANK)(part) for part in text.split(","))

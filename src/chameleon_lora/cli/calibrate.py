@@ -66,7 +66,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `calibrate` and its options."""
     parser = subparsers.add_parser(
         "calibrate",
-        help="run the engine here and write what its steps cost, for the simulator",
         description=(
             "Runs vLLM on this machine's CPU in float32, times its steps and the copies of adapters, "
             "fits the simulator's costs to them, and writes a profile with its error. Some minutes."

@@ -43,7 +43,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Register `compare`; `args.rest` is filled with vLLM's flags."""
     parser = subparsers.add_parser(
         "compare",
-        help="start servers in turn, send each the same requests, give ratios with intervals",
         usage="chameleon compare MODEL --adapters DIR [--arms ARM ...] [--load SHARE ...] [options] "
         "[any vLLM flag]",
         epilog="vLLM's flags are given to every arm alike; put the first of them last, such as "

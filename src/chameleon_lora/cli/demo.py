@@ -16,7 +16,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `demo` and its options."""
     parser = subparsers.add_parser(
         "demo",
-        help="a minute of traffic on stock vLLM, then on Chameleon, and one table",
         description=(
             "Serves a small model with 24 adapters on this machine's CPU, first with stock vLLM, "
             "then with Chameleon, and sends both the same requests. About six minutes."

@@ -2,6 +2,9 @@
 
 import argparse
 import math
+from collections.abc import Callable
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 
 
 def positive(text: str) -> float:
@@ -20,12 +23,23 @@ def not_negative(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    """A whole number of 1 or more."""
-    value = _number(text)
-    if not 1.0 <= value < math.inf or value != int(value):
-        raise argparse.ArgumentTypeError(f"is {text!r}; give a whole number of 1 or more")
-    return int(value)
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Takes whole numbers in these limits; 1e3 is one."""
+    limits = f"of {least} or more" if most is None else f"from {least} to {most}"
+
+    def parsed(text: str) -> int:
+        try:
+            value: float = int(text)
+        except ValueError:
+            value = _number(text)
+        if not least <= value <= (math.inf if most is None else most) or value % 1 != 0:
+            raise argparse.ArgumentTypeError(f"is {text!r}; give a whole number {limits}")
+        return int(value)
+
+    return parsed
+
+
+count = whole(1)
 
 
 def share(text: str) -> float:
@@ -42,3 +56,8 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def fitting_rank(largest: int) -> int:
+    """The least --max-lora-rank from vLLM's default of 16 on that holds adapters of this rank."""
+    return next((rank for rank in RANKS if rank >= max(largest, 16)), RANKS[-1])

@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from chameleon_lora.cli.plan_table import as_json, known_lines, table
-from chameleon_lora.cli.serve import RANKS
-from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.cli.option_types import RANKS, count, fitting_rank, positive
+from chameleon_lora.errors import ConfigError
 from chameleon_lora.planning.planning import NoLoadError, plan
+from chameleon_lora.planning.printed import as_json, known_lines, table
 from chameleon_lora.planning.question import PlanObjective, PlanQuestion
 from chameleon_lora.policy.settings import Preset, preset
 from chameleon_lora.sim.profile import read_profile
@@ -39,7 +39,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `plan` and its options."""
     parser = subparsers.add_parser(
         "plan",
-        help="the load a GPU carries at an SLO, the hit rate, the memory split, the replicas",
         description=(
             "Simulates an engine under rising load until P99 of the time to the first token misses "
             "the objective. About half a minute; docs/capacity-planning.md says what to believe."
@@ -53,7 +52,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_traffic(parser.add_argument_group("traffic"))
     _add_engine(parser.add_argument_group("engine, by vLLM's names"))
     parser.add_argument(
-        "--seconds", type=_positive, metavar="S",
+        "--seconds", type=positive, metavar="S",
         help="of traffic in each run (default: what 1,500 requests take, 20 objectives at least)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the traffic (default: 0)")
@@ -62,7 +61,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def plan_command(args: argparse.Namespace) -> int:
-    """Print the plan; 0 done, 1 no load meets the objective, 2 asked for wrongly."""
+    """Print the plan; 0 done, 1 no load meets the objective."""
     if args.list:
         print("\n".join(known_lines()))
         return 0
@@ -70,9 +69,9 @@ def plan_command(args: argparse.Namespace) -> int:
     try:
         question = asked(args)
         answer = plan(question)
-    except ChameleonError as error:
+    except NoLoadError as error:
         print(f"chameleon plan: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NoLoadError) else 2
+        return 1
     name = args.policy
     if args.json:
         print(json.dumps(as_json(name, question, answer), indent=2, allow_nan=False))
@@ -108,7 +107,7 @@ def asked(args: argparse.Namespace) -> PlanQuestion:
 
 def _add_adapters(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--adapters", type=_count, metavar="N",
+        "--adapters", type=count, metavar="N",
         help=f"how many (default: those of the trace, else {ADAPTERS})",
     )  # fmt: skip
     group.add_argument(
@@ -119,7 +118,7 @@ def _add_adapters(group: "argparse._ArgumentGroup") -> None:
         "--popularity", choices=("power", "uniform"),
         help="power: the nth adapter has n^-alpha of the requests (default)",
     )  # fmt: skip
-    group.add_argument("--alpha", type=_positive, metavar="A", help="of power (default: 1.0)")
+    group.add_argument("--alpha", type=positive, metavar="A", help="of power (default: 1.0)")
 
 
 def _add_traffic(group: "argparse._ArgumentGroup") -> None:
@@ -128,30 +127,30 @@ def _add_traffic(group: "argparse._ArgumentGroup") -> None:
         help="arrivals, lengths and adapters as recorded (default: Poisson, Azure's lengths)",
     )  # fmt: skip
     group.add_argument(
-        "--timestamp-s", type=_positive, default=MILLISECOND_S, metavar="S",
+        "--timestamp-s", type=positive, default=MILLISECOND_S, metavar="S",
         help="unit of a JSONL trace's timestamps in seconds (default: 0.001)",
     )  # fmt: skip
     group.add_argument(
-        "--rate", type=_positive, metavar="R",
+        "--rate", type=positive, metavar="R",
         help="requests/s to plan for (default: the trace's, else what one replica carries)",
     )  # fmt: skip
     group.add_argument(
-        "--input-tokens", type=_count, metavar="N", help="mean of the prompts, spread as Azure's"
+        "--input-tokens", type=count, metavar="N", help="mean of the prompts, spread as Azure's"
     )
     group.add_argument(
-        "--output-tokens", type=_count, metavar="N", help="mean of the answers, spread as Azure's"
+        "--output-tokens", type=count, metavar="N", help="mean of the answers, spread as Azure's"
     )
     group.add_argument(
-        "--length-factor", type=_positive, default=1.0, metavar="F",
+        "--length-factor", type=positive, default=1.0, metavar="F",
         help="multiplies the lengths of the trace, or of Azure's conversations (default: 1)",
     )  # fmt: skip
-    group.add_argument("--slo-ttft", type=_positive, metavar="S", help="P99 TTFT in seconds")
+    group.add_argument("--slo-ttft", type=positive, metavar="S", help="P99 TTFT in seconds")
     group.add_argument(
         "--slo", type=_times, default=5.0, metavar="5x",
         help="P99 TTFT in means of an engine without load, if --slo-ttft is not given (default: 5x)",
     )  # fmt: skip
     group.add_argument(
-        "--slo-itl", type=_positive, default=float("inf"), metavar="S",
+        "--slo-itl", type=positive, default=float("inf"), metavar="S",
         help="P99 of the times between tokens in seconds (default: none)",
     )  # fmt: skip
 
@@ -161,14 +160,14 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
         "--policy", choices=[name.value for name in Preset], default=Preset.CHAMELEON.value,
         help="slora is S-LoRA's engine, the others vLLM's (default: chameleon)",
     )  # fmt: skip
-    group.add_argument("--max-num-seqs", type=_count, metavar="N", help=f"default: {SEATS}")
-    group.add_argument("--max-loras", type=_count, metavar="N", help=f"default: {SLOTS}")
+    group.add_argument("--max-num-seqs", type=count, metavar="N", help=f"default: {SEATS}")
+    group.add_argument("--max-loras", type=count, metavar="N", help=f"default: {SLOTS}")
     group.add_argument(
         "--max-lora-rank", type=int, choices=RANKS, metavar="N",
         help="default: the least of vLLM's that fits the adapters",
     )  # fmt: skip
     group.add_argument(
-        "--max-num-batched-tokens", type=_count, metavar="N", help=f"default: {BATCH_TOKENS}"
+        "--max-num-batched-tokens", type=count, metavar="N", help=f"default: {BATCH_TOKENS}"
     )
 
 
@@ -230,39 +229,17 @@ def _style(args: argparse.Namespace, adapters: tuple[NamedAdapter, ...]) -> Engi
             slots=S_LORA.slots,
         )
     largest = max(adapter.rank for adapter in adapters)
-    fitting = next((rank for rank in RANKS[2:] if rank >= largest), RANKS[-1])
     return EngineStyle(
         seats=args.max_num_seqs or SEATS,
         batch_tokens=args.max_num_batched_tokens or BATCH_TOKENS,
         slots=args.max_loras or SLOTS,
-        max_rank=args.max_lora_rank or fitting,
+        max_rank=args.max_lora_rank or fitting_rank(largest),
     )
 
 
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"is {text!r}; give a number above 0")
-    return value
-
-
 def _times(text: str) -> float:
-    return _positive(text.removesuffix("x"))
-
-
-def _count(text: str) -> int:
-    value = _number(text)
-    if value < 1 or value != int(value):
-        raise argparse.ArgumentTypeError(f"is {text!r}; give a whole number of 1 or more")
-    return int(value)
+    return positive(text.removesuffix("x"))
 
 
 def _ranks(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    return tuple(count(part) for part in text.split(","))

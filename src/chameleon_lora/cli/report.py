@@ -17,7 +17,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `report` and its options."""
     parser = subparsers.add_parser(
         "report",
-        help="runs as one HTML page: distributions, load, time lines, adapters, failures",
         description=(
             "Makes one HTML page of the runs of `chameleon bench`, `chameleon compare` and "
             "`chameleon demo`. The page needs no network and no other file."

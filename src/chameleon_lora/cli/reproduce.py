@@ -28,7 +28,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the command `reproduce` and its options."""
     parser = subparsers.add_parser(
         "reproduce",
-        help="the paper's evaluation, simulated: its figures, ours, a verdict, plots and a page",
         description=(
             "Simulates what each row of the paper's evaluation compares, prints its figures beside "
             "ours, and writes plots and one HTML page. Needs no GPU and no vLLM."

@@ -4,20 +4,20 @@ import argparse
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, inspect_adapter
-from chameleon_lora.cli.config import read_settings
+from chameleon_lora.cli.option_types import fitting_rank
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import serve
-from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError, EngineGoneError
+from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError
 from chameleon_lora.settings import parse_settings
 from chameleon_lora.tenants import hash_key
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 PLUGIN = "chameleon"
 ADMIN_KEY = "CHAMELEON_ADMIN_KEY"
 SERVER_KEY, SERVER_ENV = "--api-key", "VLLM_API_KEY"  # vLLM's own
@@ -31,7 +31,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Register `serve`; `args.rest` is filled with vLLM's flags."""
     parser = subparsers.add_parser(
         "serve",
-        help="serve a base model and a folder of adapters",
         usage="chameleon serve MODEL --adapters DIR [--chameleon-config FILE] [--set KEY=VALUE] "
         "[--tenants FILE] [--admin-key-file FILE] [any vLLM flag]",
         epilog=EPILOG,
@@ -53,12 +52,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped; 1 if its engine died, 2 if a setting is wrong."""
-    try:
-        arguments = vllm_arguments(args)
-    except ChameleonError as error:
-        print(f"chameleon serve: {error}", file=sys.stderr)
-        return 2
+    """Run the server until it is stopped; 1 if its engine died."""
+    arguments = vllm_arguments(args)
     allow_plugin()
     try:
         serve(arguments)
@@ -107,6 +102,46 @@ def vllm_arguments(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def read_settings(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The nested mapping of a settings file with `a.b=c` overrides laid over it.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, or an override is not `key=value`.
+    """
+    settings = {} if path is None else _read_toml(path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {override!r} is not of the form key=value, as cache.keep=lru")
+        _put(settings, key.strip().split("."), _value(text.strip()), override)
+    return settings
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"settings file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none (so that words need no quotes)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(settings: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for name in path[:-1]:
+        settings = settings.setdefault(name, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} is a value, not a table of settings")
+    settings[path[-1]] = value
+
+
 def _add_keys(settings: dict[str, Any], args: argparse.Namespace) -> None:
     """Put the tenants' file and the hash of the admin key into the settings, if they are given."""
     serving = settings.setdefault("serving", {}) if args.tenants or _admin_key(args) else {}
@@ -139,8 +174,7 @@ def _lora_flags(adapters: Path, rest: Sequence[str]) -> list[str]:
     if not _has(rest, "--max-lora-rank"):
         folder = AdapterFolder(adapters)
         largest = max((_rank(adapters / name) for name in folder.names()), default=0)
-        rank = next((rank for rank in RANKS if rank >= max(largest, 16)), RANKS[-1])
-        flags += ["--max-lora-rank", str(rank)]
+        flags += ["--max-lora-rank", str(fitting_rank(largest))]
     return flags
 
 

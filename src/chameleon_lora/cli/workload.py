@@ -3,10 +3,8 @@
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
-from chameleon_lora.errors import ChameleonError
 from chameleon_lora.workload.describe import (
     AdapterUse,
     Burstiness,
@@ -24,7 +22,7 @@ def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
     """Register `workload`; the chosen command's function is `args.run`."""
-    workload = subparsers.add_parser("workload", help="look at traces of requests")
+    workload = subparsers.add_parser("workload")
     commands = workload.add_subparsers(dest="workload_command", required=True)
     describing = commands.add_parser(
         "describe", help="rate, burstiness, lengths and popularity of a trace"
@@ -44,16 +42,12 @@ def add_parser(
         help="unit of a JSONL's timestamps in seconds (default: 0.001)",
     )
     describing.add_argument("--json", action="store_true", help="the same figures as JSON")
-    describing.set_defaults(run=describe_command)
+    describing.set_defaults(run=describe_command, parser=describing)
 
 
 def describe_command(args: argparse.Namespace) -> int:
-    """Print what `args.file` is like; 0 done, 2 it cannot be read as a trace."""
-    try:
-        summary = describe(read_trace(args.file, timestamp_s=args.timestamp_s))
-    except ChameleonError as error:
-        print(f"chameleon workload: {error}", file=sys.stderr)
-        return 2
+    """Print what `args.file` is like."""
+    summary = describe(read_trace(args.file, timestamp_s=args.timestamp_s))
     if args.json:
         print(json.dumps(dataclasses.asdict(summary), indent=2))
     else:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.cli.config import read_settings
+from chameleon_lora.cli.serve import read_settings
 from chameleon_lora.errors import ConfigError
 
 TOML = """
