@@ -1,5 +1,7 @@
 """Plots of runs: logarithmic times, curves without markers, one look an arm."""
 
+import ast
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -8,6 +10,7 @@ from chameleon_lora.report.plot import Curve, Plot
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[report]'")
 
+from chameleon_lora.report import plots
 from chameleon_lora.report.plots import COLOURS, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -43,3 +46,12 @@ def test_an_arm_has_its_look_wherever_it_stands() -> None:
     assert COLOURS[2].lower() in marked
     assert COLOURS[0].lower() not in marked
     assert plain.count("<use") < marked.count("<use")
+
+
+def test_what_draws_knows_nothing_of_who_asks_it_to() -> None:
+    """It is imported by its name, which no import contract sees; so it may need plots alone, or there
+    would be a circle that nobody finds."""
+    tree = ast.parse(Path(plots.__file__).read_text(encoding="utf-8"))
+    needed = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    ours = {name for name in needed if name and name.startswith("chameleon_lora")}
+    assert {"chameleon_lora.report.plot"} == ours

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from chameleon_lora.report.drawing import BACKGROUND, INK, Drawing, try_drawing
-from chameleon_lora.report.plot import Curve, Plot
+from chameleon_lora.report.folder import try_drawing
+from chameleon_lora.report.plot import BACKGROUND, INK, Curve, Drawing, Plot
 from tests.reproduce.sample import EFFORT, measure_ttft
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[report]'")

@@ -3,12 +3,21 @@
 from collections.abc import Callable, Sequence
 
 from chameleon_lora.report.comparison import Comparison, Ratio, Sustained
+from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm
 from chameleon_lora.report.reading import Evidence
 from chameleon_lora.report.run import RecordedRun, RunFigures, median_of, ttft_p50_s, ttft_p99_s
-from chameleon_lora.report.section import BETTER, WORSE, Section, Sheet
-from chameleon_lora.report.table import Table
-from chameleon_lora.report.units import MILLISECONDS, MISSING, interval, ms, percent, plain
+from chameleon_lora.report.table import (
+    BETTER,
+    MILLISECONDS,
+    MISSING,
+    WORSE,
+    Table,
+    interval,
+    ms,
+    percent,
+    plain,
+)
 
 FIGURE_WORDS = {
     "ttft_p50": "P50 time to first token",
