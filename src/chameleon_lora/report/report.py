@@ -77,10 +77,8 @@ def _facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
     facts = [("Objective", limit)]
     if found is None:
         return tuple(facts)
-    facts.append(("Machine", found.machine or "not recorded"))
-    if found.capacity_per_s is not None:
-        facts.append((f"Capacity of {found.base}", f"{plain(found.capacity_per_s)} requests/s"))
-    if found.stopped:
-        facts.append(("Repeats ended", found.stopped))
+    facts.append(("Machine", found.machine))
+    facts.append((f"Capacity of {found.base}", f"{plain(found.capacity_per_s)} requests/s"))
+    facts.append(("Repeats ended", found.stopped))
     facts.append(("Measured again by", f"`{found.command}`" if found.command else "not recorded"))
     return tuple(facts)

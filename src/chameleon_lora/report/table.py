@@ -1,5 +1,6 @@
 """Tables: figures as people read them, and rows of them as Markdown and as lines of a terminal."""
 
+import math
 import re
 import textwrap
 from collections.abc import Collection, Sequence
@@ -74,8 +75,8 @@ def plain(value: float | None) -> str:
 
 
 def interval(ratio: float | None, low: float | None, high: float | None) -> str:
-    """A ratio with its interval, where it has one."""
-    if ratio is None:
+    """A ratio with its interval, where it has one; NaN is a ratio to nothing."""
+    if ratio is None or math.isnan(ratio):
         return MISSING
     return f"{ratio:.2f}" if low is None or high is None else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
 
