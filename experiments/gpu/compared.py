@@ -7,7 +7,7 @@ from typing import Any
 
 from chameleon_lora.bench.run_folder import SUMMARY
 from chameleon_lora.cli.main import main
-from chameleon_lora.compare.comparison import COMPARISON
+from chameleon_lora.compare.comparison_file import COMPARISON
 from chameleon_lora.errors import BenchError
 from experiments.gpu.engines import served_adapters
 from experiments.gpu.given import Given

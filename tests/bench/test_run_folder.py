@@ -1,6 +1,7 @@
 """The folder of a run."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,6 +50,30 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         file.write('{"index": 2}\n')
     with pytest.raises(BenchError, match=r"records\.jsonl:3 is not a request record"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("index", '"2"', "Expected `int`, got `str` - at `$.index`"),
+        ("end_s", "null", "Expected `float`, got `null` - at `$.end_s`"),
+        ("end_s", "NaN", "malformed"),
+        ("arrival_s", "1e999", "out of range - at `$.arrival_s`"),
+        ("token_times_s", "[true]", "Expected `float`, got `bool` - at `$.token_times_s[0]`"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(
+    tmp_path: Path, field: str, value: str, said: str
+) -> None:
+    """Where what comes of it would be no number, or no time that a clock shows."""
+    write_run(tmp_path, {}, RECORDS[:1], {})
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        re.sub(rf'"{field}": [^[,]+|"{field}": \[.*?\]', f'"{field}": {value}', path.read_text())
+    )
+    with pytest.raises(BenchError, match=r"records\.jsonl:1 is not a request record") as caught:
+        read_records(tmp_path)
+    assert said in str(caught.value)
 
 
 def test_each_new_folder_has_the_next_number(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_a_claim_that_fails_is_no_error_but_a_row_that_breaks_is(tmp_path: Path)
     assert "did not run" in (tmp_path / "breaks" / "summary.json").read_text("utf-8")
 
 
+def test_a_page_that_cannot_be_written_costs_no_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table is printed all the same, and the last line says what is in the way."""
+    (tmp_path / "index.html").mkdir()
+    assert 1 == finish(run_sample(ROWS), tmp_path)
+    printed = capsys.readouterr()
+    assert "holds: 1, partly: 1, fails: 1" in printed.out
+    assert "index.html cannot be written" in printed.err.splitlines()[-1]
+
+
 def test_without_matplotlib_all_but_plots_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

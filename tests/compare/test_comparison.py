@@ -13,12 +13,12 @@ import pytest
 from chameleon_lora.bench.run_folder import read_config, read_records
 from chameleon_lora.compare.arms import Arm
 from chameleon_lora.compare.comparison import (
-    COMPARISON,
     Comparison,
     ComparisonPlan,
     ComparisonResult,
     bracket,
 )
+from chameleon_lora.compare.comparison_file import COMPARISON, CliffPoint, read_comparison
 from chameleon_lora.compare.points import LoadPoints, Point, PointPurpose, TrafficSpec
 from chameleon_lora.errors import BenchError
 from chameleon_lora.workload.named_adapters import NamedAdapter
@@ -136,6 +136,15 @@ def test_comparison_json_says_what_differs(done: Done) -> None:
     assert {"slow": [], "fast": ["speed: 400 instead of 200"]} == differs
     assert fields["machine"]
     assert {"fast"} == {ratio["label"] for ratio in fields["ratios"]}
+
+
+def test_what_is_written_is_read_as_it_was(done: Done) -> None:
+    """By whoever makes a report of it."""
+    found = read_comparison(done.folder / COMPARISON)
+    assert (done.result.ratios, done.result.sustained) == (found.ratios, found.sustained)
+    assert (done.result.slo_s, done.result.failed) == (found.slo_ttft_s, found.failed)
+    assert tuple(CliffPoint(*point) for point in done.result.cliff) == found.cliff
+    assert ["slow", "fast"] == [each.label for each in found.arms]
 
 
 def test_it_stops_when_the_intervals_are_narrow(tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def comparison(**others: Any) -> dict[str, Any]:
         "base": base,
         "command": "chameleon compare --arms stock,ours",
         "machine": "2 cores",
+        "figures": {name: name for name, *_ in figures},
         "capacity_per_s": 10.0,
+        "failed": 14,
         "slo_ttft_s": SLO_S,
         "stopped": "the time budget is spent",
         "arms": [

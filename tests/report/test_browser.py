@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.report.drawing import try_drawing
-from chameleon_lora.report.folder import place_of, write_report
+from chameleon_lora.report.folder import place_of, try_drawing, write_page
 from chameleon_lora.report.reading import read_evidence
 from chameleon_lora.report.report import report_page
 from tests.report.chromium import NAMES, Chromium, chromium_path, running_chromium
@@ -28,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     evidence = read_evidence([write_comparison(folder / "runs")])
     path = folder / "page.html"
-    write_report(place_of(path), report_page(evidence, "again"), try_drawing(), has_table=False)
+    write_page(place_of(path), report_page(evidence, "again"), try_drawing())
     return path
 
 

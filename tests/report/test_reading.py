@@ -62,8 +62,12 @@ def test_the_comparison_gives_order_and_objective(tmp_path: Path) -> None:
     [
         ("config.json", '{"label": ', "config.json cannot be read"),
         ("config.json", "[]", "holds no JSON object"),
-        ("config.json", '{"purpose": "fly"}', "'fly' is not a valid Purpose"),
-        ("config.json", '{"warmup_s": "long"}', "holds what no run holds"),
+        (
+            "config.json",
+            '{"purpose": "fly"}',
+            "config.json holds what no run holds (Invalid enum value 'fly' - at `$.purpose`)",
+        ),
+        ("config.json", '{"warmup_s": "long"}', "Expected `float`, got `str` - at `$.warmup_s`"),
         ("records.jsonl", None, "half-written: it has no records.jsonl"),
         ("records.jsonl", '{"index": 0, "adap', "records.jsonl:1 is not a request record"),
         ("records.jsonl", "", "holds no request that counts"),
@@ -115,12 +119,24 @@ def test_two_comparisons_are_not_mixed(tmp_path: Path) -> None:
         read_evidence([tmp_path])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base": "stock", "ratios": [{}]}'])
-def test_a_broken_comparison_is_named_and_its_runs_stay(tmp_path: Path, text: str) -> None:
-    """As any broken run."""
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "line 1 column 2"),
+        ("[]", "Expected `object`, got `array`"),
+        ("{}", "missing required field `base`"),
+        (json.dumps(comparison(failed="2")), "Expected `int`, got `str` - at `$.failed`"),
+        (json.dumps(comparison(ratios=[{}])), "field `label` - at `$.ratios[0]`"),
+    ],
+)
+def test_a_broken_comparison_is_named_and_its_runs_stay(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    """As any broken run, with the field that is wrong."""
     write(tmp_path / "run")
     (tmp_path / "comparison.json").write_text(text)
     evidence = read_evidence([tmp_path])
     assert evidence.comparison is None
     assert 1 == len(evidence.runs)
-    assert "comparison.json is no comparison" in evidence.skipped[0]
+    assert f"{tmp_path / 'comparison.json'} is no comparison (" in evidence.skipped[0]
+    assert said in evidence.skipped[0]

@@ -1,6 +1,7 @@
 """What each part of a report says of runs made for it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,23 @@ def test_ratios_say_which_are_better(compared: Evidence) -> None:
     assert ("ours <1>", "12.0", "1.50 [0.90, 1.60]", "2") == sustained.table.rows[1]
     assert ("stock", "70 %", "2", "80", "2") == figures.table.rows[0][:5]
     assert 4 == len(figures.table.rows)
+
+
+def test_a_ratio_to_nothing_is_neither_better_nor_worse(tmp_path: Path) -> None:
+    """Tokens that all came together leave a gap of 0 s, and the ratio to it is NaN."""
+    write(tmp_path / "run")
+    (ratio, *_) = comparison()["ratios"]
+    nothing = {
+        "figure": "itl_p99",
+        "base": 0.0,
+        "ratio": math.nan,
+        "low": math.nan,
+        "high": math.nan,
+    }
+    found = comparison(ratios=[ratio | nothing])
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    ratios = headline_section(read_evidence([tmp_path])).sheets[0]
+    assert ("P99 time between tokens, 70\u00a0%", "0.00 ms", "–") == ratios.table.rows[0]
 
 
 def test_what_differs_is_told_arm_by_arm(compared: Evidence) -> None:

@@ -2,8 +2,14 @@
 
 import json
 
-from chameleon_lora.reproduce.report import Report, RowResult, markdown_table, summary_text
-from chameleon_lora.reproduce.terminal import result_lines, table_lines
+from chameleon_lora.reproduce.report import (
+    Report,
+    RowResult,
+    markdown_text,
+    result_lines,
+    summary_text,
+    table_lines,
+)
 from tests.reproduce.sample import BROKEN, EFFORT, ROWS, WIDE, sample_report
 
 RESULTS = sample_report().results
@@ -77,7 +83,7 @@ def test_a_row_that_did_not_run_is_in_the_summary_with_its_error() -> None:
 
 def test_the_markdown_table_keeps_its_columns() -> None:
     """Pipes are escaped, line breaks are gone, nothing is taken for HTML; notes follow."""
-    assert MARKDOWN == markdown_table(sample_report())
+    assert MARKDOWN == markdown_text(sample_report())
 
 
 def test_the_report_says_what_it_ran_and_how_it_went() -> None:
@@ -90,14 +96,14 @@ def test_the_report_says_what_it_ran_and_how_it_went() -> None:
 
 def test_a_table_fits_the_width_it_is_given() -> None:
     """Long cells wrap inside their column, and no line is longer than asked for."""
-    lines = table_lines(RESULTS, 60)
+    lines = table_lines(sample_report(), 60)
     assert TABLE == "\n".join(lines) + "\n"
     assert all(len(line) <= 60 for line in lines)
 
 
 def test_a_table_takes_no_more_than_it_needs() -> None:
     """With room enough each row is one line."""
-    assert 2 + len(ROWS) == len(table_lines(RESULTS, 200))
+    assert 2 + len(ROWS) == len(table_lines(sample_report(), 200))
 
 
 def test_a_line_tells_a_row_as_it_ends() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from chameleon_lora.compare.comparison import ComparisonResult
-from chameleon_lora.compare.ratios import FIGURES, Ratio, Sustained
+from chameleon_lora.compare.comparison_file import Ratio, Sustained
+from chameleon_lora.compare.ratios import FIGURES
 
 MISSING = "-"
 SECONDS = ("ttft_p50", "ttft_p99", "itl_p99")

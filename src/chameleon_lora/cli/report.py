@@ -7,8 +7,8 @@ from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
 from chameleon_lora.errors import ChameleonError
-from chameleon_lora.report.drawing import HOW_TO_INSTALL, try_drawing
-from chameleon_lora.report.folder import place_of, write_report
+from chameleon_lora.report.folder import place_of, try_drawing, write_page
+from chameleon_lora.report.markup import HOW_TO_DRAW
 from chameleon_lora.report.reading import read_evidence
 from chameleon_lora.report.report import report_page
 
@@ -49,14 +49,14 @@ def report_command(args: argparse.Namespace) -> int:
         draw = try_drawing()
         page = report_page(evidence, _command(args.runs, out, has_table=args.markdown))
         place = place_of(out)
-        write_report(place, page, draw, has_table=args.markdown)
+        write_page(place, page, draw, has_table=args.markdown)
     except ChameleonError as error:
         print(f"chameleon report: {error}", file=sys.stderr)
         return 2
     for text in page.warnings:
         print(f"chameleon report: {text}", file=sys.stderr)
     if draw is None:
-        print(f"Without plots, because matplotlib is not installed: {HOW_TO_INSTALL}")
+        print(f"Without plots, because matplotlib is not installed: {HOW_TO_DRAW}")
     print(f"page: {place.page}")
     return 1 if evidence.skipped else 0
 

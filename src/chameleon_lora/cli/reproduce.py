@@ -12,13 +12,12 @@ from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
 from chameleon_lora.errors import ChameleonError, ConfigError
-from chameleon_lora.report.drawing import HOW_TO_INSTALL, try_drawing
+from chameleon_lora.report.folder import PAGE, try_drawing
+from chameleon_lora.report.markup import HOW_TO_DRAW
 from chameleon_lora.reproduce.finding import Effort, PaperRow
-from chameleon_lora.reproduce.folder import PAGE, write_report
-from chameleon_lora.reproduce.report import Report, RowResult
-from chameleon_lora.reproduce.rows import ROWS
-from chameleon_lora.reproduce.running import Measure, choose_rows, measure_row, run_rows
-from chameleon_lora.reproduce.terminal import result_lines, table_lines
+from chameleon_lora.reproduce.page import write_report
+from chameleon_lora.reproduce.report import Report, RowResult, result_lines, table_lines
+from chameleon_lora.reproduce.rows import ROWS, Measure, choose_rows, measure_row, run_rows
 
 QUICK = Effort(duration_s=240.0, seeds=(1,))
 FULL = Effort(duration_s=600.0, seeds=(1, 2, 3))
@@ -55,7 +54,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def reproduce_command(args: argparse.Namespace) -> int:
     """Runs the rows asked for and prints what they came to; a claim that fails is no error.
 
-    Returns 0 all ran, 1 a row ended with an error, 2 an unknown row or a taken folder.
+    Returns 0 all ran, 1 a row ended with an error or a file could not be written, 2 an unknown row or
+    a taken folder.
     """
     if args.list:
         print(listing(ROWS))
@@ -124,13 +124,18 @@ def run_report(
 
 
 def finish(report: Report, out_dir: Path) -> int:
-    """Writes the files and prints the table; the exit code."""
+    """Prints the table and writes the files; the exit code."""
+    print("\n".join(table_lines(report, _width())))
+    print(f"\n{report.verdicts}; {report.runs}")
     draw = try_drawing()
-    write_report(out_dir, report, draw)
-    print("\n".join(table_lines(report.results, _width())))
-    print(f"\n{report.verdicts}; {report.runs}\npage: {out_dir / PAGE}")
+    try:
+        write_report(out_dir, report, draw)
+    except (ChameleonError, OSError) as error:
+        _say(f"chameleon reproduce: {error}")
+        return 1
+    print(f"page: {out_dir / PAGE}")
     if draw is None:
-        print(f"Without plots, because matplotlib is not installed: {HOW_TO_INSTALL}")
+        print(f"Without plots, because matplotlib is not installed: {HOW_TO_DRAW}")
     return 1 if any(result.finding is None for result in report.results) else 0
 
 

@@ -1,24 +1,25 @@
 """The same requests on two or more servers, one after the other, until the ratios are sure."""
 
-import json
 import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_of, is_of, meets
 from chameleon_lora.compare.arms import Arm, differences
-from chameleon_lora.compare.points import LoadPoints, PointPurpose, TrafficSpec
-from chameleon_lora.compare.ratios import (
-    FIGURES,
+from chameleon_lora.compare.comparison_file import (
+    COMPARISON,
+    CliffPoint,
+    ComparedArm,
+    ComparisonFile,
     Ratio,
     Sustained,
-    is_tight,
-    load_ratios,
-    sustained,
+    write_comparison,
 )
+from chameleon_lora.compare.points import LoadPoints, PointPurpose, TrafficSpec
+from chameleon_lora.compare.ratios import FIGURES, is_tight, load_ratios, sustained
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
 from chameleon_lora.servers.process import ServerSpec, free_port, running_server
@@ -27,7 +28,6 @@ SLO_FACTOR = 5.0
 """The objective over the mean unloaded time to first token (the paper's section 5)."""
 SEARCH_TOLERANCE = 0.1
 FARTHEST = 3.0
-COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,24 +246,24 @@ class Comparison:
 
     def _write(self, result: ComparisonResult) -> None:
         plan, base = self._plan, self._plan.arms[0]
-        fields = {
-            "base": base.label,
-            "command": plan.command,
-            "machine": machine(),
-            "arms": [
-                {"label": arm.label, "command": arm.command, "differs": differences(base, arm)}
-                for arm in plan.arms
-            ],
-            "figures": {figure.name: figure.text for figure in FIGURES},
-            **{k: v for k, v in asdict(result).items() if k not in ("slo_s", "cliff")},
-            "slo_ttft_s": result.slo_s,
-            "cliff": [
-                {"label": label, "active_over_slots": value, "ttft_p50_s": p50_s}
-                for label, value, p50_s in result.cliff
-            ],
-        }
-        path = plan.folder / COMPARISON
-        path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        file = ComparisonFile(
+            base=base.label,
+            command=plan.command,
+            machine=machine(),
+            arms=tuple(
+                ComparedArm(arm.label, arm.command, differences(base, arm)) for arm in plan.arms
+            ),
+            figures={figure.name: figure.text for figure in FIGURES},
+            capacity_per_s=result.capacity_per_s,
+            stopped=result.stopped,
+            ratios=result.ratios,
+            sustained=result.sustained,
+            failed=result.failed,
+            troubles=result.troubles,
+            slo_ttft_s=result.slo_s,
+            cliff=tuple(CliffPoint(*point) for point in result.cliff),
+        )
+        write_comparison(plan.folder / COMPARISON, file)
 
 
 def bracket(known: Sequence[tuple[float, bool]]) -> tuple[float, float | None]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chameleon_lora.compare.arm_run import RunResult, is_of
+from chameleon_lora.compare.comparison_file import Ratio, Sustained
 from chameleon_lora.compare.intervals import Interval, ValuesOf, paired, percentile_ratio, ratio_of
 from chameleon_lora.compare.points import PointPurpose
 from chameleon_lora.metrics.fairness import fairness
@@ -31,39 +32,6 @@ class FigureSpec:
     values_of: ValuesOf | None = None
     percent: float | None = None
     decides: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """An arm's figure at a point, over the base's.
-
-    Attributes:
-        base, value: medians over repeats, of the base and of the arm; seconds or tokens/s.
-        ratio: the median of paired ratios, within [low, high] at 95 %.
-    """
-
-    label: str
-    figure: str
-    purpose: str
-    point: float
-    base: float
-    value: float
-    ratio: float
-    low: float
-    high: float
-    pairs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sustained:
-    """The highest load of an arm that met the objective: medians over repeats; the base has no ratio."""
-
-    label: str
-    rate_per_s: float
-    ratio: float | None
-    low: float | None
-    high: float | None
-    pairs: int
 
 
 def _ttft(record: RequestRecord) -> Sequence[float]:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from chameleon_lora.metrics.fairness import LEAST_REQUESTS, fairness
 from chameleon_lora.metrics.groups import GroupSummary, by_adapter, by_rank, by_residency
 from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.points import Points, load_points, of_arm
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.section import Section, Sheet
-from chameleon_lora.report.table import Table
-from chameleon_lora.report.units import MISSING, ms, percent, plain
+from chameleon_lora.report.table import MISSING, Table, ms, percent, plain
 
 FIGURES = ("requests", "failed", "P50 TTFT, ms", "P99 TTFT, ms", "in time")
 

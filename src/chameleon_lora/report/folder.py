@@ -1,12 +1,14 @@
-"""The files of a report: one page, and on demand a Markdown table and the plots."""
+"""The files of a page: itself, and on demand its plots and a Markdown table."""
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.report.drawing import Draw, Drawing
-from chameleon_lora.report.markdown import markdown_text, plot_name
-from chameleon_lora.report.page import Page, page_text
+from chameleon_lora.report.markup import PlotKey, html_text, markdown_text, plot_name
+from chameleon_lora.report.page import Page
+from chameleon_lora.report.plot import Draw, Drawing
 
 PAGE, TABLE, PLOTS = "index.html", "report.md", "plots"
 PAGE_ENDINGS = frozenset({".html", ".htm"})
@@ -32,7 +34,16 @@ def place_of(out: Path) -> Place:
     return Place(out / PAGE, has_plots=True)
 
 
-def write_report(place: Place, page: Page, draw: Draw | None, *, has_table: bool) -> None:
+def try_drawing() -> Draw | None:
+    """What draws plots; None where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    # Here and not above, because matplotlib may be missing and takes half a second.
+    draw: Draw = importlib.import_module("chameleon_lora.report.plots").draw
+    return draw
+
+
+def write_page(place: Place, page: Page, draw: Draw | None, *, has_table: bool = False) -> None:
     """Writes the files over former ones of theirs; other files are left alone.
 
     Without `draw` there are no plots, and the page says how to get them.
@@ -45,7 +56,7 @@ def write_report(place: Place, page: Page, draw: Draw | None, *, has_table: bool
     folder = place.page.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        place.page.write_text(page_text(page, drawings), encoding="utf-8")
+        place.page.write_text(html_text(page, drawings), encoding="utf-8")
         if has_table:
             (folder / TABLE).write_text(markdown_text(page, drawn), encoding="utf-8")
         if drawn:
@@ -60,7 +71,7 @@ def write_report(place: Place, page: Page, draw: Draw | None, *, has_table: bool
         ) from error
 
 
-def _drawings(page: Page, draw: Draw) -> dict[tuple[str, int], Drawing]:
+def _drawings(page: Page, draw: Draw) -> dict[PlotKey, Drawing]:
     return {
         (section.key, number): draw(plot)
         for section in page.sections

@@ -1,14 +1,24 @@
 """What came out, in tables: ratios to the base, rates held, and the figures of each arm."""
 
+import shlex
 from collections.abc import Callable, Sequence
 
-from chameleon_lora.report.comparison import Comparison, Ratio, Sustained
+from chameleon_lora.compare.comparison_file import ComparisonFile, Ratio, Sustained
+from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm
 from chameleon_lora.report.reading import Evidence
 from chameleon_lora.report.run import RecordedRun, RunFigures, median_of, ttft_p50_s, ttft_p99_s
-from chameleon_lora.report.section import BETTER, WORSE, Section, Sheet
-from chameleon_lora.report.table import Table
-from chameleon_lora.report.units import MILLISECONDS, MISSING, interval, ms, percent, plain
+from chameleon_lora.report.table import (
+    BETTER,
+    MILLISECONDS,
+    MISSING,
+    WORSE,
+    Table,
+    interval,
+    ms,
+    percent,
+    plain,
+)
 
 FIGURE_WORDS = {
     "ttft_p50": "P50 time to first token",
@@ -58,13 +68,15 @@ def arms_section(evidence: Evidence) -> Section | None:
             for arm in found.arms
         ),
     )
-    commands = Table(("arm", "command"), tuple((arm.label, arm.command) for arm in found.arms))
+    commands = Table(
+        ("arm", "command"), tuple((arm.label, shlex.join(arm.command)) for arm in found.arms)
+    )
     note = f"Against {found.base}; the same requests, one server at a time."
     sheets = (Sheet("", differs), Sheet("How each server was started", commands, True))
     return Section("arms", "What differs", (note,), (), sheets)
 
 
-def _ratio_sheet(found: Comparison) -> Sheet:
+def _ratio_sheet(found: ComparisonFile) -> Sheet:
     """A row a figure and load, a column an arm; the base's own value first."""
     labels = list(dict.fromkeys(ratio.label for ratio in found.ratios))
     cells = {(ratio.figure, ratio.point, ratio.label): ratio for ratio in found.ratios}
@@ -90,7 +102,7 @@ def _ratio_sheet(found: Comparison) -> Sheet:
 
 
 def _base_value(ratios: Sequence[Ratio]) -> str:
-    if not ratios or ratios[0].base is None:
+    if not ratios:
         return MISSING
     base = ratios[0].base
     return f"{plain(base * MILLISECONDS)} ms" if ratios[0].figure in IN_SECONDS else plain(base)
@@ -105,16 +117,17 @@ def _ratio_cell(ratio: Ratio | None) -> str:
 
 def _sign(low: float | None, high: float | None, *, is_more_better: bool) -> str:
     """Nothing if the interval holds 1 or there is none."""
-    if low is None or high is None or low <= 1.0 <= high:
+    if low is None or high is None or not (low > 1.0 or high < 1.0):
         return ""
     return f"{BETTER if (low > 1.0) == is_more_better else WORSE} "
 
 
-def _sustained_sheet(found: Comparison) -> Sheet:
-    limit = "" if found.slo_s is None else f" of {ms(found.slo_s)} ms"
+def _sustained_sheet(found: ComparisonFile) -> Sheet:
     rows = tuple(map(_sustained_row, found.sustained))
     head = ("arm", "requests/s", f"over {found.base}", "pairs")
-    return Sheet(f"Highest rate within the objective{limit}", Table(head, rows))
+    return Sheet(
+        f"Highest rate within the objective of {ms(found.slo_ttft_s)} ms", Table(head, rows)
+    )
 
 
 def _sustained_row(held: Sustained) -> tuple[str, ...]:

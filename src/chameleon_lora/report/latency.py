@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from chameleon_lora.metrics.compare import ratio
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
+from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm, search_points
 from chameleon_lora.report.reading import Evidence
@@ -18,9 +19,7 @@ from chameleon_lora.report.run import (
     ttft_p50_s,
     ttft_p99_s,
 )
-from chameleon_lora.report.section import Section, Sheet
-from chameleon_lora.report.table import Table
-from chameleon_lora.report.units import MILLISECONDS, listed, ms, plain
+from chameleon_lora.report.table import MILLISECONDS, Table, listed, ms, plain
 
 MOST_DISTRIBUTIONS = 4  # plots of one kind; a sweep may have many loads
 CURVE_POINTS, TAIL_POINTS = 100, 60

@@ -1,6 +1,9 @@
-"""What a plot shows, before anyone draws it."""
+"""What a plot shows, before anyone draws it, and what a drawing of it is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+INK, BACKGROUND = "#1f2328", "#ffffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,21 @@ class Plot:
     has_log_x: bool = False
     has_markers: bool = True
     words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One plot in both formats.
+
+    Attributes:
+        svg: text in INK on BACKGROUND, which a page may replace by its own colours.
+    """
+
+    png: bytes
+    svg: str
+
+
+Draw = Callable[[Plot], Drawing]
 
 
 def alt_text(plot: Plot) -> str:

@@ -15,8 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from chameleon_lora.report.drawing import BACKGROUND, INK, Drawing
-from chameleon_lora.report.plot import Curve, Plot
+from chameleon_lora.report.plot import BACKGROUND, INK, Curve, Drawing, Plot
 
 WIDTH_INCHES, HEIGHT_INCHES = 6.0, 3.75
 LEGEND_ROW_INCHES, LEGEND_COLUMNS = 0.22, 2

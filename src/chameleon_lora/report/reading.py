@@ -2,10 +2,13 @@
 
 import math
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from chameleon_lora.bench.run_folder import (
     CONFIG,
@@ -16,20 +19,48 @@ from chameleon_lora.bench.run_folder import (
     read_records,
     read_samples,
 )
-from chameleon_lora.errors import BenchError, ConfigError
-from chameleon_lora.metrics.record import RequestRecord
-from chameleon_lora.metrics.serving import Window
-from chameleon_lora.report.comparison import (
+from chameleon_lora.compare.comparison_file import (
     COMPARISON,
-    Comparison,
-    command_line,
-    number,
+    ComparisonFile,
     read_comparison,
 )
+from chameleon_lora.errors import BenchError, ConfigError
+from chameleon_lora.metrics.serving import Window
 from chameleon_lora.report.run import Purpose, RecordedRun, figures_of
 
 OURS = frozenset({"label", "purpose", "rate_per_s"})
 """Keys that tell a run's config.json from a model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _AdapterCard:
+    name: str
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _RunConfig:
+    """What a report needs of a run's config.json; what else it holds is left alone.
+
+    Attributes:
+        label: None where the server's name is one, as in runs of older versions.
+        slots: max_loras; None if it is not known.
+        command: a line or its words; empty if it is not known.
+    """
+
+    label: str | None = None
+    server: Any = None
+    purpose: Purpose = Purpose.RUN
+    repeat: int = 0
+    load: float | None = None
+    rate_per_s: float | None = None
+    duration_s: float = math.inf
+    warmup_s: float = 0.0
+    slo_ttft_s: float | None = None
+    adapters: tuple[_AdapterCard, ...] = ()
+    active_adapters: int | None = None
+    slots: int | None = None
+    command: str | tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +74,14 @@ class Evidence:
 
     arms: tuple[str, ...]
     runs: tuple[RecordedRun, ...]
-    comparison: Comparison | None
+    comparison: ComparisonFile | None
     skipped: tuple[str, ...]
 
     @property
     def slo_s(self) -> float | None:
         """The limit on time to first token; None if there is none, or not one for all runs."""
-        if self.comparison and self.comparison.slo_s is not None:
-            return self.comparison.slo_s
+        if self.comparison:
+            return self.comparison.slo_ttft_s
         limits = {run.slo_s for run in self.runs}
         return limits.pop() if len(limits) == 1 else None
 
@@ -87,20 +118,22 @@ def read_run(folder: Path, slo_s: float | None = None) -> RecordedRun:
     Raises:
         BenchError: the folder is broken or half-written; the message names file and reason.
     """
-    config = read_config(folder)
+    fields = read_config(folder)
     if not (folder / RECORDS).exists():
         raise BenchError(f"{folder} is half-written: it has no {RECORDS}; run it again")
+    try:
+        config = msgspec.convert(fields, _RunConfig)
+    except msgspec.ValidationError as error:
+        raise BenchError(f"{folder / CONFIG} holds what no run holds ({error})") from error
     try:
         return _run(folder, config, slo_s)
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{folder} cannot be read ({error})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BenchError(f"{folder} holds what no run holds ({error})") from error
 
 
 def _evidence(folders: Sequence[Path], comparisons: Sequence[Path]) -> Evidence:
     runs: list[RecordedRun] = []
-    comparison: Comparison | None = None
+    comparison: ComparisonFile | None = None
     skipped: list[str] = []
     for path in comparisons:
         try:
@@ -109,7 +142,7 @@ def _evidence(folders: Sequence[Path], comparisons: Sequence[Path]) -> Evidence:
             skipped.append(str(error))
     for folder in folders:
         try:
-            runs.append(read_run(folder, comparison.slo_s if comparison else None))
+            runs.append(read_run(folder, comparison.slo_ttft_s if comparison else None))
         except BenchError as error:
             skipped.append(str(error))
     if not runs:
@@ -141,57 +174,34 @@ def _is_ours(folder: Path) -> bool:
         return True
 
 
-def _run(folder: Path, config: dict[str, Any], default_slo_s: float | None) -> RecordedRun:
+def _run(folder: Path, config: _RunConfig, default_slo_s: float | None) -> RecordedRun:
     sent = read_records(folder)
-    if not all(map(_is_finite, sent)):
-        raise BenchError(f"{folder / RECORDS} holds times that are no numbers; run it again")
-    window = _window(config)
-    own_slo_s = number(config.get("slo_ttft_s"))
-    slo_s = default_slo_s if own_slo_s is None else own_slo_s
+    window = Window(config.warmup_s, config.duration_s)
+    slo_s = default_slo_s if config.slo_ttft_s is None else config.slo_ttft_s
     figures = figures_of(sent, window, slo_s)
     if figures is None:
         raise BenchError(f"{folder / RECORDS} holds no request that counts; run it again")
-    purpose = Purpose(config.get("purpose", Purpose.RUN.value))
-    is_shown_whole = purpose in (Purpose.RUN, Purpose.LOAD)
+    is_shown_whole = config.purpose in (Purpose.RUN, Purpose.LOAD)
+    active, slots = config.active_adapters, config.slots
     return RecordedRun(
         folder=str(folder),
-        label=str(config.get("label") or config.get("server") or folder.name),
-        purpose=purpose,
-        repeat=int(config.get("repeat") or 0),
-        load=number(config.get("load")),
-        rate_per_s=number(config.get("rate_per_s")),
+        label=config.label or str(config.server or folder.name),
+        purpose=config.purpose,
+        repeat=config.repeat,
+        load=config.load,
+        rate_per_s=config.rate_per_s,
         slo_s=slo_s,
-        ranks=_ranks(config),
-        active_over_slots=_active_over_slots(config),
-        command=command_line(config.get("command")),
+        ranks={
+            adapter.name: adapter.rank for adapter in config.adapters if adapter.rank is not None
+        },
+        active_over_slots=active / slots if active is not None and slots else None,
+        command=_command_line(config.command),
         figures=figures,
         records=window.measured(sent) if is_shown_whole else (),
         samples=read_samples(folder) if is_shown_whole else (),
     )
 
 
-def _window(config: dict[str, Any]) -> Window:
-    duration_s = number(config.get("duration_s"))
-    return Window(
-        warmup_s=number(config.get("warmup_s")) or 0.0,
-        duration_s=math.inf if duration_s is None else duration_s,
-    )
-
-
-def _is_finite(record: RequestRecord) -> bool:
-    """JSON may hold NaN and Infinity, which no clock shows."""
-    times_s = (record.arrival_s, record.sent_s, record.end_s, *record.token_times_s)
-    return all(map(math.isfinite, times_s)) and math.isfinite(record.first_token_s or 0.0)
-
-
-def _ranks(config: dict[str, Any]) -> dict[str, int]:
-    return {
-        str(adapter["name"]): int(adapter["rank"])
-        for adapter in config.get("adapters") or ()
-        if isinstance(adapter, dict) and adapter.get("rank") is not None
-    }
-
-
-def _active_over_slots(config: dict[str, Any]) -> float | None:
-    active, slots = number(config.get("active_adapters")), number(config.get("slots"))
-    return active / slots if active is not None and slots else None
+def _command_line(command: str | tuple[str, ...]) -> str:
+    """Words as one line; what is one line already stays."""
+    return command if isinstance(command, str) else shlex.join(command)

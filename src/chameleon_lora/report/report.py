@@ -5,13 +5,12 @@ from collections import Counter
 from chameleon_lora.report.adapters import adapters_section
 from chameleon_lora.report.headline import arms_section, headline_section
 from chameleon_lora.report.latency import cliff_section, distribution_sections, load_section
-from chameleon_lora.report.page import Page
+from chameleon_lora.report.page import Page, Section
 from chameleon_lora.report.reading import Evidence
 from chameleon_lora.report.run import Purpose
-from chameleon_lora.report.section import Section
+from chameleon_lora.report.table import counted, listed, ms, plain
 from chameleon_lora.report.timeline import timeline_section, waits_section
 from chameleon_lora.report.trouble import runs_section, trouble_section, warnings
-from chameleon_lora.report.units import counted, listed, ms, plain
 
 PURPOSE_WORDS = {
     Purpose.RUN: "by themselves",
@@ -78,10 +77,8 @@ def _facts(evidence: Evidence) -> tuple[tuple[str, str], ...]:
     facts = [("Objective", limit)]
     if found is None:
         return tuple(facts)
-    facts.append(("Machine", found.machine or "not recorded"))
-    if found.capacity_per_s is not None:
-        facts.append((f"Capacity of {found.base}", f"{plain(found.capacity_per_s)} requests/s"))
-    if found.stopped:
-        facts.append(("Repeats ended", found.stopped))
+    facts.append(("Machine", found.machine))
+    facts.append((f"Capacity of {found.base}", f"{plain(found.capacity_per_s)} requests/s"))
+    facts.append(("Repeats ended", found.stopped))
     facts.append(("Measured again by", f"`{found.command}`" if found.command else "not recorded"))
     return tuple(facts)

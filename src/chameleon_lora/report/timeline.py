@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 
 from chameleon_lora.metrics.record import RESIDENCIES
 from chameleon_lora.metrics.sample import LaneSample, Sample
+from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.points import load_points, of_arm
 from chameleon_lora.report.reading import Evidence
 from chameleon_lora.report.run import RecordedRun
-from chameleon_lora.report.section import Section, Sheet
-from chameleon_lora.report.table import Table
-from chameleon_lora.report.units import percent
+from chameleon_lora.report.table import Table, percent
 
 CURVE_POINTS = 200
 MIB = float(1 << 20)

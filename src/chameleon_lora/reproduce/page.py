@@ -1,146 +1,95 @@
-"""A report as one HTML page that needs nothing from outside: no script, no network, no other file."""
+"""A run of the paper's rows as a page, and the folder with it: summary.json, table.md, plots."""
 
-from collections.abc import Mapping
-from html import escape
-from string import Template
+from pathlib import Path
 
-from chameleon_lora import __version__
-from chameleon_lora.report.drawing import HOW_TO_INSTALL, Drawing
-from chameleon_lora.report.markup import figure, folded_table, plots_box, prose
+from chameleon_lora.report.folder import PAGE, Place, write_page
+from chameleon_lora.report.page import Page, Section, Sheet
+from chameleon_lora.report.plot import Draw
 from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce.finding import Verdict
-from chameleon_lora.reproduce.page_style import STYLE
-from chameleon_lora.reproduce.report import DID_NOT_RUN, Report, RowResult
+from chameleon_lora.reproduce.report import (
+    DID_NOT_RUN,
+    Report,
+    RowResult,
+    markdown_text,
+    summary_text,
+)
 
-MARKS = {
-    Verdict.HOLDS.value: ("&#10003;", "holds"),
-    Verdict.PARTLY.value: ("&#8776;", "partly"),
-    Verdict.FAILS.value: ("&#10007;", "fails"),
-    DID_NOT_RUN: ("!", "broken"),
+SUMMARY, TABLE = "summary.json", "table.md"
+LEAD = (
+    "Each row of the evaluation in “Chameleon: Adaptive Caching and Scheduling for Many-Adapter LLM "
+    "Inference” (MICRO '25), on the simulator of chameleon-lora: what the paper gives, what we find, "
+    "and whether the claim holds. The same command gives the same figures again."
+)
+SIGNS = {
+    Verdict.HOLDS.value: "✓",
+    Verdict.PARTLY.value: "≈",
+    Verdict.FAILS.value: "✗",
+    DID_NOT_RUN: "!",
 }
-"""Of each verdict, the sign before its word and the class that colours both."""
-
-# HTML that is XML as well, so that a strict parser can check it.
-PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta name="color-scheme" content="light dark"/>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>
-<title>The paper's claims, measured again</title>
-<style>
-$style</style>
-</head>
-<body>
-<a class="skip" href="#rows">To the table</a>
-<main>
-<header>
-<h1>The paper's claims, measured again</h1>
-<p>Each row of the evaluation in <cite>Chameleon: Adaptive Caching and Scheduling for Many-Adapter LLM
-Inference</cite> (MICRO '25), on the simulator of chameleon-lora $version: what the paper gives, what we
-find, and whether the claim holds.</p>
-<p><strong>$verdicts.</strong> Made by <code>$command</code>: $runs. The same command gives the same
-figures again.</p>
-$missing</header>
-<h2 id="rows">All rows</h2>
-<div class="scroll" role="region" aria-labelledby="rows" tabindex="0">
-<table class="rows">
-<thead><tr><th scope="col">What is compared</th><th scope="col">Paper</th><th scope="col">Here</th>\
-<th scope="col">Verdict</th></tr></thead>
-<tbody>
-$rows
-</tbody>
-</table>
-</div>
-<dl class="key">
-<div><dt>$holds</dt><dd>as large as claimed, or larger</dd></div>
-<div><dt>$partly</dt><dd>in the claimed direction, but smaller</dd></div>
-<div><dt>$fails</dt><dd>no such effect here, or the opposite</dd></div>
-</dl>
-$sections
-</main>
-</body>
-</html>
-""")
-
-ROW = Template("""\
-<tr><th scope="row"><a href="#$key">$claim</a></th><td>$paper</td><td>$ours</td><td>$verdict</td></tr>""")
-
-SECTION = Template("""\
-<section id="$key" aria-labelledby="$key-title">
-<h2 id="$key-title">$claim</h2>
-<dl class="figures">
-<div><dt>Paper</dt><dd>$paper</dd></div>
-<div><dt>Here</dt><dd>$ours</dd></div>
-<div><dt>Verdict</dt><dd>$verdict</dd></div>
-</dl>
-$body
-<p class="again"><span>Again: <code>$command</code></span> <a href="#rows">All rows</a></p>
-</section>""")
+"""Of each verdict, what stands before its word."""
+MEANINGS = (
+    (Verdict.HOLDS, "as large as claimed, or larger"),
+    (Verdict.PARTLY, "in the claimed direction, but smaller"),
+    (Verdict.FAILS, "no such effect here, or the opposite"),
+)
 
 
-def page_text(report: Report, drawings: Mapping[str, tuple[Drawing, ...]] | None) -> str:
-    """The whole page; `drawings` are a row's plots by its key, None if nothing was there to draw them."""
-    missing = (
-        f"<p>Plots are left out, because matplotlib was not installed: "
-        f"<code>{escape(HOW_TO_INSTALL)}</code></p>\n"
+def write_report(folder: Path, report: Report, draw: Draw | None) -> None:
+    """Fills `folder`; without `draw` there are no plots, and the page says so.
+
+    Raises:
+        ConfigError, OSError: a file cannot be written.
+    """
+    write_page(Place(folder / PAGE, has_plots=True), report_page(report), draw)
+    (folder / SUMMARY).write_text(summary_text(report), encoding="utf-8")
+    (folder / TABLE).write_text(markdown_text(report), encoding="utf-8")
+
+
+def report_page(report: Report) -> Page:
+    """A table of all rows, which leads to a section each."""
+    sections = tuple(_section(result, report) for result in report.results)
+    rows = tuple((section.title, *(value for _, value in section.facts)) for section in sections)
+    table = Table(("What is compared", "Paper", "Here", "Verdict"), rows)
+    index = Section(
+        key="rows",
+        title="All rows",
+        sheets=(Sheet("", table, targets=tuple(section.key for section in sections)),),
+        facts=tuple((_verdict(verdict.value), words) for verdict, words in MEANINGS),
     )
-    return PAGE.substitute(
-        style=STYLE,
-        version=escape(__version__),
-        verdicts=escape(report.verdicts),
-        command=escape(report.command),
-        runs=escape(report.runs),
-        missing=missing if drawings is None else "",
-        rows="\n".join(ROW.substitute(_words(result)) for result in report.results),
-        holds=_badge(Verdict.HOLDS.value),
-        partly=_badge(Verdict.PARTLY.value),
-        fails=_badge(Verdict.FAILS.value),
-        sections="\n".join(
-            _section(result, report, (drawings or {}).get(result.row.key, ()))
-            for result in report.results
-        ),
+    facts = (("Verdicts", report.verdicts), ("Each row", report.runs))
+    return Page(
+        "The paper's claims, measured again", LEAD, facts, (), (index, *sections), report.command
     )
 
 
-def _words(result: RowResult) -> dict[str, str]:
-    row = result.row
-    return {
-        "key": escape(row.key),
-        "claim": escape(row.claim[:1].upper() + row.claim[1:]),
-        "paper": escape(row.paper),
-        "ours": escape(result.ours),
-        "verdict": _badge(result.word),
-    }
-
-
-def _badge(word: str) -> str:
-    sign, name = MARKS[word]
-    return (
-        f'<span class="verdict {name}"><span aria-hidden="true">{sign}</span> {escape(word)}</span>'
-    )
-
-
-def _section(result: RowResult, report: Report, drawings: tuple[Drawing, ...]) -> str:
-    finding, key = result.finding, result.row.key
-    parts = [f"<p>{prose(text)}</p>" for text in result.note.split("\n\n") if text]
-    if finding and drawings:
-        figures = [
-            figure(plot, drawing, f"{key}-{number}-")
-            for number, (plot, drawing) in enumerate(zip(finding.plots, drawings, strict=True), 1)
-        ]
-        parts.append(plots_box(figures))
-    if finding:
-        count = len(finding.tables)
-        places = [f" ({n} of {count})" if count > 1 else "" for n in range(1, count + 1)]
-        parts += map(_folded, finding.tables, places)
+def _section(result: RowResult, report: Report) -> Section:
+    row, finding = result.row, result.finding
     quick = " --quick" if "--quick" in report.command.split() else ""
-    command = escape(f"chameleon reproduce{quick} {key}")
-    return SECTION.substitute(_words(result), body="\n".join(parts), command=command)
+    return Section(
+        key=row.key,
+        title=row.claim[:1].upper() + row.claim[1:],
+        notes=tuple(text for text in result.note.split("\n\n") if text),
+        plots=finding.plots if finding else (),
+        sheets=_sheets(finding.tables) if finding else (),
+        facts=(("Paper", row.paper), ("Here", result.ours), ("Verdict", _verdict(result.word))),
+        command=f"chameleon reproduce{quick} {row.key}",
+    )
 
 
-def _folded(table: Table, place: str) -> str:
-    names = " · ".join(cell for cell in table.head if cell)
-    return folded_table(table, f"Figures{place}: {names}")
+def _sheets(tables: tuple[Table, ...]) -> tuple[Sheet, ...]:
+    """Named after their columns, and numbered where there are several."""
+    count = len(tables)
+    return tuple(
+        Sheet(
+            f"Figures{f' ({number} of {count})' if count > 1 else ''}: "
+            + " · ".join(filter(None, table.head)),
+            table,
+            is_folded=True,
+        )
+        for number, table in enumerate(tables, start=1)
+    )
+
+
+def _verdict(word: str) -> str:
+    return f"{SIGNS[word]} {word}"

@@ -1,14 +1,19 @@
-"""All findings of one run, as JSON and as Markdown."""
+"""All findings of one run, as JSON, as Markdown and as lines of a terminal."""
 
 import json
 import math
+import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass
 
 from chameleon_lora.report.plot import Plot
+from chameleon_lora.report.table import Table, markdown_line, markdown_table, terminal_table
 from chameleon_lora.reproduce.finding import Effort, Finding, PaperRow, Verdict
 
 DID_NOT_RUN = "did not run"
+HEAD = ("row", "what is compared", "paper", "here", "verdict")
+_GAP = "  "
+_MIN_TEXT_WIDTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +82,42 @@ def summary_text(report: Report) -> str:
     return json.dumps(_finite(fields), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def markdown_table(report: Report) -> str:
+def markdown_text(report: Report) -> str:
     """The rows as a table in Markdown, and below it the notes."""
-    lines = [
-        f"`{report.command}`: {report.runs}; {report.verdicts}.",
-        "",
-        "| row | what is compared | paper | here | verdict |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            _markdown_row(f"`{row.key}`", row.claim, row.paper, result.ours, result.word)
-            for result in report.results
-            for row in (result.row,)
-        ),
-    ]
+    rows = tuple((f"`{result.row.key}`", *_cells(result)) for result in report.results)
     notes = [
-        f"- `{result.row.key}`: {_markdown(result.note)}"
+        f"- `{result.row.key}`: {markdown_line(result.note)}"
         for result in report.results
         if result.note
     ]
-    return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
+    blocks = [
+        f"`{report.command}`: {report.runs}; {report.verdicts}.",
+        markdown_table(Table(HEAD, rows), ()),
+        "\n".join(notes),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def table_lines(report: Report, width: int) -> list[str]:
+    """The rows as a table of at most `width` characters."""
+    rows = tuple((result.row.key, *_cells(result)) for result in report.results)
+    return terminal_table(Table(HEAD, rows), width)
+
+
+def result_lines(result: RowResult, key_width: int, width: int) -> list[str]:
+    """One result: key, verdict, both figures; wrapped below the figures where it is too long."""
+    start = f"{result.row.key:<{key_width}}{_GAP}{result.word:<{len(DID_NOT_RUN)}}{_GAP}"
+    text = f"paper: {result.row.paper}; here: {result.ours}"
+    if result.finding is None:
+        text += f" ({result.error})"
+    wrapped = textwrap.wrap(text, max(_MIN_TEXT_WIDTH, width - len(start)))
+    return [
+        (start if number == 0 else " " * len(start)) + line for number, line in enumerate(wrapped)
+    ]
+
+
+def _cells(result: RowResult) -> tuple[str, str, str, str]:
+    return (result.row.claim, result.row.paper, result.ours, result.word)
 
 
 def _summary(result: RowResult) -> dict[str, object]:
@@ -135,12 +157,3 @@ def _finite(value: object) -> object:
             return [_finite(part) for part in value]
         case _:
             return value
-
-
-def _markdown_row(*cells: str) -> str:
-    return "| " + " | ".join(_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _markdown(text: str) -> str:
-    """In one line, and nothing in it taken for HTML."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

@@ -1,7 +1,16 @@
-"""Every row of the paper's evaluation, in its order, and two of our own."""
+"""Every row of the paper's evaluation, in its order, and two of our own; and how rows are run."""
 
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+
+from chameleon_lora.errors import ConfigError
 from chameleon_lora.reproduce import against_slora, beyond, caching, machines, scheduling
-from chameleon_lora.reproduce.finding import PaperRow
+from chameleon_lora.reproduce.finding import Effort, Finding, PaperRow
+from chameleon_lora.reproduce.report import RowResult
+
+Measure = Callable[[str, Effort], Finding]
+_logger = logging.getLogger(__name__)
 
 ROWS: tuple[PaperRow, ...] = (
     PaperRow("p99-ttft", "P99 TTFT against S-LoRA at 6 / 8 / 9 RPS", "-14.7 / -24.6 / -80.7 %", against_slora.p99_ttft),
@@ -22,3 +31,42 @@ ROWS: tuple[PaperRow, ...] = (
     PaperRow("stock-vllm", "against a model of stock vLLM", "not in the paper", beyond.stock_vllm),
     PaperRow("own-policy", "our policy against the paper's", "not in the paper", beyond.own_policy),
 )  # fmt: skip
+
+
+def choose_rows(rows: Sequence[PaperRow], keys: Sequence[str]) -> tuple[PaperRow, ...]:
+    """Those named, in the order of `rows`; all of them if none is named.
+
+    Raises:
+        ConfigError: there is no row of a name.
+    """
+    known = [row.key for row in rows]
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"there is no row {key!r}; rows: {', '.join(known)}")
+    return tuple(row for row in rows if not keys or row.key in keys)
+
+
+def measure_row(key: str, effort: Effort) -> Finding:
+    """The finding of the paper's row of that name; worker processes are sent names, not functions."""
+    (row,) = choose_rows(ROWS, [key])
+    return row.measure(effort)
+
+
+def run_rows(
+    rows: Sequence[PaperRow], effort: Effort, executor: Executor, measure: Measure = measure_row
+) -> Iterator[RowResult]:
+    """Each row's result, in the order of `rows`, as soon as it and those before it are there.
+
+    A row that ends with an error does not keep the others from running.
+    """
+    futures = [executor.submit(measure, row.key, effort) for row in rows]
+    for row, future in zip(rows, futures, strict=True):
+        yield _result(row, future)
+
+
+def _result(row: PaperRow, future: Future[Finding]) -> RowResult:
+    error = future.exception()
+    if error is None:
+        return RowResult(row, future.result())
+    _logger.error("row %s ended with an error", row.key, exc_info=error)
+    return RowResult(row, None, f"{type(error).__name__}: {error}")
