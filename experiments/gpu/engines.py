@@ -1,21 +1,18 @@
 """What Chameleon costs where it cannot help, and how many adapters a gigabyte of its memory holds.
 
-Engines without a server on the served model. All seats ask for one adapter: tokens/s of Chameleon over
-stock's. Then a mix by popularity, of which each side's observer tells how long steps waited.
+Engines without a server on the served model. All seats ask for one adapter, then for a mix by
+popularity: tokens/s of Chameleon over stock's.
 """
 
 import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from chameleon_lora.adapters.make import DEFAULT_SCALE
-from chameleon_lora.compare.observations import bytes_so_far, read_observations
 from chameleon_lora.engine_vllm import SCHEDULER
-from chameleon_lora.engine_vllm.event_log import OBSERVE_VARIABLE
 from chameleon_lora.engine_vllm.measure.offline import (
     ENVIRONMENT,
     OfflineEngine,
@@ -61,7 +58,7 @@ def chameleon_here(given: Given) -> tuple[OfflineEngine, list[Path]]:
 
 
 def measure_engines(given: Given, note: Note) -> None:
-    """Notes both sides' tokens/s, stalls, and what Chameleon holds.
+    """Notes both sides' tokens/s, and what Chameleon holds.
 
     Raises:
         BenchError: an engine ended without a result.
@@ -75,14 +72,9 @@ def measure_engines(given: Given, note: Note) -> None:
     ]
     rates: dict[str, dict[str, float]] = {}
     for label, scheduler in (("stock", None), ("chameleon", SCHEDULER)):
-        events = given.out / f"observed-{label}.jsonl"
-        skipped = bytes_so_far(events)
-        with _observed(events):
-            result = run_offline(_job(given, model, scheduler, waves))
+        result = run_offline(_job(given, model, scheduler, waves))
         rates[label] = _rates(waves, result)
-        seen = read_observations(events, skipped)
-        stalled_s = seen.stalled_s if seen else 0.0
-        note.add(**{label: {**rates[label], **_held(result), "stalled_s": stalled_s}})
+        note.add(**{label: {**rates[label], **_held(result)}})
     shares = {
         name: rates["chameleon"][name] / rates["stock"][name] for name in ("one_adapter", "mixed")
     }
@@ -131,16 +123,6 @@ def _job(given: Given, model: Path, scheduler: str | None, waves: list[Wave]) ->
         engine=serving_engine(given),
         waves=waves,
     )
-
-
-@contextmanager
-def _observed(events: Path) -> Iterator[None]:
-    """Engines that are started inside write there what made steps wait."""
-    os.environ[OBSERVE_VARIABLE] = str(events)
-    try:
-        yield
-    finally:
-        del os.environ[OBSERVE_VARIABLE]
 
 
 def _rates(waves: Sequence[Wave], result: OfflineResult) -> dict[str, float]:

@@ -17,7 +17,6 @@ from chameleon_lora.compare.arms import (
     FLAGS,
     STOCK,
     Arm,
-    ServedModel,
     arm_of,
     check_one_difference,
     differences,
@@ -30,6 +29,7 @@ from chameleon_lora.compare.comparison import (
 )
 from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.servers.launching import ServedModel
 from chameleon_lora.workload.named_adapters import name_of
 
 AT_SLO = "slo"
