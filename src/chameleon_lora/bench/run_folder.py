@@ -4,13 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.record import RequestRecord
-from chameleon_lora.metrics.sample import LaneSample, Sample
+from chameleon_lora.metrics.sample import Sample
 
 CONFIG, RECORDS, SUMMARY, SAMPLES = "config.json", "records.jsonl", "summary.json", "samples.jsonl"
+
+Row = TypeVar("Row", RequestRecord, Sample)
 
 
 def write_run(
@@ -51,11 +55,7 @@ def read_records(folder: Path) -> tuple[RequestRecord, ...]:
     Raises:
         BenchError: a line is not a record; the message names file and line.
     """
-    path = folder / RECORDS
-    return tuple(
-        _record(line, f"{path}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1)
-    )
+    return _read_lines(folder / RECORDS, RequestRecord, "a request record")
 
 
 def read_samples(folder: Path) -> tuple[Sample, ...]:
@@ -65,12 +65,7 @@ def read_samples(folder: Path) -> tuple[Sample, ...]:
         BenchError: a line is not a sample; the message names file and line.
     """
     path = folder / SAMPLES
-    if not path.exists():
-        return ()
-    return tuple(
-        _sample(line, f"{path}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1)
-    )
+    return _read_lines(path, Sample, "a sample") if path.exists() else ()
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -86,24 +81,18 @@ def new_folder(parent: Path, name: str) -> Path:
             return folder
 
 
-def _record(line: str, place: str) -> RequestRecord:
-    try:
-        fields = json.loads(line)
-        fields["token_times_s"] = tuple(fields["token_times_s"])
-        return RequestRecord(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BenchError(
-            f"{place} is not a request record ({error}); run the benchmark again"
-        ) from error
-
-
-def _sample(line: str, place: str) -> Sample:
-    try:
-        fields = json.loads(line)
-        fields["lanes"] = tuple(LaneSample(**lane) for lane in fields["lanes"])
-        return Sample(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{place} is not a sample ({error}); run the benchmark again") from error
+def _read_lines(path: Path, kind: type[Row], what: str) -> tuple[Row, ...]:
+    """One value a line."""
+    decode = msgspec.json.Decoder(kind).decode
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+        try:
+            rows.append(decode(line))
+        except ValueError as error:
+            raise BenchError(
+                f"{path}:{number} is not {what} ({error}); run the benchmark again"
+            ) from error
+    return tuple(rows)
 
 
 def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
