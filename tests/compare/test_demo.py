@@ -51,7 +51,7 @@ def test_stock_and_chameleon_serve_the_same_adapters_with_the_same_engine(
     flags = stock[stock.index("--host") : stock.index("--lora-modules")]
     assert flags == chameleon[chameleon.index("--host") :]
     assert max(RANKS) == SHAPE.max_rank
-    assert 6 == len(stock[stock.index("--lora-modules") + 1 :]) == len(plan.sent.adapters)
+    assert 6 == len(stock[stock.index("--lora-modules") + 1 :]) == len(plan.traffic.adapters)
 
 
 @pytest.mark.slow
@@ -67,7 +67,9 @@ def test_both_servers_get_the_same_requests(options: DemoOptions) -> None:
     assert sent[0] == sent[1]
     assert len(sent[0]) > 5
     assert (0, ()) == (result.failed, result.troubles)
-    assert {"ttft_p50", "ttft_p99", "output_throughput"} < {ratio.figure for ratio in result.ratios}
+    assert {"ttft_p50", "ttft_p99", "output_throughput"} <= {
+        ratio.figure for ratio in result.ratios
+    }
 
 
 @pytest.mark.slow

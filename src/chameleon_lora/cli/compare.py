@@ -97,16 +97,16 @@ def plan_of(args: argparse.Namespace) -> ComparisonPlan:
             f"--warmup {args.warmup:g} leaves nothing of --duration {args.duration:g}: give less"
         )
     slots = _number(rest, "--max-loras", VLLM_SLOTS)
-    sent = TrafficSpec(
+    spec = TrafficSpec(
         traffic.requests, adapters, _token_ids(args), args.duration, args.warmup, args.seed,
         traffic.described(),
     )  # fmt: skip
     return ComparisonPlan(
         arms=arms,
-        course=LoadPoints(
+        load_points=LoadPoints(
             len(adapters), slots, tuple(args.load), tuple(args.cliff), args.cliff_load
         ),
-        sent=sent,
+        traffic=spec,
         folder=args.out or new_folder(Path("runs"), "compare"),
         seats=_number(rest, "--max-num-seqs", VLLM_SEATS),
         capacity_per_s=None if args.capacity == AT_SLO else args.capacity,

@@ -76,8 +76,8 @@ def demo_plan(options: DemoOptions, command: str) -> ComparisonPlan:
     load = LOAD if options.rate_per_s is None else 1.0
     return ComparisonPlan(
         arms=tuple(arm_of(text, served) for text in options.arms),
-        course=LoadPoints(options.adapters, SHAPE.slots, (load,)),
-        sent=_traffic(options, adapters_below(adapters_dir), token_ids, lengths),
+        load_points=LoadPoints(options.adapters, SHAPE.slots, (load,)),
+        traffic=_traffic(options, adapters_below(adapters_dir), token_ids, lengths),
         folder=options.out_dir,
         seats=SHAPE.seats,
         capacity_per_s=options.rate_per_s,
