@@ -10,18 +10,16 @@ import os
 import sys
 
 from chameleon_lora.cli.main import main
-from chameleon_lora.compare.demo_adapters import ensure_adapters
-from chameleon_lora.compare.demo_servers import ServerSetup, served
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.servers.launching import CPU_ENVIRONMENT, EngineShape
+from chameleon_lora.servers.tiny_model import (
+    TARGET_MODULES,
+    default_cache_dir,
+    ensure_adapters,
+    ensure_tiny_model,
+)
 
-ADAPTERS, SLOTS, SEATS, LAYERS = 32, 4, 32, 6
-CONTEXT_TOKENS = 2048
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+ADAPTERS, LAYERS = 32, 6
+SHAPE = EngineShape(seats=32, context_tokens=2048, target_modules=TARGET_MODULES)
 TRAFFIC = (
     *("--length-factor", "0.0625", "--max-input-tokens", "192", "--max-output-tokens", "96"),
     *("--popularity", "1.0"),
@@ -30,15 +28,12 @@ TRAFFIC = (
 
 def run(options: list[str]) -> int:
     """The comparison's exit code."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(CPU_ENVIRONMENT)
     cache = default_cache_dir()
     model = ensure_tiny_model(cache, LAYERS)
     adapters = ensure_adapters(model, cache, ADAPTERS)
-    flags = served(
-        ServerSetup(model, adapters, slots=SLOTS, seats=SEATS, context_tokens=CONTEXT_TOKENS)
-    ).flags
-    arguments = ["compare", str(model), "--adapters", str(adapters), *TRAFFIC, *options, *flags]
-    return main(arguments)
+    words = ["compare", str(model), "--adapters", str(adapters), *TRAFFIC, *options, *SHAPE.flags]
+    return main(words)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from typing import Any
 from zlib import crc32
 
 from chameleon_lora.adapters.make import LINEAR_MODULES, ModelDims, make_adapter
-from chameleon_lora.compare.demo_adapters import TARGET_MODULES
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.measure.offline import (
     OfflineJob,
@@ -27,7 +26,7 @@ from chameleon_lora.engine_vllm.measure.offline import (
     run_offline,
 )
 from chameleon_lora.metrics.summary import percentile
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.servers.tiny_model import TARGET_MODULES, default_cache_dir, ensure_tiny_model
 
 TEXT_TOKENS = (3, 512)  # the tiny model's ids; those before are special
 

@@ -18,15 +18,14 @@ from pathlib import Path
 
 from chameleon_lora.errors import ChameleonError
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
-from faults.adapter_fixtures import AdapterFixtures
-from faults.catalogue import named
-from faults.context import SERVED, FaultContext
+from faults.adapter_fixtures import SERVED, AdapterFixtures
+from faults.context import FaultContext
 from faults.fault import Fault
-from faults.servers import Subject, started
-from faults.table import line, table
-from faults.trial import FaultRow, try_fault
+from faults.kinds import named
+from faults.servers import ServerKind, started
+from faults.trial import FaultRow, line, table, try_fault
 
-ARMS = {"chameleon": Subject(), "stock": Subject(is_stock=True)}
+ARMS = {"chameleon": ServerKind(), "stock": ServerKind(is_stock=True)}
 
 
 def main() -> int:
@@ -51,27 +50,27 @@ def main() -> int:
     return 0
 
 
-def rows_of(subject: Subject, faults: Sequence[Fault]) -> Iterator[FaultRow]:
+def rows_of(kind: ServerKind, faults: Sequence[Fault]) -> Iterator[FaultRow]:
     """A row for each fault that this server can have."""
-    left = [fault for fault in faults if not (fault.needs_folder and subject.is_stock)]
+    left = [fault for fault in faults if not (fault.needs_folder and kind.is_stock)]
     with tempfile.TemporaryDirectory(prefix="chameleon-faults-") as folder:
         model = ensure_tiny_model(default_cache_dir())
-        kit = AdapterFixtures.make(model, Path(folder) / "kit", len(SERVED))
+        fixtures = AdapterFixtures.make(model, Path(folder) / "fixtures", len(SERVED))
         for number in range(len(left)):
             if not left:
                 return
             home = Path(folder) / f"server-{number}"
-            with started(subject, kit, home, default_cache_dir()) as server:
+            with started(kind, fixtures, home, default_cache_dir()) as server:
                 rows = server.run(partial(_until_unwell, left))
             yield from rows
             left = left[len(rows) :]
 
 
-async def _until_unwell(faults: Sequence[Fault], scene: FaultContext) -> list[FaultRow]:
+async def _until_unwell(faults: Sequence[Fault], context: FaultContext) -> list[FaultRow]:
     """Rows up to the first fault after which the server is not up and well."""
     rows: list[FaultRow] = []
     for fault in faults:
-        row = await try_fault(fault, scene)
+        row = await try_fault(fault, context)
         rows.append(row)
         print(line(row), file=sys.stderr, flush=True)
         if fault.ends_server or not row.is_clean:

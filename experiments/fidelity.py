@@ -30,27 +30,29 @@ from typing import Any
 from chameleon_lora.adapters.inspect import inspect_adapter
 from chameleon_lora.bench.client import Answer, stream_completion
 from chameleon_lora.bench.replay import Target, completion_of, open_session, replay
-from chameleon_lora.compare.demo_adapters import adapter_names, ensure_adapters
-from chameleon_lora.compare.demo_servers import (
-    BASE_MODEL_NAME,
-    ServerSetup,
-    chameleon_command,
-    server_environment,
-    stock_command,
-)
-from chameleon_lora.engine_vllm.measure.step_log import (
-    STEPS_VARIABLE,
-    add_stock_copies,
-    read_step_log,
-)
+from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
+from chameleon_lora.engine_vllm.measure.step_log import add_stock_copies, read_step_log
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
-from chameleon_lora.servers.process import ServerSpec, free_port, running_server
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.servers.launching import (
+    BASE_MODEL,
+    EngineShape,
+    ServedModel,
+    chameleon_command,
+    cpu_server,
+    stock_command,
+)
+from chameleon_lora.servers.process import ServerSpec, running_server
+from chameleon_lora.servers.tiny_model import (
+    TARGET_MODULES,
+    default_cache_dir,
+    ensure_adapters,
+    ensure_tiny_model,
+)
 from chameleon_lora.settings import ServingSettings
 from chameleon_lora.sim.outcome import SimRecord
-from chameleon_lora.sim.profile import Profile, StepCosts, StepWork, read_profile
+from chameleon_lora.sim.profile import Profile, StepCosts, read_profile
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.sim.setup import EngineStyle, Setup
 from chameleon_lora.workload.lengths import LengthScale
@@ -58,6 +60,7 @@ from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest, WorkloadSpec, make_workload
 
 ADAPTERS, LAYERS = 24, 16
+SHAPE = EngineShape(seats=16, target_modules=TARGET_MODULES)
 LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
 TOKEN_IDS = (3, 512)
 ARMS = ("vllm", "chameleon")
@@ -87,40 +90,39 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="simulate only")
     parser.add_argument("--out", type=Path, default=Path("runs/fidelity"))
     args = parser.parse_args()
-    setup = prepare()
+    served = prepare()
     live_path, plan_path = args.out / "live.json", args.out / "plan.json"
     if not args.again:
         args.out.mkdir(parents=True, exist_ok=True)
-        per_s = args.capacity or capacity(setup, args.out)
+        per_s = args.capacity or capacity(served, args.out)
         plan = {"capacity": per_s, "loads": args.loads, "seconds": args.seconds}
         plan_path.write_text(json.dumps(plan) + "\n", encoding="utf-8")
-        live_path.write_text(json.dumps(live_runs(setup, plan, args)) + "\n", encoding="utf-8")
+        live_path.write_text(json.dumps(live_runs(served, plan, args)) + "\n", encoding="utf-8")
     plan = json.loads(plan_path.read_text(encoding="utf-8"))
     live = json.loads(live_path.read_text(encoding="utf-8"))
-    loads = workloads(setup, plan)
+    loads = workloads(served, plan)
     profiles = {arm: read_profile(getattr(args, arm)) for arm in ARMS}
-    sim = {arm: simulated(arm, profiles[arm], setup, loads) for arm in ARMS}
+    sim = {arm: simulated(arm, profiles[arm], served, loads) for arm in ARMS}
     for row in live:
         profile = profiles[row["arm"]]
-        row["speed"] = speed(profile, setup, args.out / f"{row['run']}-{row['arm']}", row)
-        scaled = simulated(row["arm"], slowed(profile, row["speed"]), setup, loads)
+        row["speed"] = speed(profile, served, args.out / f"{row['run']}-{row['arm']}", row)
+        scaled = simulated(row["arm"], slowed(profile, row["speed"]), served, loads)
         row["at_speed"] = asdict(scaled[row["load"]])
     print(f"capacity of stock vLLM: {plan['capacity']:.2f} requests/s; "
           f"{', '.join(str(len(load)) for load in loads)} requests\n")  # fmt: skip
     print(table(plan["loads"], live, sim))
 
 
-def prepare() -> ServerSetup:
+def prepare() -> ServedModel:
     """Model and adapters on disk, and the limits of both servers."""
     cache = default_cache_dir()
     model = ensure_tiny_model(cache, LAYERS)
-    setup = ServerSetup(model, ensure_adapters(model, cache, ADAPTERS))
-    return replace(setup, seats=16)
+    return ServedModel.of(model, ensure_adapters(model, cache, ADAPTERS), SHAPE)
 
 
-def workloads(setup: ServerSetup, plan: dict[str, Any]) -> list[tuple[TimedRequest, ...]]:
+def workloads(served: ServedModel, plan: dict[str, Any]) -> list[tuple[TimedRequest, ...]]:
     """The requests of each load; an index is used once, so that no prompt comes twice."""
-    names, loads, count = adapter_names(setup.adapters_dir), [], 0
+    names, loads, count = served.adapters, [], 0
     for share in plan["loads"]:
         spec = WorkloadSpec(share * plan["capacity"], plan["seconds"], 1.0, LENGTHS)
         requests = make_workload(spec, names, SEED)
@@ -129,18 +131,18 @@ def workloads(setup: ServerSetup, plan: dict[str, Any]) -> list[tuple[TimedReque
     return loads
 
 
-def capacity(setup: ServerSetup, out: Path) -> float:
+def capacity(served: ServedModel, out: Path) -> float:
     """Requests/s of stock vLLM with as many clients as seats, each of which waits for its answer.
 
     Requests that are all there at once would let it run those of one adapter together, which it
     cannot when they arrive one by one.
     """
-    names = adapter_names(setup.adapters_dir)
+    names = served.adapters
     requests = make_workload(WorkloadSpec(50.0, 10.0, 1.0, LENGTHS), names, 999)
-    with running_server(server("vllm", setup, out / "capacity")) as url:
-        target = Target(url, BASE_MODEL_NAME, TOKEN_IDS)
+    with running_server(server("vllm", served, out / "capacity")) as url:
+        target = Target(url, BASE_MODEL, TOKEN_IDS)
         warm_up(target)
-        return asyncio.run(closed_loop(target, requests, setup.seats))
+        return asyncio.run(closed_loop(target, requests, SHAPE.seats))
 
 
 async def closed_loop(target: Target, requests: Sequence[TimedRequest], clients: int) -> float:
@@ -164,18 +166,13 @@ async def closed_loop(target: Target, requests: Sequence[TimedRequest], clients:
     return done / CAPACITY_S
 
 
-def server(arm: str, setup: ServerSetup, folder: Path) -> ServerSpec:
+def server(arm: str, served: ServedModel, folder: Path) -> ServerSpec:
     """How one of the two is started."""
-    port = free_port()
-    command = (stock_command if arm == "vllm" else chameleon_command)(setup, port)
     folder = folder.absolute()
-    environment = {
-        **server_environment(folder / "observations.jsonl"),
-        STEPS_VARIABLE: str(folder / "steps.jsonl"),  # recorded as `chameleon calibrate` does
-    }
-    for file in folder.glob("*.jsonl"):
-        file.unlink()
-    return ServerSpec(command, port, folder / "server.log", environment)
+    steps = folder / "steps.jsonl"  # recorded as `chameleon calibrate` does
+    steps.unlink(missing_ok=True)
+    command = (stock_command if arm == "vllm" else chameleon_command)(served)
+    return cpu_server(command, folder / "server.log", {STEPS_VARIABLE: str(steps)})
 
 
 def warm_up(target: Target) -> None:
@@ -185,16 +182,16 @@ def warm_up(target: Target) -> None:
 
 
 def live_runs(
-    setup: ServerSetup, plan: dict[str, Any], args: argparse.Namespace
+    served: ServedModel, plan: dict[str, Any], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Figures by run, arm and load."""
     found: list[dict[str, Any]] = []
     for run in range(args.runs):
         for arm in ARMS if run % 2 == 0 else ARMS[::-1]:
-            with running_server(server(arm, setup, args.out / f"{run}-{arm}")) as url:
-                target = Target(url, BASE_MODEL_NAME, TOKEN_IDS)
+            with running_server(server(arm, served, args.out / f"{run}-{arm}")) as url:
+                target = Target(url, BASE_MODEL, TOKEN_IDS)
                 warm_up(target)
-                for load, requests in enumerate(workloads(setup, plan)):
+                for load, requests in enumerate(workloads(served, plan)):
                     begin_s = time.time()  # noqa: TID251  # the steps' clock
                     records = asyncio.run(replay(target, requests))
                     figures = asdict(live_figures(records))
@@ -222,17 +219,17 @@ def live_figures(records: Sequence[RequestRecord]) -> Figures:
 
 
 def simulated(
-    arm: str, profile: Profile, setup: ServerSetup, loads: Sequence[Sequence[TimedRequest]]
+    arm: str, profile: Profile, served: ServedModel, loads: Sequence[Sequence[TimedRequest]]
 ) -> list[Figures]:
     """Figures by load."""
     is_stock = arm == "vllm"
-    names = adapter_names(setup.adapters_dir)
+    names = served.adapters
     style = EngineStyle(
-        seats=setup.seats,
-        batch_tokens=setup.batch_tokens,
-        slots=setup.slots,
+        seats=SHAPE.seats,
+        batch_tokens=SHAPE.batch_tokens,
+        slots=SHAPE.slots,
         slot_parts=1 if is_stock else ServingSettings().slot_parts,
-        max_rank=setup.max_rank,
+        max_rank=SHAPE.max_rank,
         pads_ranks=True,  # as vLLM's kernels do
         is_preloaded=is_stock,  # registered when the server starts
     )
@@ -246,7 +243,9 @@ def simulated(
             profile=profile,
             style=style,
             policy=preset(Preset.VLLM) if is_stock else PolicySettings(),
-            adapters=[NamedAdapter(n, inspect_adapter(setup.adapters_dir / n).rank) for n in names],
+            adapters=[
+                NamedAdapter(n, inspect_adapter(served.adapters_dir / n).rank) for n in names
+            ],
         ),
         moved,
     )
@@ -257,18 +256,17 @@ def simulated(
     ]
 
 
-def speed(profile: Profile, setup: ServerSetup, folder: Path, row: dict[str, Any]) -> float:
+def speed(profile: Profile, served: ServedModel, folder: Path, row: dict[str, Any]) -> float:
     """Measured over expected time of the steps of one run at one load; above 1 is slow."""
     log = read_step_log(folder / "steps.jsonl")
     if row["arm"] == "vllm":
-        nbytes = {str(path): 0 for path in setup.adapters_dir.iterdir()}
-        add_stock_copies(log, folder / "observations.jsonl", nbytes.__getitem__)
+        nbytes = {str(path): 0 for path in served.adapters_dir.iterdir()}
+        add_stock_copies(log, nbytes.__getitem__)
     measured_s = expected_s = 0.0
     for step, copies_s in zip(log.steps, log.copies_s, strict=True):
         if row["begin_s"] <= step.begin_s <= row["end_s"]:
-            work = StepWork(**{f.name: getattr(step, f.name) for f in fields(StepWork)})
             measured_s += step.seconds - copies_s
-            expected_s += profile.step.step_s(work)
+            expected_s += profile.step.step_s(step.work)
     return measured_s / expected_s
 
 

@@ -43,14 +43,16 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.compare.demo_servers import (
-    BASE_MODEL_NAME,
-    ServerSetup,
+from chameleon_lora.servers.launching import (
+    BASE_MODEL,
+    RUNTIME_LOADING,
+    EngineShape,
+    ServedModel,
     chameleon_command,
-    server_environment,
+    cpu_server,
 )
-from chameleon_lora.servers.process import ServerSpec, free_port, running_server
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.servers.process import running_server
+from chameleon_lora.servers.tiny_model import TARGET_MODULES, default_cache_dir, ensure_tiny_model
 from chameleon_lora.tenants import hash_key
 
 LIMIT_S = 60.0
@@ -77,7 +79,7 @@ NAMES = (
     | st.sampled_from(
         ["/etc/passwd", "x" * 10_000, "é" * 5_000, "\u202ea", "\u0430cme-0", "\ud800"]
     )
-    | st.sampled_from(["bob-0", "bob-1", SPARE, BASE_MODEL_NAME, "outside", ""])
+    | st.sampled_from(["bob-0", "bob-1", SPARE, BASE_MODEL, "outside", ""])
 )
 COUNTS = st.sampled_from(
     [0, 1, -1, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64, 10**30, 1e30, True, "1"]
@@ -208,20 +210,17 @@ def server(log: Path, *, has_keys: bool) -> Iterator[Target]:
             make_adapter(adapters / name, dims, 8, seed=number, scale=1.0)
         make_adapter(Path(home) / SPARE, dims, 8, seed=9)
         (adapters / "outside").symlink_to(model)
-        port = free_port()
-        environment = {
-            **server_environment(Path(home) / "observations.jsonl"),
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        }
-        command = chameleon_command(ServerSetup(model, adapters), port)
+        keys: tuple[str, ...] = ()
         if has_keys:
             tenants, key = Path(home) / "tenants.toml", Path(home) / "admin.key"
             tenants.write_text(
                 f'[tenants.acme]\nkeys = ["{hash_key(KEYS["acme"])}"]\nadapters = ["acme-*"]\n'
             )
             key.write_text(KEYS["admin"])
-            command += ["--tenants", str(tenants), "--admin-key-file", str(key)]
-        with running_server(ServerSpec(command, port, log, environment)) as url:
+            keys = ("--tenants", str(tenants), "--admin-key-file", str(key))
+        shape = EngineShape(target_modules=TARGET_MODULES)
+        command = chameleon_command(ServedModel.of(model, adapters, shape), keys)
+        with running_server(cpu_server(command, log, RUNTIME_LOADING)) as url:
             yield Target(url, adapters, has_keys)
 
 
@@ -302,7 +301,7 @@ def served(target: Target, name: str) -> Any:
         LetInError: it is answered all the same.
     """
     answer = completed(target, {"model": name})
-    allowed = NAMED[:2] if target.has_keys else (*NAMED, BASE_MODEL_NAME, "")
+    allowed = NAMED[:2] if target.has_keys else (*NAMED, BASE_MODEL, "")
     if answer.status_code == OK and name not in allowed:
         raise LetInError(f"the model {name!r}")
     return answer
@@ -330,7 +329,7 @@ def let_in(target: Target, authorization: str) -> Any:
 def known(target: Target) -> tuple[list[str], list[str]]:
     """The answers to known requests, and the models listed."""
     answers = []
-    for name in (BASE_MODEL_NAME, *NAMED):
+    for name in (BASE_MODEL, *NAMED):
         body = {"model": name, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
         answers.append(target.post("/v1/completions", body).json()["choices"][0]["text"])
     return answers, sorted(card["id"] for card in target.get("/v1/models").json()["data"])

@@ -11,30 +11,36 @@ and the activation inside the step.
 
 import argparse
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.bench.replay import Target, replay
-from chameleon_lora.compare.demo_adapters import adapter_names, ensure_adapters
-from chameleon_lora.compare.demo_servers import (
-    BASE_MODEL_NAME,
-    ServerSetup,
+from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
+from chameleon_lora.engine_vllm.measure.step_log import read_step_log
+from chameleon_lora.metrics.summary import percentile, summarise
+from chameleon_lora.servers.launching import (
+    BASE_MODEL,
+    EngineShape,
+    ServedModel,
     chameleon_command,
-    server_environment,
+    cpu_server,
     stock_command,
 )
-from chameleon_lora.metrics.summary import percentile, summarise
-from chameleon_lora.servers.process import ServerSpec, free_port, running_server
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.servers.process import running_server
+from chameleon_lora.servers.tiny_model import (
+    TARGET_MODULES,
+    default_cache_dir,
+    ensure_adapters,
+    ensure_tiny_model,
+)
 from chameleon_lora.workload.lengths import LengthScale
 from chameleon_lora.workload.requests import WorkloadSpec, make_workload
 
-ADAPTERS, SLOTS, SEATS, LAYERS = 64, 4, 32, 16
+ADAPTERS, LAYERS = 64, 16
+SHAPE = EngineShape(seats=32, target_modules=TARGET_MODULES)
 LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
 TOKEN_IDS = (3, 512)
 
@@ -50,35 +56,32 @@ def main() -> None:
     args = parser.parse_args()
     cache = default_cache_dir()
     model = ensure_tiny_model(cache, LAYERS)
-    setup = replace(
-        ServerSetup(model, ensure_adapters(model, cache, ADAPTERS)),
-        slots=SLOTS, seats=SEATS,
-    )  # fmt: skip
+    served = ServedModel.of(model, ensure_adapters(model, cache, ADAPTERS), SHAPE)
     rows = []
     for pair in range(args.pairs):
         order = ("stock", "chameleon") if pair % 2 == 0 else ("chameleon", "stock")
         for arm in order:
-            rows.append((pair, arm, *measure(arm, pair, setup, args)))
+            rows.append((pair, arm, *measure(arm, pair, served, args)))
             print(rows[-1], file=sys.stderr, flush=True)
     print(table(rows))
 
 
-def measure(arm: str, pair: int, setup: ServerSetup, args: argparse.Namespace) -> tuple[Any, ...]:
+def measure(arm: str, pair: int, served: ServedModel, args: argparse.Namespace) -> tuple[Any, ...]:
     """One server under the traffic of one pair."""
-    folder, port = (args.out / f"{pair}-{arm}").absolute(), free_port()
-    events = folder / "observations.jsonl"
-    events.unlink(missing_ok=True)
-    command = (stock_command if arm == "stock" else chameleon_command)(setup, port)
-    if arm == "chameleon":
-        command += [word for setting in args.set for word in ("--set", setting)]
-    names = adapter_names(setup.adapters_dir)
-    environment = server_environment(events)
-    with running_server(ServerSpec(command, port, folder / "server.log", environment)) as url:
+    folder = (args.out / f"{pair}-{arm}").absolute()
+    steps = folder / "steps.jsonl"
+    steps.unlink(missing_ok=True)
+    settings = [word for setting in args.set for word in ("--set", setting)]
+    command = stock_command(served) if arm == "stock" else chameleon_command(served, settings)
+    server = cpu_server(command, folder / "server.log", {STEPS_VARIABLE: str(steps)})
+    with running_server(server) as url:
         spec = WorkloadSpec(args.rate, args.seconds, 1.0, LENGTHS)
-        target = Target(url, BASE_MODEL_NAME, TOKEN_IDS)
-        summary = summarise(asyncio.run(replay(target, make_workload(spec, names, 5 + pair))))
-    lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    waits_s, sources = (stock_waits if arm == "stock" else our_waits)(lines)
+        target = Target(url, BASE_MODEL, TOKEN_IDS)
+        summary = summarise(
+            asyncio.run(replay(target, make_workload(spec, served.adapters, 5 + pair)))
+        )
+    events = read_step_log(steps).events
+    waits_s, sources = (stock_waits if arm == "stock" else our_waits)(events)
     warm_s = [wait for wait, source in zip(waits_s, sources, strict=True) if source != "disk"]
     assert summary.ttft is not None
     counts = Counter(sources)

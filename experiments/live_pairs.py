@@ -15,7 +15,7 @@ import json
 import os
 import statistics
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,28 @@ from chameleon_lora.bench.client import Answer, stream_completion
 from chameleon_lora.bench.completion import CompletionRequest
 from chameleon_lora.bench.replay import Target, open_session, replay
 from chameleon_lora.compare.arm_run import measure_capacity
-from chameleon_lora.compare.demo_adapters import adapter_names, ensure_adapters
-from chameleon_lora.compare.demo_servers import (
-    BASE_MODEL_NAME,
-    ServerSetup,
+from chameleon_lora.metrics.summary import percentile, summarise
+from chameleon_lora.servers.launching import (
+    BASE_MODEL,
+    RUNTIME_LOADING,
+    EngineShape,
+    ServedModel,
     chameleon_command,
-    server_environment,
+    cpu_server,
     stock_command,
 )
-from chameleon_lora.metrics.summary import percentile, summarise
-from chameleon_lora.servers.process import ServerSpec, free_port, running_server
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.servers.process import running_server
+from chameleon_lora.servers.tiny_model import (
+    TARGET_MODULES,
+    default_cache_dir,
+    ensure_adapters,
+    ensure_tiny_model,
+)
 from chameleon_lora.workload.lengths import LengthScale
 from chameleon_lora.workload.requests import TimedRequest, WorkloadSpec, make_workload
 
-ADAPTERS, SLOTS, SEATS = 24, 4, 32
+ADAPTERS, SEATS = 24, 32
+SHAPE = EngineShape(seats=SEATS, context_tokens=2048, target_modules=TARGET_MODULES)
 LAYERS = 16  # deep enough that the engine, not the client, is what is busy
 LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
 TOKEN_IDS = (3, 512)
@@ -58,47 +65,41 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    setup = prepare(args.out)
+    served = prepare(args.out)
     results: list[dict[str, Any]] = []
     rate = args.rate
     for pair in range(args.pairs):
         order = ("stock", "chameleon") if pair % 2 == 0 else ("chameleon", "stock")
         for arm in order:
-            figures, rate = measure(arm, pair, setup, rate, args)
+            figures, rate = measure(arm, pair, served, rate, args)
             results.append({"arm": arm, "pair": pair, **figures})
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
             (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(table(results, rate))
 
 
-def prepare(out: Path) -> ServerSetup:
+def prepare(out: Path) -> ServedModel:
     """Model, adapters, and as many cold adapters for each run as it needs."""
     cache = default_cache_dir()
     model = ensure_tiny_model(cache, LAYERS)
-    setup = ServerSetup(model, ensure_adapters(model, cache, ADAPTERS))
+    adapters = ensure_adapters(model, cache, ADAPTERS)
     dims = ModelDims.from_model(model)
     for index in range(COLD_COUNT):
         path = (out / "cold" / f"cold-{index:03d}").absolute()
         if not path.is_dir():
             make_adapter(path, dims, 16, seed=1000 + index)
-    return replace(setup, slots=SLOTS, seats=SEATS, context_tokens=2048)
+    return ServedModel.of(model, adapters, SHAPE)
 
 
 def measure(
-    arm: str, pair: int, setup: ServerSetup, rate: float | None, args: argparse.Namespace
+    arm: str, pair: int, served: ServedModel, rate: float | None, args: argparse.Namespace
 ) -> tuple[dict[str, Any], float]:
     """Start one server and take all figures; also the rate, found on the first one."""
-    folder, port = args.out / f"{pair}-{arm}", free_port()
-    command = (stock_command if arm == "stock" else chameleon_command)(setup, port)
-    if arm == "chameleon":
-        command += [word for setting in args.set for word in ("--set", setting)]
-    environment = {
-        **server_environment(folder / "observations.jsonl"),
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    }
-    names = adapter_names(setup.adapters_dir)
-    with running_server(ServerSpec(command, port, folder / "server.log", environment)) as url:
-        target = Target(url, BASE_MODEL_NAME, TOKEN_IDS)
+    folder, names = args.out / f"{pair}-{arm}", served.adapters
+    settings = [word for setting in args.set for word in ("--set", setting)]
+    command = stock_command(served) if arm == "stock" else chameleon_command(served, settings)
+    with running_server(cpu_server(command, folder / "server.log", RUNTIME_LOADING)) as url:
+        target = Target(url, BASE_MODEL, TOKEN_IDS)
         warm_up(target, names)
         unloaded = summarise(run(target, names, 2.0, 8.0, 77)).ttft
         assert unloaded is not None

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
-from faults.adapter_fixtures import AdapterFixtures
-from faults.catalogue import named
-from faults.context import SERVED
+from faults.adapter_fixtures import SERVED, AdapterFixtures
+from faults.kinds import named
 from faults.leaks import LeakSample
-from faults.servers import Subject, started
+from faults.servers import ServerKind, started
 from faults.soak import MIB, Soaked, report, soak
 from faults.trial import FaultRow
 
@@ -60,8 +59,10 @@ def soak_command(args: argparse.Namespace) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="chameleon-soak-") as folder:
             cache = default_cache_dir()
-            kit = AdapterFixtures.make(ensure_tiny_model(cache), Path(folder) / "kit", len(SERVED))
-            with started(Subject(), kit, Path(folder) / "server", cache) as server:
+            fixtures = AdapterFixtures.make(
+                ensure_tiny_model(cache), Path(folder) / "fixtures", len(SERVED)
+            )
+            with started(ServerKind(), fixtures, Path(folder) / "server", cache) as server:
                 soaked = server.run(partial(soak, faults, args.duration, args.seed, _say))
         return _told(soaked, args.out)
     except ChameleonError as error:

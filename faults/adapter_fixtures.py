@@ -9,6 +9,9 @@ from chameleon_lora.adapters.make import ModelDims, make_adapter
 
 RANKS = (4, 8, 16)
 MAX_RANK = max(RANKS)
+ADAPTERS = "adapters"
+SERVED = {f"a{number}": number for number in range(8)}
+"""Adapters that every server has from its start: name -> weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,14 @@ class AdapterFixtures:
         staged = target.with_name(f".{target.name}-staged")
         shutil.copytree(self.path(number), staged)
         return staged.rename(target)
+
+    def served_below(self, home: Path) -> Path:
+        """A new folder of the adapters that every server has."""
+        adapters = home / ADAPTERS
+        adapters.mkdir(parents=True)
+        for name, number in SERVED.items():
+            self.place(number, adapters / name)
+        return adapters
 
     def replace_weights(self, number: int, target: Path) -> None:
         """Puts other weights of the same rank into a folder, in one step."""

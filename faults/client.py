@@ -14,7 +14,7 @@ import aiohttp
 from chameleon_lora.bench.client import Answer, stream_completion
 from chameleon_lora.bench.server_pages import read_gauges
 from chameleon_lora.metrics.errors import Cause
-from faults.asked import Asked, Reply, reply_of
+from faults.greedy_request import GreedyRequest, Reply, reply_of
 
 PATIENCE_S = 120.0
 POLL_S = 0.05
@@ -32,7 +32,7 @@ class Client:
     url: str
     patience_s: float = PATIENCE_S
 
-    async def ask(self, asked: Asked, answer: Answer | None = None) -> Reply:
+    async def ask(self, asked: GreedyRequest, answer: Answer | None = None) -> Reply:
         """The reply, whatever it is; `answer` shows it as it comes."""
         answer = answer or Answer()
         began_s = now_s()
@@ -44,11 +44,11 @@ class Client:
             answer.error = Cause.GIVEN_UP.error(f"no whole answer after {self.patience_s:g} s")
         return reply_of(asked, answer, began_s, now_s())
 
-    async def ask_all(self, questions: Iterable[Asked]) -> list[Reply]:
+    async def ask_all(self, questions: Iterable[GreedyRequest]) -> list[Reply]:
         """The replies to questions asked at once."""
         return list(await asyncio.gather(*map(self.ask, questions)))
 
-    async def hang_up(self, asked: Asked, after_tokens: int) -> Reply | None:
+    async def hang_up(self, asked: GreedyRequest, after_tokens: int) -> Reply | None:
         """Takes so many tokens, or fewer if it is cancelled, then closes the connection.
 
         The reply if it ended before, None if it was cut.

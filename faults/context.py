@@ -8,15 +8,13 @@ from pathlib import Path
 
 import psutil
 
-from faults.adapter_fixtures import AdapterFixtures
-from faults.asked import Asked, End, Reply
+from chameleon_lora.servers.launching import BASE_MODEL
+from faults.adapter_fixtures import SERVED, AdapterFixtures
 from faults.client import Client
-from faults.faulty import Faulty
-from faults.load import Known
+from faults.fault_injector import FaultInjector
+from faults.greedy_request import GreedyRequest, Reply, RequestEnd
+from faults.load import KnownAnswers
 
-BASE = "base"
-SERVED = {f"a{number}": number for number in range(8)}
-"""Adapters that every server has from its start: name -> weights."""
 ANY = "a0"
 """One of them, for a look at whether the server is well."""
 VICTIM, OTHER = 5, 2
@@ -24,7 +22,7 @@ VICTIM, OTHER = 5, 2
 SEEDS = (1, 2)
 TOKENS, PROBE_TOKENS = 40, 4
 LONG_SEED, LONG_TOKENS = 3, 560
-LONG_TELLERS = (BASE, "a0", "a1", "a2")
+LONG_TELLERS = (BASE_MODEL, "a0", "a1", "a2")
 
 
 @dataclass(slots=True)
@@ -39,11 +37,11 @@ class FaultContext:
     """
 
     client: Client
-    known: Known
-    kit: AdapterFixtures
+    known: KnownAnswers
+    fixtures: AdapterFixtures
     adapters: Path | None
     home: Path
-    faulty: Faulty
+    injector: FaultInjector
     process: psutil.Process
     _names: "itertools.count[int]"
 
@@ -54,9 +52,9 @@ class FaultContext:
         Not the base model of stock vLLM, whose CPU backend answers it with an adapter while all slots
         are in use: that would hide what the fault does.
         """
-        return tuple(SERVED) if self.adapters is None else (*SERVED, BASE)
+        return tuple(SERVED) if self.adapters is None else (*SERVED, BASE_MODEL)
 
-    def questions(self) -> dict[Asked, tuple[int, ...]]:
+    def questions(self) -> dict[GreedyRequest, tuple[int, ...]]:
         """What the load asks, and the answers: those of `questions()` to these names."""
         return {asked: self.known[asked] for asked in questions() if asked.model in self.names}
 
@@ -67,7 +65,7 @@ class FaultContext:
     def placed(self, number: int = VICTIM) -> tuple[str, Path]:
         """A fresh name and a folder with those weights, which the server has not heard of."""
         name = self.fresh_name()
-        return name, self.kit.place(number, self.home / name)
+        return name, self.fixtures.place(number, self.home / name)
 
     async def offered(self, number: int = VICTIM) -> tuple[str, Path]:
         """An adapter that the server was told of while it was sound, and has not in memory.
@@ -85,7 +83,7 @@ class FaultContext:
     async def push_out(self) -> None:
         """Asks every other adapter in turn: stock vLLM's host cache then holds them, and not this."""
         for name in SERVED:
-            await self.client.ask(Asked(name, SEEDS[0], 1))
+            await self.client.ask(GreedyRequest(name, SEEDS[0], 1))
 
     async def mended(self, name: str, path: Path, number: int = VICTIM) -> bool:
         """Whether it is served right after it was loaded anew."""
@@ -95,27 +93,27 @@ class FaultContext:
 
     async def is_right(self, name: str, number: int | None) -> bool:
         """Whether one question to an adapter of these weights is answered right."""
-        reply = await self.client.ask(Asked(name, SEEDS[0], PROBE_TOKENS))
-        return self.end(reply, (number,)) is End.RIGHT
+        reply = await self.client.ask(GreedyRequest(name, SEEDS[0], PROBE_TOKENS))
+        return self.end(reply, (number,)) is RequestEnd.RIGHT
 
-    def end(self, reply: Reply, weights: Iterable[int | None]) -> End:
+    def end(self, reply: Reply, weights: Iterable[int | None]) -> RequestEnd:
         """How a request ended, whose answer may be that of any of these weights, or else an error."""
         answers = [self.answer(number, reply.asked) for number in weights] or [()]
         ends = [reply.end(answer) for answer in answers]
-        return next((end for end in ends if end is not End.WRONG), End.WRONG)
+        return next((end for end in ends if end is not RequestEnd.WRONG), RequestEnd.WRONG)
 
-    def answer(self, number: int | None, asked: Asked) -> tuple[int, ...]:
+    def answer(self, number: int | None, asked: GreedyRequest) -> tuple[int, ...]:
         """The first tokens of these weights' answer."""
-        name = BASE if number is None else f"a{number}"
+        name = BASE_MODEL if number is None else f"a{number}"
         length = LONG_TOKENS if asked.seed == LONG_SEED else TOKENS
-        return self.known[Asked(name, asked.seed, length)][: asked.tokens]
+        return self.known[GreedyRequest(name, asked.seed, length)][: asked.tokens]
 
 
-def questions() -> list[Asked]:
+def questions() -> list[GreedyRequest]:
     """Two for each adapter and the base model, in turn."""
-    return [Asked(name, seed, TOKENS) for seed in SEEDS for name in (*SERVED, BASE)]
+    return [GreedyRequest(name, seed, TOKENS) for seed in SEEDS for name in (*SERVED, BASE_MODEL)]
 
 
-def long_questions() -> list[Asked]:
+def long_questions() -> list[GreedyRequest]:
     """Some whose answers fill memory."""
-    return [Asked(name, LONG_SEED, LONG_TOKENS) for name in LONG_TELLERS]
+    return [GreedyRequest(name, LONG_SEED, LONG_TOKENS) for name in LONG_TELLERS]

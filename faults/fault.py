@@ -3,14 +3,14 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from faults.asked import End, Reply
 from faults.context import FaultContext
+from faults.greedy_request import Reply, RequestEnd
 
 SILENCE_S = 5.0
 TOLD, RIGHT, EITHER = (
-    frozenset({End.TOLD}),
-    frozenset({End.RIGHT}),
-    frozenset({End.TOLD, End.RIGHT}),
+    frozenset({RequestEnd.TOLD}),
+    frozenset({RequestEnd.RIGHT}),
+    frozenset({RequestEnd.TOLD, RequestEnd.RIGHT}),
 )
 
 
@@ -24,7 +24,7 @@ class FaultOutcome:
         said: the first error that a client was told.
     """
 
-    ends: tuple[End, ...] = ()
+    ends: tuple[RequestEnd, ...] = ()
     recovery_s: float | None = None
     said: str = ""
 
@@ -44,7 +44,7 @@ class Fault:
 
     name: str
     inflict: Callable[[FaultContext], Awaitable[FaultOutcome]]
-    may_end: frozenset[End] = TOLD
+    may_end: frozenset[RequestEnd] = TOLD
     silence_s: float | None = SILENCE_S
     ends_server: bool = False
     drains: bool = False

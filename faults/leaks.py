@@ -1,17 +1,15 @@
 """Does a server grow? Its memory, descriptors, threads and KV memory at moments when it is idle."""
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
+from scipy.stats import theilslopes
 
 from chameleon_lora.errors import ConfigError
 
 LEAST_SAMPLES = 8
-_T_95 = 2.2  # Student's quantile for 8 to 20 samples lies between 2.1 and 2.4
-_HOUR_S = 3600.0
+HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class LeakSample:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How fast something grows, a unit an hour, with its 95 % interval (ordinary least squares)."""
+    """How fast something grows, a unit an hour, with its 95 % interval (Theil and Sen's)."""
 
     per_hour: float
     low: float
@@ -57,7 +55,7 @@ def sample(process: psutil.Process, at_s: float, kv_usage: float) -> LeakSample:
 
 
 def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
-    """The growth of values over time.
+    """The growth of values over time: the median of all pairs' slopes, which no single jump moves.
 
     Raises:
         ConfigError: there are too few of them.
@@ -67,9 +65,9 @@ def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
         raise ConfigError(
             f"{count} samples are too few to tell growth from noise, the least are {LEAST_SAMPLES}"
         )
-    per_s, start = statistics.linear_regression(at_s, values)
-    residuals = [y - (start + per_s * x) for x, y in zip(at_s, values, strict=True)]
-    spread = sum((x - statistics.fmean(at_s)) ** 2 for x in at_s)
-    error = math.sqrt(sum(r * r for r in residuals) / (count - 2) / spread)
-    low, high = per_s - _T_95 * error, per_s + _T_95 * error
-    return Slope(per_s * _HOUR_S, low * _HOUR_S, high * _HOUR_S)
+    found = theilslopes(values, at_s)
+    return Slope(
+        float(found.slope) * HOUR_S,
+        float(found.low_slope) * HOUR_S,
+        float(found.high_slope) * HOUR_S,
+    )

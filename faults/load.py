@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from chameleon_lora.bench.client import Answer
-from faults.asked import Asked, End, Reply
 from faults.client import POLL_S, Client
+from faults.greedy_request import GreedyRequest, Reply, RequestEnd
 
-Known = Mapping[Asked, tuple[int, ...]]
+KnownAnswers = Mapping[GreedyRequest, tuple[int, ...]]
 """Questions, and the tokens of their answers."""
 BEGUN_TOKENS = 3
 
@@ -26,7 +26,7 @@ class SteadyLoad:
     """
 
     client: Client
-    known: Known
+    known: KnownAnswers
     streams: int
     stops_when_told: bool = False
     replies: list[Reply] = field(default_factory=list)
@@ -55,11 +55,11 @@ class SteadyLoad:
         """Requests that have been sent and not ended."""
         return len(self._under_way)
 
-    def end(self, reply: Reply) -> End:
+    def end(self, reply: Reply) -> RequestEnd:
         """How a request of the load ended."""
         return reply.end(self.known[reply.asked])
 
-    async def _repeat(self, place: int, questions: Sequence[Asked]) -> None:
+    async def _repeat(self, place: int, questions: Sequence[GreedyRequest]) -> None:
         """Asks in turn until the load is over or nobody listens any more."""
         turn = 0
         while not self._is_over:
@@ -70,9 +70,9 @@ class SteadyLoad:
             self._begun.add(place)
             self.replies.append(reply)
             end = self.end(reply)
-            if end is End.REFUSED or (end is End.TOLD and self.stops_when_told):
+            if end is RequestEnd.REFUSED or (end is RequestEnd.TOLD and self.stops_when_told):
                 return
-            if end is End.TOLD:
+            if end is RequestEnd.TOLD:
                 await asyncio.sleep(POLL_S)
             turn += 1
 
@@ -82,7 +82,9 @@ class SteadyLoad:
         return has_tokens or place in self._begun
 
 
-async def learn(client: Client, questions: Sequence[Asked], at_once: int = 1) -> Known:
+async def learn(
+    client: Client, questions: Sequence[GreedyRequest], at_once: int = 1
+) -> KnownAnswers:
     """What the server answers while nothing else is asked of it.
 
     Raises:
@@ -90,7 +92,7 @@ async def learn(client: Client, questions: Sequence[Asked], at_once: int = 1) ->
     """
     seats = asyncio.Semaphore(at_once)
 
-    async def ask(asked: Asked) -> Reply:
+    async def ask(asked: GreedyRequest) -> Reply:
         async with seats:
             return await client.ask(asked)
 

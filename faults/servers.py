@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +11,30 @@ from typing import TypeVar
 import psutil
 
 from chameleon_lora.bench.replay import allow_many_connections, open_session
-from chameleon_lora.servers.process import ServerSpec, free_port, running_process
-from faults.adapter_fixtures import MAX_RANK, AdapterFixtures
+from chameleon_lora.servers.launching import (
+    RUNTIME_LOADING,
+    EngineShape,
+    ServedModel,
+    chameleon_command,
+    cpu_server,
+    stock_command,
+)
+from chameleon_lora.servers.process import running_process
+from faults.adapter_fixtures import ADAPTERS, AdapterFixtures
 from faults.client import Client
-from faults.context import BASE, SERVED, FaultContext, long_questions, questions
-from faults.faulty import Faulty
-from faults.load import Known, learn
+from faults.context import FaultContext, long_questions, questions
+from faults.fault_injector import FaultInjector
+from faults.load import KnownAnswers, learn
 
 T = TypeVar("T")
-SLOTS, SEATS = 2, 8
-KV_BLOCKS, BLOCK_TOKENS = 64, 32
+SHAPE = EngineShape(slots=2, context_tokens=1024)
+MEMORY = ("--num-gpu-blocks-override", "64", "--block-size", "32")
 LEARN_AT_ONCE = 4
 START_LIMIT_S = 600.0
-ADAPTERS = "adapters"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ServerKind:
     """One kind of server.
 
     Attributes:
@@ -37,108 +43,78 @@ class Subject:
 
     is_stock: bool = False
 
-    def command(self, kit: AdapterFixtures, adapters: Path, port: int) -> list[str]:
+    def command(self, model: Path, adapters: Path) -> tuple[str, ...]:
         """How it is started."""
-        modules = [f"{name}={adapters / name}" for name in SERVED]
+        served = ServedModel.of(model, adapters, SHAPE)
         if self.is_stock:
-            own = [
-                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-                *("--model", str(kit.model), "--enable-lora", "--lora-modules", *modules),
-            ]
-        else:
-            own = [
-                *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", str(kit.model)),
-                *("--adapters", str(adapters), "--set", "serving.debug_checks=true"),
-            ]
-        return [*own, *_shared_flags(port)]
+            return stock_command(served, (*MEMORY, "--max-cpu-loras", str(SHAPE.slots)))
+        return chameleon_command(served, (*MEMORY, "--set", "serving.debug_checks=true"))
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class RunningServer:
     """A server that is up, with what it was started with, and what it answered then."""
 
     url: str
-    subject: Subject
-    kit: AdapterFixtures
+    kind: ServerKind
+    fixtures: AdapterFixtures
     home: Path
-    faulty: Faulty
+    injector: FaultInjector
     process: psutil.Process
-    known: Known
+    known: KnownAnswers
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def run(self, work: Callable[[FaultContext], Awaitable[T]]) -> T:
-        """What `work` answers, given a scene."""
-        adapters = None if self.subject.is_stock else self.home / ADAPTERS
+        """What `work` answers, given a context."""
+        adapters = None if self.kind.is_stock else self.home / ADAPTERS
 
-        async def with_scene() -> T:
-            async with open_session() as session:
+        async def with_context() -> T:
+            async with open_session(reuses_connections=False) as session:
                 client = Client(session, self.url)
                 return await work(
                     FaultContext(
                         client,
                         self.known,
-                        self.kit,
+                        self.fixtures,
                         adapters,
                         self.home,
-                        self.faulty,
+                        self.injector,
                         self.process,
                         self._names,
                     )
                 )
 
-        return asyncio.run(with_scene())
+        return asyncio.run(with_context())
 
 
 @contextlib.contextmanager
 def started(
-    subject: Subject, kit: AdapterFixtures, home: Path, cache_dir: Path
-) -> Iterator[Started]:
+    kind: ServerKind, fixtures: AdapterFixtures, home: Path, cache_dir: Path
+) -> Iterator[RunningServer]:
     """Such a server with eight adapters, whose answers were learnt; it is stopped on the way out.
 
     `home` becomes the folder of its adapters, its log and what faults need; `cache_dir` keeps the
-    faulty disk between runs.
+    injector disk between runs.
 
     Raises:
         BenchError: it did not start, or there is no C compiler.
     """
-    adapters = home / ADAPTERS
-    adapters.mkdir(parents=True)
-    for name, number in SERVED.items():
-        kit.place(number, adapters / name)
-    faulty = Faulty.make(cache_dir, home / "faulty")
-    port = free_port()
-    command = subject.command(kit, adapters, port)
-    environment = _ENVIRONMENT | faulty.environment
-    spec = ServerSpec(command, port, home / "server.log", environment, START_LIMIT_S)
+    adapters = fixtures.served_below(home)
+    injector = FaultInjector.make(cache_dir, home / "injector")
+    spec = cpu_server(
+        kind.command(fixtures.model, adapters),
+        home / "server.log",
+        {**RUNTIME_LOADING, **injector.environment},
+        START_LIMIT_S,
+    )
     allow_many_connections()
     with running_process(spec) as process:
         known = asyncio.run(_learnt(spec.base_url))
         first = psutil.Process(process.pid)
-        yield Started(spec.base_url, subject, kit, home, faulty, first, known)
+        yield RunningServer(spec.base_url, kind, fixtures, home, injector, first, known)
 
 
-async def _learnt(url: str) -> Known:
-    async with open_session() as session:
+async def _learnt(url: str) -> KnownAnswers:
+    async with open_session(reuses_connections=False) as session:
         client = Client(session, url)
         return await learn(client, [*questions(), *long_questions()], LEARN_AT_ONCE)
-
-
-def _shared_flags(port: int) -> tuple[str, ...]:
-    return (
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--served-model-name", BASE),
-        *("--max-loras", str(SLOTS), "--max-lora-rank", str(MAX_RANK)),
-        *("--max-num-seqs", str(SEATS), "--max-num-batched-tokens", "256"),
-        *("--max-model-len", "1024", "--dtype", "float32", "--enforce-eager"),
-        *("--num-gpu-blocks-override", str(KV_BLOCKS), "--block-size", str(BLOCK_TOKENS)),
-        *("--uvicorn-log-level", "warning"),
-    )
-
-
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",  # for the API server and the client
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-}

@@ -68,7 +68,7 @@ async def soak(
     duration_s: float,
     seed: int,
     on_row: Callable[[FaultRow, LeakSample], None],
-    scene: FaultContext,
+    context: FaultContext,
 ) -> Soaked:
     """Each fault once, then faults at random, until the time is over or the server is unwell.
 
@@ -80,11 +80,11 @@ async def soak(
     rows: list[FaultRow] = []
     samples: list[LeakSample] = []
     while now_s() - began_s < duration_s or len(samples) < len(faults) + LEAST_SAMPLES:
-        row = await try_fault(due.pop() if due else rng.choice(faults), scene)
+        row = await try_fault(due.pop() if due else rng.choice(faults), context)
         rows.append(row)
         if not row.is_clean:
             break
-        samples.append(sample(scene.process, now_s() - began_s, await scene.client.kv_usage()))
+        samples.append(sample(context.process, now_s() - began_s, await context.client.kv_usage()))
         on_row(row, samples[-1])
     return Soaked(tuple(rows), tuple(samples), len(faults))
 

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import aiohttp
 import psutil
 
-from faults.asked import End, Reply
 from faults.client import now_s, until
 from faults.context import FaultContext
 from faults.fault import Fault, FaultOutcome, first_error
+from faults.greedy_request import Reply, RequestEnd
 from faults.load import SteadyLoad
 
 STREAMS = 6
@@ -47,24 +48,29 @@ class FaultRow:
     said: str
 
 
-async def try_fault(fault: Fault, scene: FaultContext, streams: int = STREAMS) -> FaultRow:
-    """Inflicts it on a scene whose load runs from before it until after it."""
+HEAD = "| fault | in flight | requests | lost | wrong | disturbed | recovery, s | server after it | said |"
+RULE = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"
+SAID_CHARACTERS = 90
+
+
+async def try_fault(fault: Fault, context: FaultContext, streams: int = STREAMS) -> FaultRow:
+    """Inflicts it on a context whose load runs from before it until after it."""
     stops = fault.ends_server
-    load = SteadyLoad(scene.client, scene.questions(), streams, stops_when_told=stops)
+    load = SteadyLoad(context.client, context.questions(), streams, stops_when_told=stops)
     async with load.running():
         in_flight, inflicted_s = load.in_flight, now_s()
-        outcome = await _inflicted(fault, scene)
-    is_clean = not fault.ends_server and await _is_clean(scene)
-    exit_status = None if is_clean else await asyncio.to_thread(_exit_status, scene)
+        outcome = await _inflicted(fault, context)
+    is_clean = not fault.ends_server and await _is_clean(context)
+    exit_status = None if is_clean else await asyncio.to_thread(_exit_status, context)
     is_clean = is_clean or (fault.ends_server and exit_status is not None)
     disturbed = sum(_is_disturbed(r, load.end(r), fault, inflicted_s) for r in load.replies)
     return _row(fault, outcome, load, (in_flight, disturbed), is_clean, exit_status)
 
 
-async def _inflicted(fault: Fault, scene: FaultContext) -> FaultOutcome:
+async def _inflicted(fault: Fault, context: FaultContext) -> FaultOutcome:
     """What came of it, also if it ended a server that it was not to end."""
     try:
-        return await fault.inflict(scene)
+        return await fault.inflict(context)
     except aiohttp.ClientError as error:
         return FaultOutcome(said=f"the server is gone: {error}")
 
@@ -78,15 +84,17 @@ def _row(
     exit_status: int | None,
 ) -> FaultRow:
     ends = Counter([*outcome.ends, *map(load.end, load.replies)])
-    bad = [reply for reply in load.replies if load.end(reply) is not End.RIGHT]
-    bad.sort(key=lambda reply: load.end(reply) in (End.TOLD, End.REFUSED))  # the worst one first
+    bad = [reply for reply in load.replies if load.end(reply) is not RequestEnd.RIGHT]
+    bad.sort(
+        key=lambda reply: load.end(reply) in (RequestEnd.TOLD, RequestEnd.REFUSED)
+    )  # the worst one first
     in_flight, disturbed = counts
     return FaultRow(
         fault=fault.name,
         in_flight=in_flight,
-        requests=ends.total() - ends[End.REFUSED],
-        lost=ends[End.LOST],
-        wrong=ends[End.WRONG],
+        requests=ends.total() - ends[RequestEnd.REFUSED],
+        lost=ends[RequestEnd.LOST],
+        wrong=ends[RequestEnd.WRONG],
         disturbed=disturbed,
         unexpected=sum(end not in fault.may_end for end in outcome.ends),
         recovery_s=outcome.recovery_s,
@@ -96,28 +104,48 @@ def _row(
     )
 
 
-def _is_disturbed(reply: Reply, end: End, fault: Fault, inflicted_s: float) -> bool:
+def _is_disturbed(reply: Reply, end: RequestEnd, fault: Fault, inflicted_s: float) -> bool:
     """Did this request of the load feel what it had no part in?"""
     if fault.ends_server:
         must_end_right = fault.drains and reply.began_s < inflicted_s
-        return end is not End.RIGHT if must_end_right else end in (End.LOST, End.WRONG)
+        return (
+            end is not RequestEnd.RIGHT
+            if must_end_right
+            else end in (RequestEnd.LOST, RequestEnd.WRONG)
+        )
     is_silent = fault.silence_s is not None and reply.silence_s > fault.silence_s
-    return end is not End.RIGHT or is_silent
+    return end is not RequestEnd.RIGHT or is_silent
 
 
-async def _is_clean(scene: FaultContext) -> bool:
+async def _is_clean(context: FaultContext) -> bool:
     """Is the server up, and has all memory come back?"""
     try:
-        await until(scene.client.is_idle, IDLE_LIMIT_S)
+        await until(context.client.is_idle, IDLE_LIMIT_S)
     except (TimeoutError, OSError):
         return False
-    return await scene.client.is_healthy()
+    return await context.client.is_healthy()
 
 
-def _exit_status(scene: FaultContext) -> int | None:
+def _exit_status(context: FaultContext) -> int | None:
     """Of the server's first process, our child; None if it does not end."""
     try:
-        status: int | None = scene.process.wait(EXIT_LIMIT_S)
+        status: int | None = context.process.wait(EXIT_LIMIT_S)
     except psutil.TimeoutExpired:
         status = None
     return status
+
+
+def table(rows: Iterable[FaultRow]) -> str:
+    """Rows as a table in Markdown."""
+    return "\n".join([HEAD, RULE, *map(line, rows)])
+
+
+def line(row: FaultRow) -> str:
+    """One row of it."""
+    recovery = "never" if row.recovery_s is None else f"{row.recovery_s:.1f}"
+    after = "up" if row.is_clean else "**not well**"
+    if row.exit_status is not None:
+        after = f"exit status {row.exit_status}"
+    cells = (row.fault, row.in_flight, row.requests, row.lost, row.wrong, row.disturbed, recovery)
+    said = row.said.replace("|", "/").replace("\n", " ")[:SAID_CHARACTERS]
+    return f"| {' | '.join(map(str, cells))} | {after} | {said} |"

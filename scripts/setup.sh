@@ -55,7 +55,7 @@ install_engine() {
 
 install_project() {
   say "installing chameleon-lora (editable) and the tools"
-  pip install -c "$constraints" --group dev -e '.[demo,report]'
+  pip install -c "$constraints" --group dev -e '.[demo,report,calibrate]'
 }
 
 # once NAME FINGERPRINT COMMAND: run COMMAND unless it has succeeded for this FINGERPRINT.

@@ -3,17 +3,19 @@
 The measurements of `experiments/activation.py`, on the served model's shapes: seconds of the call, which the
 step's thread spends issuing copies, and seconds until the device has them. A cold adapter is read with
 the page cache dropped: by stock inside the step, by Chameleon beside it. Then the profiler counts what
-one activation issues.
+one activation issues; and, as a stage of its own, what of a step's time remains in a wave of requests.
 """
 
+import contextlib
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from vllm import LLM
 from vllm.lora.request import LoRARequest
 from vllm.v1.worker import lora_model_runner_mixin
@@ -24,23 +26,23 @@ from chameleon_lora.engine_vllm.measure.offline import ENVIRONMENT
 from chameleon_lora.engine_vllm.messages import DropAdapter, LoadAdapter, Loaded
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 from experiments.activation import ADAPTERS, Stage
+from experiments.gpu.engines import chameleon_here, mixed_wave, warm_wave
 from experiments.gpu.folders import ensure_adapters, ensure_model
-from experiments.gpu.given import Given
 from experiments.gpu.jobs import CONTEXT_TOKENS, serving_engine
-from experiments.gpu.note import Note
-from experiments.gpu.profiling import counted
+from experiments.gpu.outcome import StageResults
+from experiments.gpu.scale import RunOptions
 
 TURNS = 3
 PROFILED = 4
 BLOCK_TOKENS = {True: 32, False: 16}  # dry, on a GPU
 
 
-def time_activations(given: Given, note: Note) -> None:
+def time_activations(options: RunOptions, results: StageResults) -> None:
     """Notes medians in milliseconds, by where the adapters come from."""
-    rank = given.scale.serving.activation_rank
-    folders, llm = _adapters(given, rank), _engine(given, rank)
+    rank = options.scale.serving.activation_rank
+    folders, llm = _adapters(options, rank), _engine(options, rank)
     stage = Stage(llm, folders)
-    note.add(rank=rank, adapter_bytes=stage.nbytes)
+    results.add(rank=rank, adapter_bytes=stage.nbytes)
     ways: dict[str, tuple[Callable[[], None], Callable[[int], float]]] = {
         "stock, host": (stage.begin_stock, stage.activate_stock),
         "chameleon, host": (stage.begin_host, stage.activate_ours),
@@ -50,7 +52,7 @@ def time_activations(given: Given, note: Note) -> None:
             stage.activate_ours,
         ),
     }
-    each = -(-given.scale.serving.activations // TURNS)
+    each = -(-options.scale.serving.activations // TURNS)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(TURNS):
         for name, (begin, activate) in ways.items():
@@ -58,9 +60,9 @@ def time_activations(given: Given, note: Note) -> None:
             for number in folders:
                 timed(activate, number)  # the slot's first tenant costs more
             times[name] += [timed(activate, n % ADAPTERS + 1) for n in range(each)]
-    note.add(activations={name: told(found) for name, found in times.items()})
-    note.add(cold=_cold(llm, stage, folders))
-    note.add(issued={name: _issued(*way) for name, way in ways.items()})
+    results.add(activations={name: told(found) for name, found in times.items()})
+    results.add(cold=_cold(llm, stage, folders))
+    results.add(issued={name: _issued(*way) for name, way in ways.items()})
     stage.adapters.close()
 
 
@@ -85,28 +87,28 @@ def told(times: Sequence[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def _adapters(given: Given, rank: int) -> dict[int, Path]:
-    shape = given.scale.serving.model
-    model = ensure_model(given.work, shape, has_weights=False)
+def _adapters(options: RunOptions, rank: int) -> dict[int, Path]:
+    shape = options.scale.serving.model
+    model = ensure_model(options.work, shape, has_weights=False)
     folders = ensure_adapters(
-        given.work / f"of-rank-{rank}", model, [rank] * ADAPTERS, shape.dtype, scale=DEFAULT_SCALE
+        options.work / f"of-rank-{rank}", model, [rank] * ADAPTERS, shape.dtype, scale=DEFAULT_SCALE
     )
     return dict(enumerate(folders, start=1))
 
 
-def _engine(given: Given, rank: int) -> Any:
+def _engine(options: RunOptions, rank: int) -> Any:
     os.environ.update(ENVIRONMENT)
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager_class()
-    model = ensure_model(given.work, given.scale.serving.model, has_weights=False)
+    model = ensure_model(options.work, options.scale.serving.model, has_weights=False)
     arguments = {
-        **serving_engine(given),
+        **serving_engine(options),
         "max_loras": 2,
         "max_cpu_loras": ADAPTERS + 1,
         "max_lora_rank": rank,
         "max_model_len": CONTEXT_TOKENS,
         "max_num_seqs": 4,
         "max_num_batched_tokens": CONTEXT_TOKENS,
-        "block_size": BLOCK_TOKENS[given.is_dry],
+        "block_size": BLOCK_TOKENS[options.is_dry],
         "enforce_eager": True,
     }
     arguments.pop("compilation_config", None)
@@ -174,3 +176,82 @@ def _seconds_of(work: Callable[[Any], Any], subject: Any) -> float:
 def _finish() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+SHOWN = 15
+TOKENS = 16
+Event = tuple[str, int, dict[str, float]]
+"""A name, how often it came, its own milliseconds on "cpu" and "cuda"."""
+
+
+def profile_engine(options: RunOptions, results: StageResults) -> None:
+    """Notes the calls that take most of a mixed wave, and the scheduler's share of it."""
+    engine, adapters = chameleon_here(options)
+    engine.run(warm_wave(options, adapters))
+    plain = engine.run(mixed_wave(options, adapters, seed=1, tokens=TOKENS))
+    with counted() as events, _scheduling(engine) as scheduled_s:
+        profiled = engine.run(mixed_wave(options, adapters, seed=2, tokens=TOKENS))
+    results.add(
+        steps=profiled["steps"],
+        wave_s=plain["seconds"],
+        profiled_wave_s=profiled["seconds"],
+        schedule_ms_a_step=1e3 * sum(scheduled_s) / max(1, len(scheduled_s)),
+        launches=_calls(events, "Launch"),
+        copies=_calls(events, "Memcpy"),
+        waits=_calls(events, "Synchronize"),
+        by_cpu=_largest(events, "cpu"),
+        by_cuda=_largest(events, "cuda"),
+    )
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[Event]]:
+    """A list that holds, once the block has ended, the calls made in it."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    events: list[Event] = []
+    with profile(activities=activities) as profiler:
+        yield events
+    events += [
+        (
+            str(event.key),
+            int(event.count),
+            {
+                "cpu": event.self_cpu_time_total / 1e3,
+                "cuda": getattr(event, "self_device_time_total", 0.0) / 1e3,
+            },
+        )
+        for event in profiler.key_averages()
+    ]
+
+
+@contextlib.contextmanager
+def _scheduling(engine: Any) -> Iterator[list[float]]:
+    """Seconds of each of the scheduler's decisions inside the block."""
+    scheduler, found = engine._scheduler, []  # noqa: SLF001  # watched, not changed
+    schedule = scheduler.schedule
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start_s = stopwatch_s()
+        try:
+            return schedule(*args, **kwargs)
+        finally:
+            found.append(stopwatch_s() - start_s)
+
+    scheduler.schedule = timed
+    try:
+        yield found
+    finally:
+        scheduler.schedule = schedule
+
+
+def _calls(events: list[Event], word: str) -> dict[str, int]:
+    return {name: count for name, count, _ in events if word in name}
+
+
+def _largest(events: list[Event], place: str) -> list[dict[str, Any]]:
+    found = sorted(events, key=lambda event: (-event[2][place], event[0]))[:SHOWN]
+    return [
+        {"name": name[:90], "count": count, "ms": round(ms[place], 3)} for name, count, ms in found
+    ]

@@ -10,10 +10,9 @@ from chameleon_lora.cli.main import main
 from chameleon_lora.compare.comparison_file import COMPARISON
 from chameleon_lora.errors import BenchError
 from experiments.gpu.engines import served_adapters
-from experiments.gpu.given import Given
 from experiments.gpu.jobs import serving_flags
-from experiments.gpu.note import Note
-from experiments.gpu.outcome import read_outcome
+from experiments.gpu.outcome import StageResults, read_outcome
+from experiments.gpu.scale import RunOptions
 
 FIRST = "compare"
 KEPT_KEYS = ("ratios", "sustained", "cliff", "troubles", "stopped", "failed", "machine", "arms")
@@ -24,63 +23,63 @@ SEARCHED_RUNS = 6
 """That a search for the highest load takes, about."""
 
 
-def compare_loads(given: Given, note: Note) -> None:
+def compare_loads(options: RunOptions, results: StageResults) -> None:
     """Stock and Chameleon at shares of stock's capacity, which is measured first."""
-    loads = [str(load) for load in given.scale.serving.loads]
-    _compare(given, note, FIRST, ["--arms", "stock", "chameleon", "--load", *loads])
+    loads = [str(load) for load in options.scale.serving.loads]
+    _compare(options, results, FIRST, ["--arms", "stock", "chameleon", "--load", *loads])
 
 
-def compare_policies(given: Given, note: Note) -> None:
+def compare_policies(options: RunOptions, results: StageResults) -> None:
     """Stock, other policies, halves of Chameleon and stock with other slots, at the highest load."""
-    serving = given.scale.serving
+    serving = options.scale.serving
     others = [
         word
         for slots in serving.other_slots
         for word in ("--arm", f"stock-{slots}-slots=stock --max-loras {slots}")
     ]
     arms = ["--arms", "stock", *serving.policies, *others]
-    _compare(given, note, "policies", [*arms, "--load", f"{HIGHEST_LOAD}"])
+    _compare(options, results, "policies", [*arms, "--load", f"{HIGHEST_LOAD}"])
 
 
-def compare_limits(given: Given, note: Note) -> None:
+def compare_limits(options: RunOptions, results: StageResults) -> None:
     """Stock and Chameleon: the highest load that meets the objective, and the cliff."""
-    cliff = [str(ratio) for ratio in given.scale.serving.cliff]
+    cliff = [str(ratio) for ratio in options.scale.serving.cliff]
     arms = ["--arms", "stock", "chameleon", "--load"]
-    _compare(given, note, "limits", [*arms, "--cliff", *cliff, "--throughput-at-slo"])
+    _compare(options, results, "limits", [*arms, "--cliff", *cliff, "--throughput-at-slo"])
 
 
-def seconds_of(given: Given, arms: int, runs: int, *, probes: bool) -> float:
+def seconds_of(options: RunOptions, arms: int, runs: int, *, probes: bool) -> float:
     """What such a comparison should take: servers, one request for each adapter, runs, probes."""
-    seconds, serving = given.scale.seconds, given.scale.serving
-    drain_s = given.run_s / 2.0
+    seconds, serving = options.scale.seconds, options.scale.serving
+    drain_s = options.run_s / 2.0
     warm_s = 0.15 * serving.adapters
-    each_s = seconds["server"] + warm_s + runs * (given.run_s + drain_s)
-    probe_s = seconds["probe"] if probes and given.capacity is None else 0.0
-    if probes and given.capacity == AT_SLO:
-        probe_s = seconds["probe"] + SEARCHED_RUNS * (given.run_s + drain_s)
-    return given.repeats * arms * each_s + probe_s
+    each_s = seconds["server"] + warm_s + runs * (options.run_s + drain_s)
+    probe_s = seconds["probe"] if probes and options.capacity is None else 0.0
+    if probes and options.capacity == AT_SLO:
+        probe_s = seconds["probe"] + SEARCHED_RUNS * (options.run_s + drain_s)
+    return options.repeats * arms * each_s + probe_s
 
 
-def known_load(given: Given) -> tuple[str | float | None, float | None]:
+def known_load(options: RunOptions) -> tuple[str | float | None, float | None]:
     """Stock's capacity and the objective, as the first comparison found them or as given."""
-    first = read_outcome(given.out, FIRST)
+    first = read_outcome(options.out, FIRST)
     figures = first.figures if first else {}
     return (
-        figures.get("capacity_per_s") or given.capacity,
-        figures.get("slo_ttft_s") or given.slo_s or given.scale.serving.slo_s,
+        figures.get("capacity_per_s") or options.capacity,
+        figures.get("slo_ttft_s") or options.slo_s or options.scale.serving.slo_s,
     )
 
 
-def _compare(given: Given, note: Note, name: str, words: Sequence[str]) -> None:
+def _compare(options: RunOptions, results: StageResults, name: str, words: Sequence[str]) -> None:
     """Runs it and notes what its file says.
 
     Raises:
         BenchError: an arm or a request failed, or there is nothing to compare.
     """
-    serving = given.scale.serving
-    model, adapters = served_adapters(given)
-    folder = _unused(given.out / "compare", name)
-    capacity, slo_s = known_load(given)
+    serving = options.scale.serving
+    model, adapters = served_adapters(options)
+    folder = _unused(options.out / "compare", name)
+    capacity, slo_s = known_load(options)
     known = [
         *(() if capacity is None else ("--capacity", str(capacity))),
         *(() if slo_s is None else ("--slo-ttft", str(slo_s))),
@@ -93,17 +92,17 @@ def _compare(given: Given, note: Note, name: str, words: Sequence[str]) -> None:
             *serving.lengths,
             *(
                 "--duration",
-                str(given.run_s),
+                str(options.run_s),
                 "--warmup",
-                str(min(serving.warmup_s, given.run_s / 4)),
+                str(min(serving.warmup_s, options.run_s / 4)),
             ),
-            *("--repeats", str(given.repeats), "--budget", str(BUDGET_S)),
+            *("--repeats", str(options.repeats), "--budget", str(BUDGET_S)),
             *("--out", str(folder)),
-            *serving_flags(given),
+            *serving_flags(options),
         ]
     )
     found = _read(folder / COMPARISON)
-    note.add(**found)
+    results.add(**found)
     if status or not (found["ratios"] or found["sustained"]):
         raise BenchError(
             f"chameleon compare ended with {status}: {'; '.join(found['troubles']) or 'see its log'}"

@@ -1,21 +1,18 @@
 """What Chameleon costs where it cannot help, and how many adapters a gigabyte of its memory holds.
 
-Engines without a server on the served model. All seats ask for one adapter: tokens/s of Chameleon over
-stock's. Then a mix by popularity, of which each side's observer tells how long steps waited.
+Engines without a server on the served model. All seats ask for one adapter, then for a mix by
+popularity: tokens/s of Chameleon over stock's.
 """
 
 import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from chameleon_lora.adapters.make import DEFAULT_SCALE
-from chameleon_lora.compare.observations import bytes_so_far, read_observations
 from chameleon_lora.engine_vllm import SCHEDULER
-from chameleon_lora.engine_vllm.event_log import OBSERVE_VARIABLE
 from chameleon_lora.engine_vllm.measure.offline import (
     ENVIRONMENT,
     OfflineEngine,
@@ -27,88 +24,86 @@ from chameleon_lora.engine_vllm.measure.offline import (
 )
 from chameleon_lora.errors import BenchError
 from experiments.gpu.folders import adapters_of, ensure_adapters, ensure_model, model_folder
-from experiments.gpu.given import Given
 from experiments.gpu.jobs import FIRST_TOKEN, popular, serving_engine
-from experiments.gpu.note import Note
+from experiments.gpu.outcome import StageResults
+from experiments.gpu.scale import RunOptions
 
 REPEATS = 4  # the first warms up
 SEATS_FULL = 4
 GB = 1e9
 
 
-def served_adapters(given: Given) -> tuple[Path, list[Path]]:
+def served_adapters(options: RunOptions) -> tuple[Path, list[Path]]:
     """The served model's folder, and its adapters by popularity; made at the first call."""
-    serving = given.scale.serving
-    model = ensure_model(given.work, serving.model, has_weights=False)
+    serving = options.scale.serving
+    model = ensure_model(options.work, serving.model, has_weights=False)
     ranks = [serving.ranks[n % len(serving.ranks)] for n in range(serving.adapters)]
     return model, ensure_adapters(
-        given.work, model, ranks, serving.model.dtype, scale=DEFAULT_SCALE
+        options.work, model, ranks, serving.model.dtype, scale=DEFAULT_SCALE
     )
 
 
-def adapters_folder(given: Given) -> Path:
+def adapters_folder(options: RunOptions) -> Path:
     """Where the served model's adapters are, once they are made."""
     return adapters_of(
-        given.work, model_folder(given.work, given.scale.serving.model, has_weights=False)
+        options.work, model_folder(options.work, options.scale.serving.model, has_weights=False)
     )
 
 
-def chameleon_here(given: Given) -> tuple[OfflineEngine, list[Path]]:
+def chameleon_here(options: RunOptions) -> tuple[OfflineEngine, list[Path]]:
     """Chameleon's engine in this process, which may hold no other, and the adapters."""
     os.environ.update(ENVIRONMENT)
-    model, adapters = served_adapters(given)
-    return OfflineEngine(_job(given, model, SCHEDULER, [])), adapters
+    model, adapters = served_adapters(options)
+    return OfflineEngine(_job(options, model, SCHEDULER, [])), adapters
 
 
-def measure_engines(given: Given, note: Note) -> None:
-    """Notes both sides' tokens/s, stalls, and what Chameleon holds.
+def measure_engines(options: RunOptions, results: StageResults) -> None:
+    """Notes both sides' tokens/s, and what Chameleon holds.
 
     Raises:
         BenchError: an engine ended without a result.
     """
-    model, adapters = served_adapters(given)
+    model, adapters = served_adapters(options)
     waves = [
-        warm_wave(given, adapters),
-        *[_one_adapter_wave(given, adapters[0])] * REPEATS,
-        *[mixed_wave(given, adapters, seed, given.scale.serving.each_tokens) for seed in (1, 2)],
-        warm_wave(given, adapters),
+        warm_wave(options, adapters),
+        *[_one_adapter_wave(options, adapters[0])] * REPEATS,
+        *[
+            mixed_wave(options, adapters, seed, options.scale.serving.each_tokens)
+            for seed in (1, 2)
+        ],
+        warm_wave(options, adapters),
     ]
     rates: dict[str, dict[str, float]] = {}
     for label, scheduler in (("stock", None), ("chameleon", SCHEDULER)):
-        events = given.out / f"observed-{label}.jsonl"
-        skipped = bytes_so_far(events)
-        with _observed(events):
-            result = run_offline(_job(given, model, scheduler, waves))
+        result = run_offline(_job(options, model, scheduler, waves))
         rates[label] = _rates(waves, result)
-        seen = read_observations(events, skipped)
-        stalled_s = seen.stalled_s if seen else 0.0
-        note.add(**{label: {**rates[label], **_held(result), "stalled_s": stalled_s}})
+        results.add(**{label: {**rates[label], **_held(result)}})
     shares = {
         name: rates["chameleon"][name] / rates["stock"][name] for name in ("one_adapter", "mixed")
     }
-    note.add(chameleon_over_stock=shares)
+    results.add(chameleon_over_stock=shares)
     if min(shares.values()) <= 0.0:
         raise BenchError("an engine answered nothing")
 
 
-def warm_wave(given: Given, adapters: Sequence[Path]) -> Wave:
+def warm_wave(options: RunOptions, adapters: Sequence[Path]) -> Wave:
     """One token of each adapter, so that all have been read."""
-    return _wave(given, adapters, seed=0, tokens=1)
+    return _wave(options, adapters, seed=0, tokens=1)
 
 
-def mixed_wave(given: Given, adapters: Sequence[Path], seed: int, tokens: int) -> Wave:
+def mixed_wave(options: RunOptions, adapters: Sequence[Path], seed: int, tokens: int) -> Wave:
     """Four times as many requests as seats, their adapters by popularity."""
-    drawn = popular(SEATS_FULL * given.scale.serving.seats, adapters, random.Random(seed))
-    return _wave(given, drawn, seed, tokens)
+    drawn = popular(SEATS_FULL * options.scale.serving.seats, adapters, random.Random(seed))
+    return _wave(options, drawn, seed, tokens)
 
 
-def _one_adapter_wave(given: Given, adapter: Path) -> Wave:
-    serving = given.scale.serving
-    return _wave(given, [adapter] * serving.seats, seed=3, tokens=serving.each_tokens)
+def _one_adapter_wave(options: RunOptions, adapter: Path) -> Wave:
+    serving = options.scale.serving
+    return _wave(options, [adapter] * serving.seats, seed=3, tokens=serving.each_tokens)
 
 
-def _wave(given: Given, adapters: Sequence[Path], seed: int, tokens: int) -> Wave:
-    serving, rng = given.scale.serving, random.Random(seed)
+def _wave(options: RunOptions, adapters: Sequence[Path], seed: int, tokens: int) -> Wave:
+    serving, rng = options.scale.serving, random.Random(seed)
     questions = [
         OfflineQuestion(
             prompt=[
@@ -123,24 +118,14 @@ def _wave(given: Given, adapters: Sequence[Path], seed: int, tokens: int) -> Wav
     return Wave(questions=questions, before="nothing")
 
 
-def _job(given: Given, model: Path, scheduler: str | None, waves: list[Wave]) -> OfflineJob:
+def _job(options: RunOptions, model: Path, scheduler: str | None, waves: list[Wave]) -> OfflineJob:
     return OfflineJob(
         model=str(model),
         scheduler=scheduler,
         settings={},
-        engine=serving_engine(given),
+        engine=serving_engine(options),
         waves=waves,
     )
-
-
-@contextmanager
-def _observed(events: Path) -> Iterator[None]:
-    """Engines that are started inside write there what made steps wait."""
-    os.environ[OBSERVE_VARIABLE] = str(events)
-    try:
-        yield
-    finally:
-        del os.environ[OBSERVE_VARIABLE]
 
 
 def _rates(waves: Sequence[Wave], result: OfflineResult) -> dict[str, float]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.engine_vllm.measure.offline import OfflineQuestion
-from experiments.gpu.given import Given
-from experiments.gpu.scale import TARGET_MODULES, Shape
+from experiments.gpu.scale import TARGET_MODULES, RunOptions, Shape
 
 FIRST_TOKEN = 3
 BLOCK_TOKENS = 32
@@ -17,12 +16,12 @@ UNCOMPILED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 """CUDA graphs for decode and no torch.compile: an engine is up in half the time."""
 
 
-def proof_engine(given: Given, *, is_async: bool, compiles: bool) -> dict[str, Any]:
+def proof_engine(options: RunOptions, *, is_async: bool, compiles: bool) -> dict[str, Any]:
     """For the proof's model: a KV cache that is too small, CUDA graphs."""
-    proof = given.scale.proof
+    proof = options.scale.proof
     return {
-        **_engine(given, proof.model, proof.slots, proof.seats, len(proof.ranks)),
-        **_graphs(given, _powers(proof.seats), compiles=compiles),
+        **_engine(options, proof.model, proof.slots, proof.seats, len(proof.ranks)),
+        **_graphs(options, _powers(proof.seats), compiles=compiles),
         "max_lora_rank": max(proof.ranks),
         "max_model_len": CONTEXT_TOKENS,
         "max_num_batched_tokens": 64 * proof.seats,
@@ -33,12 +32,12 @@ def proof_engine(given: Given, *, is_async: bool, compiles: bool) -> dict[str, A
     }
 
 
-def serving_engine(given: Given) -> dict[str, Any]:
+def serving_engine(options: RunOptions) -> dict[str, Any]:
     """For the served model, as the servers have it."""
-    serving = given.scale.serving
+    serving = options.scale.serving
     return {
-        **_engine(given, serving.model, serving.slots, serving.seats, serving.adapters),
-        **_graphs(given, serving.capture_sizes, compiles=given.compiles),
+        **_engine(options, serving.model, serving.slots, serving.seats, serving.adapters),
+        **_graphs(options, serving.capture_sizes, compiles=options.compiles),
         "load_format": "dummy",
         "max_lora_rank": max(serving.ranks),
         "max_model_len": serving.model.context_tokens,
@@ -47,9 +46,9 @@ def serving_engine(given: Given) -> dict[str, Any]:
     }
 
 
-def serving_flags(given: Given) -> list[str]:
+def serving_flags(options: RunOptions) -> list[str]:
     """The same, for servers."""
-    serving = given.scale.serving
+    serving = options.scale.serving
     flags = [
         *("--served-model-name", "base", "--dtype", serving.model.dtype, "--load-format", "dummy"),
         *("--max-lora-rank", str(max(serving.ranks)), "--lora-target-modules", *TARGET_MODULES),
@@ -58,13 +57,13 @@ def serving_flags(given: Given) -> list[str]:
         *("--max-model-len", str(serving.model.context_tokens)),
         *("--gpu-memory-utilization", "0.9", "--uvicorn-log-level", "warning"),
     ]
-    graphs = _graphs(given, serving.capture_sizes, compiles=given.compiles)
+    graphs = _graphs(options, serving.capture_sizes, compiles=options.compiles)
     if graphs.get("enforce_eager"):
         flags.append("--enforce-eager")
     if compilation := graphs.get("compilation_config"):
         flags += ["--compilation-config", _compact(compilation)]
-    if given.backend:
-        flags += ["--attention-backend", given.backend]
+    if options.backend:
+        flags += ["--attention-backend", options.backend]
     return [*flags, "--max-loras", str(serving.slots)]
 
 
@@ -96,8 +95,10 @@ def popular(count: int, adapters: Sequence[Path], rng: random.Random) -> list[Pa
     return rng.choices(list(adapters), weights, k=count)
 
 
-def _engine(given: Given, shape: Shape, slots: int, seats: int, adapters: int) -> dict[str, Any]:
-    backend = {"attention_config": {"backend": given.backend}} if given.backend else {}
+def _engine(
+    options: RunOptions, shape: Shape, slots: int, seats: int, adapters: int
+) -> dict[str, Any]:
+    backend = {"attention_config": {"backend": options.backend}} if options.backend else {}
     return {
         "dtype": shape.dtype,
         "max_loras": slots,
@@ -110,8 +111,8 @@ def _engine(given: Given, shape: Shape, slots: int, seats: int, adapters: int) -
     }
 
 
-def _graphs(given: Given, sizes: Sequence[int], *, compiles: bool) -> dict[str, Any]:
-    if given.is_dry:
+def _graphs(options: RunOptions, sizes: Sequence[int], *, compiles: bool) -> dict[str, Any]:
+    if options.is_dry:
         return {"enforce_eager": True}
     compilation = {**({} if compiles else UNCOMPILED), "cudagraph_capture_sizes": list(sizes)}
     return {"enforce_eager": False, "compilation_config": compilation}

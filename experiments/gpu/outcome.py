@@ -1,4 +1,4 @@
-"""How a stage ended, kept as a file of its own, so that the next call knows what is done."""
+"""What a stage has found so far, and how it ended: files, so that the next call knows what is done."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,8 @@ from typing import Any
 from chameleon_lora.errors import BenchError
 
 STAGES = "stages"
-NOTE, REASON = ".note", ".reason"
+FOUND_ENDING, REASON_ENDING = ".found", ".reason"
 """Endings of the files that a stage's process leaves beside its outcome."""
-
-
 FAILED_CODE, NOT_HERE_CODE = 1, 2
 """How the process of a stage ends if it is not done."""
 
@@ -72,3 +70,29 @@ def read_outcome(out: Path, stage: str) -> Outcome | None:
 def place_of(out: Path, stage: str) -> Path:
     """The stage's file."""
     return out / STAGES / f"{stage}.json"
+
+
+class StageResults:
+    """One stage's figures, kept on disk as they come, so that a stage that dies is not mute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.figures: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+
+    def add(self, **figures: Any) -> None:
+        """Adds them."""
+        self.figures.update(figures)
+        beside = self.path.with_suffix(".part")
+        beside.write_text(json.dumps(self.figures), encoding="utf-8")
+        beside.replace(self.path)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a stage had found when it ended; nothing if it found nothing."""
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return figures

@@ -10,7 +10,7 @@ Where kernels add in no fixed order stock does not repeat itself; so it is asked
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,55 @@ from chameleon_lora.engine_vllm.measure.offline import (
 )
 from chameleon_lora.errors import BenchError
 from experiments.gpu.folders import STRONG, ensure_adapters, ensure_model
-from experiments.gpu.given import Given
 from experiments.gpu.jobs import popular, proof_engine, questions_for
-from experiments.gpu.likeness import Likeness, is_anothers, likeness
-from experiments.gpu.note import Note
+from experiments.gpu.outcome import StageResults
+from experiments.gpu.scale import RunOptions
+
+Tokens = Sequence[int]
+MARGIN = 2
+"""Tokens by which another adapter's answer must be nearer: one may be the same by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How alike two lists of answers to the same questions are.
+
+    Attributes:
+        equal: answers whose tokens are all the same.
+        first_equal: answers whose first tokens are the same.
+        differing: places of the others.
+    """
+
+    answers: int
+    equal: int
+    first_equal: int
+    differing: tuple[int, ...]
+
+
+def likeness(expected: Sequence[Tokens], found: Sequence[Tokens]) -> Likeness:
+    """Of two lists of the same length."""
+    pairs = list(zip(expected, found, strict=True))
+    differing = tuple(place for place, (one, other) in enumerate(pairs) if list(one) != list(other))
+    firsts = sum(list(one)[:1] == list(other)[:1] for one, other in pairs)
+    return Likeness(len(pairs), len(pairs) - len(differing), firsts, differing)
+
+
+def is_anothers(answer: Tokens, own: str, known: Mapping[str, Tokens]) -> bool:
+    """Does it go on with another adapter's answer for MARGIN tokens longer than with its own's?
+
+    `own` was asked for; `known` has what each adapter answers to the same prompt.
+    """
+    own_length = shared_length(answer, known[own])
+    return any(shared_length(answer, other) >= own_length + MARGIN for other in known.values())
+
+
+def shared_length(one: Tokens, other: Tokens) -> int:
+    """How many tokens are the same, from the first on."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 V2_MODULE = ".worker.gpu."
@@ -45,7 +90,13 @@ Answers = list[list[int]]
 
 
 def prove(
-    given: Given, note: Note, *, is_v2: bool, is_async: bool, compiles: bool, checks: int
+    options: RunOptions,
+    results: StageResults,
+    *,
+    is_v2: bool,
+    is_async: bool,
+    compiles: bool,
+    checks: int,
 ) -> None:
     """Notes what was found.
 
@@ -53,30 +104,35 @@ def prove(
         BenchError: an answer or a byte is not what it should be, or too little was checked.
     """
     os.environ[RUNNER] = str(int(is_v2))
-    proof = given.scale.proof
-    model = ensure_model(given.work, proof.model, has_weights=True)
-    adapters = ensure_adapters(given.work, model, proof.ranks, proof.model.dtype, scale=STRONG)
+    proof = options.scale.proof
+    model = ensure_model(options.work, proof.model, has_weights=True)
+    adapters = ensure_adapters(options.work, model, proof.ranks, proof.model.dtype, scale=STRONG)
     job = OfflineJob(
         model=str(model),
         scheduler=None,
         settings={},
-        engine=proof_engine(given, is_async=is_async, compiles=compiles),
-        waves=proof_waves(given, adapters),
+        engine=proof_engine(options, is_async=is_async, compiles=compiles),
+        waves=proof_waves(options, adapters),
     )
     stock = [tokens_of(wave) for wave in run_offline(job)["waves"]]
-    note.add(stock_answers=sum(map(len, stock)))
+    results.add(stock_answers=sum(map(len, stock)))
     os.environ.update(ENVIRONMENT)
     engine = OfflineEngine(OfflineJob(**{**job, "scheduler": SCHEDULER, "settings": SETTINGS}))
-    faults = _of_kind(given, note, engine, is_v2=is_v2, is_async=is_async)
+    faults = _of_kind(options, results, engine, is_v2=is_v2, is_async=is_async)
     ours = [tokens_of(engine.run(wave)) for wave in job["waves"]]
-    faults += faults_of(note, job["waves"], stock, ours)
-    faults += _storm(given, note, engine, known_answers(job["waves"], stock), checks)
+    faults += faults_of(results, job["waves"], stock, ours)
+    faults += _storm(options, results, engine, known_answers(job["waves"], stock), checks)
     if faults:
         raise BenchError("; ".join(faults))
 
 
 def _of_kind(
-    given: Given, note: Note, engine: OfflineEngine, *, is_v2: bool, is_async: bool
+    options: RunOptions,
+    results: StageResults,
+    engine: OfflineEngine,
+    *,
+    is_v2: bool,
+    is_async: bool,
 ) -> list[str]:
     """In what the engine is not what was asked for: vLLM changes options that do not go together."""
     config = engine._scheduler.vllm_config  # noqa: SLF001  # looked at, not changed
@@ -85,9 +141,9 @@ def _of_kind(
     found = {
         "async scheduling": (is_async, bool(config.scheduler_config.async_scheduling)),
         "Model Runner V2": (is_v2, V2_MODULE in f"{runner.__module__}."),
-        "CUDA graphs": (not given.is_dry, "NONE" not in graphs),
+        "CUDA graphs": (not options.is_dry, "NONE" not in graphs),
     }
-    note.add(runner=f"{runner.__module__}.{runner.__qualname__}", cuda_graphs=graphs)
+    results.add(runner=f"{runner.__module__}.{runner.__qualname__}", cuda_graphs=graphs)
     return [
         f"{name} {'wanted but not used' if asked else 'used but not wanted'}"
         for name, (asked, is_used) in found.items()
@@ -95,9 +151,9 @@ def _of_kind(
     ]
 
 
-def proof_waves(given: Given, adapters: Sequence[Path]) -> list[Wave]:
+def proof_waves(options: RunOptions, adapters: Sequence[Path]) -> list[Wave]:
     """Each adapter once, which loads all; each question alone, twice; then full batches, twice."""
-    proof = given.scale.proof
+    proof = options.scale.proof
     alone = questions_for([None, *adapters], proof.model, proof.prompts, LENGTHS, proof.tokens)
     warm_up = [
         OfflineQuestion(**{**question, "tokens": 1}) for question in alone[1 : len(adapters) + 1]
@@ -128,9 +184,9 @@ def known_answers(
 
 
 def faults_of(
-    note: Note, waves: Sequence[Wave], stock: Sequence[Answers], ours: Sequence[Answers]
+    results: StageResults, waves: Sequence[Wave], stock: Sequence[Answers], ours: Sequence[Answers]
 ) -> list[str]:
-    """What is wrong with our answers, in words; all figures are noted.
+    """What is wrong with our answers, in words; all figures are read_results.
 
     Some may differ from stock's where some of stock's differ from its own of another time.
     """
@@ -145,19 +201,19 @@ def faults_of(
         found, repeated = ([a for n in part for a in ours[n]] for part in halves(numbers, half))
         with_stock = likeness([*first, *again], [*found, *repeated])
         itself = likeness(first, again)
-        note.add(**{name: {"with stock": _told(with_stock), "stock with itself": _told(itself)}})
-        note.add(**{f"{name}, ours with itself": _told(likeness(found, repeated))})
+        results.add(**{name: {"with stock": _told(with_stock), "stock with itself": _told(itself)}})
+        results.add(**{f"{name}, ours with itself": _told(likeness(found, repeated))})
         unlike, restless = len(with_stock.differing), len(itself.differing)
         if unlike > 4 * restless:  # twice stock's own share, of twice as many
             faults.append(
                 f"{name}: {unlike} of {with_stock.answers} answers differ from stock's, "
                 f"{restless} of {itself.answers} of stock's from its own"
             )
-    return faults + _mistaken(note, waves, stock, ours)
+    return faults + _mistaken(results, waves, stock, ours)
 
 
 def _mistaken(
-    note: Note, waves: Sequence[Wave], stock: Sequence[Answers], ours: Sequence[Answers]
+    results: StageResults, waves: Sequence[Wave], stock: Sequence[Answers], ours: Sequence[Answers]
 ) -> list[str]:
     """Answers that are another adapter's; first whether such a mistake would be seen at all."""
     known = known_answers(waves, stock)
@@ -169,9 +225,9 @@ def _mistaken(
         if own != other
     ]
     asked = [question for wave in waves[1:] for question in wave["questions"]]
-    given = [answer for answers in ours[1:] for answer in answers]
-    wrong = wrong_adapters(asked, given, known)
-    note.add(swaps_seen=sum(swapped), swaps=len(swapped), wrong_adapters=wrong)
+    answered = [answer for answers in ours[1:] for answer in answers]
+    wrong = wrong_adapters(asked, answered, known)
+    results.add(swaps_seen=sum(swapped), swaps=len(swapped), wrong_adapters=wrong)
     faults = [f"{wrong} answers are another adapter's"] if wrong else []
     if sum(swapped) < len(swapped):
         faults.append(f"of {len(swapped)} swapped answers only {sum(swapped)} would be noticed")
@@ -192,14 +248,14 @@ def wrong_adapters(
 
 
 def _storm(
-    given: Given,
-    note: Note,
+    options: RunOptions,
+    results: StageResults,
     engine: OfflineEngine,
     known: Mapping[tuple[int, ...], Mapping[str, Sequence[int]]],
     checks: int,
 ) -> list[str]:
     """Rounds until so many bytes have been compared; what is wrong, in words."""
-    proof, rng, start_s = given.scale.proof, random.Random(26), stopwatch_s()
+    proof, rng, start_s = options.scale.proof, random.Random(26), stopwatch_s()
     adapters = [Path(name) for name in next(iter(known.values()))]
     prompts = list(known)
     rounds = preemptions = wrong = 0
@@ -219,7 +275,7 @@ def _storm(
             wrong += wrong_adapters(asked, answers, known)
         rounds += 1
         result = engine.result([])
-        note.add(
+        results.add(
             checks=result["counts"]["checks"], rounds=rounds, preemptions=preemptions,
             promotions=result["promotions"], demotions=result["demotions"],
             wrong_adapters_in_storm=wrong, storm_s=stopwatch_s() - start_s,

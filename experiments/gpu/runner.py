@@ -1,4 +1,4 @@
-"""Runs the stages one after the other, each in a process of its own, within the time there is."""
+"""Which stage is next, and its run in a process of its own, within the time there is."""
 
 import contextlib
 import os
@@ -10,19 +10,78 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.gpu.note import noted
-from experiments.gpu.order import Step, decide, in_order
 from experiments.gpu.outcome import (
+    FOUND_ENDING,
     NOT_HERE_CODE,
-    NOTE,
-    REASON,
+    REASON_ENDING,
     STAGES,
     Outcome,
     Status,
     place_of,
     read_outcome,
+    read_results,
     write_outcome,
 )
+
+RESERVE_S = 12.0
+"""Kept for ending the last stage and writing the report."""
+OVERRUN, LEAST_S = 2.5, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage as the order sees it.
+
+    Attributes:
+        estimate_s: what it should take.
+        needs: stages that must be done before.
+        needs_cuda: it has nothing to do without.
+        overrun: it is stopped after so many times its estimate, but not within LEAST_S.
+    """
+
+    name: str
+    estimate_s: float
+    needs: tuple[str, ...] = ()
+    needs_cuda: bool = False
+    overrun: float = OVERRUN
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """It may run, for so long at most."""
+
+    limit_s: float
+
+
+def in_order(steps: Sequence[Step], known: Mapping[str, Outcome]) -> list[Step]:
+    """Those that are not done: first what was never tried, then what failed, each as listed."""
+    fresh = [step for step in steps if step.name not in known]
+    again = [step for step in steps if step.name in known and not is_done(known, step.name)]
+    return fresh + again
+
+
+def decide(
+    step: Step, known: Mapping[str, Outcome], left_s: float, *, has_cuda: bool
+) -> Begin | Outcome:
+    """Whether the stage may begin with so much time left; if not, the outcome that says why."""
+    if step.needs_cuda and not has_cuda:
+        return Outcome(step.name, Status.SKIPPED, "needs CUDA")
+    if missing := [name for name in step.needs if not is_done(known, name)]:
+        return Outcome(step.name, Status.LEFT, f"needs {', '.join(missing)}, not done")
+    usable_s = left_s - RESERVE_S
+    if step.estimate_s > usable_s:
+        return Outcome(
+            step.name,
+            Status.LEFT,
+            f"would take about {step.estimate_s:.0f} s, {max(0.0, usable_s):.0f} s were left",
+        )
+    return Begin(min(usable_s, max(LEAST_S, step.overrun * step.estimate_s)))
+
+
+def is_done(known: Mapping[str, Outcome], name: str) -> bool:
+    """Has it been done?"""
+    return name in known and known[name].status is Status.DONE
+
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 30.0
@@ -82,7 +141,7 @@ class Runner:
     def _outcome(self, step: Step, limit_s: float) -> Outcome:
         """Of a stage that is run now."""
         place = place_of(self.out, step.name)
-        for ending in (NOTE, REASON):
+        for ending in (FOUND_ENDING, REASON_ENDING):
             place.with_suffix(ending).unlink(missing_ok=True)
         log = self.out / "logs" / f"{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +160,7 @@ class Runner:
         ended = self._ended(step.name, start_s)
         if status == 0:
             return replace(ended, status=Status.DONE)
-        reason = _reason(place.with_suffix(REASON), log, status)
+        reason = _reason(place.with_suffix(REASON_ENDING), log, status)
         if status is None:
             reason = f"stopped after {limit_s:.0f} s, its limit"
         kind = Status.SKIPPED if status == NOT_HERE_CODE else Status.FAILED
@@ -109,7 +168,7 @@ class Runner:
 
     def _ended(self, name: str, start_s: float) -> Outcome:
         """Of a stage whose process is gone, with what it had found."""
-        figures = noted(place_of(self.out, name).with_suffix(NOTE))
+        figures = read_results(place_of(self.out, name).with_suffix(FOUND_ENDING))
         seconds = self.clock() - start_s
         return Outcome(name, Status.FAILED, "", seconds, figures, self.device or "CPU")
 
@@ -137,7 +196,7 @@ def known_of(out: Path) -> dict[str, Outcome]:
 
 def child_command(out: Path) -> Callable[[str], list[str]]:
     """Starts a stage of this output folder."""
-    return lambda name: [sys.executable, "-m", "experiments.gpu.child", str(out), name]
+    return lambda name: [sys.executable, "-m", "experiments.gpu.stages", str(out), name]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

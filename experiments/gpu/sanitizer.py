@@ -10,11 +10,10 @@ from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.measure.offline import ENVIRONMENT, OfflineJob, Wave
 from chameleon_lora.errors import BenchError
 from experiments.gpu.folders import STRONG, ensure_adapters, ensure_model
-from experiments.gpu.given import Given
 from experiments.gpu.jobs import proof_engine, questions_for
-from experiments.gpu.note import Note
-from experiments.gpu.outcome import NotHereError
+from experiments.gpu.outcome import NotHereError, StageResults
 from experiments.gpu.proof import LENGTHS
+from experiments.gpu.scale import RunOptions
 
 BINARY = "compute-sanitizer"
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
@@ -25,7 +24,7 @@ SETTINGS = {
 }
 
 
-def sanitize(given: Given, note: Note) -> None:
+def sanitize(options: RunOptions, results: StageResults) -> None:
     """One pass over the proof's adapters under the tool, without CUDA graphs.
 
     Raises:
@@ -33,11 +32,11 @@ def sanitize(given: Given, note: Note) -> None:
         BenchError: it found something, or the engine ended badly.
     """
     tool = find_tool()
-    note.add(tool=tool)
-    model = ensure_model(given.work, given.scale.proof.model, has_weights=True)
-    proof = given.scale.proof
-    adapters = ensure_adapters(given.work, model, proof.ranks, proof.model.dtype, scale=STRONG)
-    engine = {**proof_engine(given, is_async=True, compiles=False), "enforce_eager": True}
+    results.add(tool=tool)
+    model = ensure_model(options.work, options.scale.proof.model, has_weights=True)
+    proof = options.scale.proof
+    adapters = ensure_adapters(options.work, model, proof.ranks, proof.model.dtype, scale=STRONG)
+    engine = {**proof_engine(options, is_async=True, compiles=False), "enforce_eager": True}
     asked = questions_for(adapters, proof.model, 2, LENGTHS, 4)
     job = OfflineJob(
         model=str(model),
@@ -46,7 +45,7 @@ def sanitize(given: Given, note: Note) -> None:
         engine=engine,
         waves=[Wave(questions=asked, before="nothing")] * 2,
     )
-    folder = given.out / "sanitizer"
+    folder = options.out / "sanitizer"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     log = folder / "compute-sanitizer.log"
@@ -57,12 +56,12 @@ def sanitize(given: Given, note: Note) -> None:
     ]
     status = subprocess.run(command, check=False, env={**os.environ, **ENVIRONMENT}).returncode
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    note.add(status=status, said=lines[-8:])
+    results.add(status=status, said=lines[-8:])
     if status:
         words = "it found something" if status == FOUND else f"the engine ended with {status}"
         raise BenchError(f"{words}; see {log} and this stage's log")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    note.add(checks=result["counts"]["checks"], promotions=result["promotions"])
+    results.add(checks=result["counts"]["checks"], promotions=result["promotions"])
 
 
 def find_tool() -> str:

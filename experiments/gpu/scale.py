@@ -1,7 +1,12 @@
-"""How large the run is: the models' shapes, the adapters, the loads; for a GPU and for a dry run."""
+"""What the user asked for, and how large the run is: models' shapes, adapters, loads."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chameleon_lora.errors import ConfigError
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 """What the adapters change: the attention projections, as in the paper (section 5)."""
@@ -151,3 +156,76 @@ DRY = Scale(
         "OMP_NUM_THREADS": "1",  # threads that meet wait for the slowest of a busy machine
     },
 )  # fmt: skip
+
+
+OPTIONS = "options.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """One run.
+
+    Attributes:
+        out: where results go.
+        work: where models and adapters are made; may be deleted afterwards.
+        is_dry: tiny models on a CPU.
+        backend: vLLM's attention backend; None leaves it to vLLM.
+        compiles: torch.compile for the served model's engines.
+        duration_s, repeats: of the comparisons; None for the scale's own.
+        capacity: of stock in requests/s, "slo" for the highest load that meets the objective, None for
+            what it completes at most; the last two are measured.
+        slo_s: the objective; None for the scale's own.
+    """
+
+    out: Path
+    work: Path
+    is_dry: bool = False
+    backend: str | None = None
+    compiles: bool = True
+    duration_s: float | None = None
+    repeats: int = 1
+    capacity: str | None = None
+    slo_s: float | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """The sizes."""
+        return DRY if self.is_dry else ON_GPU
+
+    @property
+    def run_s(self) -> float:
+        """What each run of a comparison lasts, its last answers not counted."""
+        return self.duration_s or self.scale.serving.duration_s
+
+
+def write_options(options: RunOptions) -> None:
+    """Makes the output folder and leaves what was asked for in it.
+
+    Raises:
+        ConfigError: the folder holds the results of the other kind of run.
+    """
+    path = options.out / OPTIONS
+    if path.exists() and read_options(options.out).is_dry != options.is_dry:
+        kinds = ("a dry run", "a GPU") if options.is_dry else ("a GPU", "a dry run")
+        raise ConfigError(
+            f"--out {options.out} holds the results of {kinds[1]}, this is {kinds[0]}: name another "
+            "folder"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(options), indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def read_options(out: Path) -> RunOptions:
+    """What was asked for.
+
+    Raises:
+        ConfigError: the folder has no such file, or another program's.
+    """
+    try:
+        fields: dict[str, Any] = json.loads((out / OPTIONS).read_text(encoding="utf-8"))
+        return RunOptions(**{**fields, "out": out, "work": Path(fields["work"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{out / OPTIONS} cannot be read ({error}): name an empty folder"
+        ) from error

@@ -1,20 +1,38 @@
-"""The stages of the run, in the order of their worth: what each does, needs and should take."""
+"""The stages of the run, in the order of their worth: what each does, needs and should take.
 
+`python -m experiments.gpu.stages OUT STAGE`, which runner.py starts, runs one. What the stage finds goes
+to its results, why it failed to a file beside them: exit code 0, or one of outcome.py. SIGTERM ends it
+as Ctrl-C would, so that servers and engines are stopped on the way out.
+"""
+
+import os
+import signal
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from chameleon_lora.errors import ConfigError
+from chameleon_lora.errors import ChameleonError, ConfigError
 from experiments.gpu.compared import compare_limits, compare_loads, compare_policies, seconds_of
 from experiments.gpu.engines import measure_engines, served_adapters
 from experiments.gpu.folders import size_bytes
-from experiments.gpu.given import Given
 from experiments.gpu.machine import look
-from experiments.gpu.note import Note
-from experiments.gpu.order import OVERRUN, Step
+from experiments.gpu.outcome import (
+    FAILED_CODE,
+    FOUND_ENDING,
+    NOT_HERE_CODE,
+    REASON_ENDING,
+    NotHereError,
+    StageResults,
+    place_of,
+)
 from experiments.gpu.proof import prove
+from experiments.gpu.runner import OVERRUN, Step
 from experiments.gpu.sanitizer import sanitize
+from experiments.gpu.scale import RunOptions, read_options
 
-Work = Callable[[Given, Note], None]
+Work = Callable[[RunOptions, StageResults], None]
 OTHERS_S = 15.0
 """Interpreter, imports and the end of a stage."""
 SHARED = 12.0
@@ -34,14 +52,14 @@ class Stage:
     name: str
     group: str
     work: Work
-    estimate_s: Callable[[Given], float]
+    estimate_s: Callable[[RunOptions], float]
     needs: tuple[str, ...] = ()
     needs_cuda: bool = False
 
-    def step(self, given: Given) -> Step:
+    def step(self, options: RunOptions) -> Step:
         """As the order sees it."""
-        estimate_s = self.estimate_s(given) + OTHERS_S
-        overrun = SHARED if given.is_dry else OVERRUN
+        estimate_s = self.estimate_s(options) + OTHERS_S
+        overrun = SHARED if options.is_dry else OVERRUN
         return Step(self.name, estimate_s, self.needs, self.needs_cuda, overrun)
 
 
@@ -59,58 +77,63 @@ def chosen(words: tuple[str, ...]) -> list[Stage]:
     return [stage for stage in STAGES if not words or {stage.name, stage.group} & {*words}]
 
 
-def _prepare(given: Given, note: Note) -> None:
-    _, adapters = served_adapters(given)
-    note.add(adapters=len(adapters), bytes=size_bytes(adapters))
+def _prepare(options: RunOptions, results: StageResults) -> None:
+    _, adapters = served_adapters(options)
+    results.add(adapters=len(adapters), bytes=size_bytes(adapters))
 
 
 def _proof(*, is_v2: bool, is_async: bool) -> Stage:
     is_default = is_v2 and is_async  # what vLLM runs on a GPU unless told otherwise
 
-    def checks(given: Given) -> int:
-        return given.scale.proof.checks if is_default else given.scale.proof.fewer_checks
+    def checks(options: RunOptions) -> int:
+        return options.scale.proof.checks if is_default else options.scale.proof.fewer_checks
 
-    def work(given: Given, note: Note) -> None:
+    def work(options: RunOptions, results: StageResults) -> None:
         prove(
-            given, note, is_v2=is_v2, is_async=is_async, compiles=is_default, checks=checks(given)
+            options,
+            results,
+            is_v2=is_v2,
+            is_async=is_async,
+            compiles=is_default,
+            checks=checks(options),
         )
 
-    def estimate_s(given: Given) -> float:
-        seconds = given.scale.seconds
+    def estimate_s(options: RunOptions) -> float:
+        seconds = options.scale.seconds
         start_s = seconds["proof"] * (1.3 if is_default else 1.0)
-        return 2 * start_s + checks(given) * seconds["check"]
+        return 2 * start_s + checks(options) * seconds["check"]
 
     name = f"proof-{'v2' if is_v2 else 'v1'}-{'async' if is_async else 'sync'}"
     return Stage(name, "proof", work, estimate_s, needs=("machine",), needs_cuda=is_v2 or is_async)
 
 
-def _time_activations(given: Given, note: Note) -> None:
+def _time_activations(options: RunOptions, results: StageResults) -> None:
     from experiments.gpu.activation import time_activations  # noqa: PLC0415  # imports vLLM
 
-    time_activations(given, note)
+    time_activations(options, results)
 
 
-def _profile(given: Given, note: Note) -> None:
-    from experiments.gpu.profiling import profile_engine  # noqa: PLC0415  # imports torch's profiler
+def _profile(options: RunOptions, results: StageResults) -> None:
+    from experiments.gpu.activation import profile_engine  # noqa: PLC0415  # imports torch's profiler
 
-    profile_engine(given, note)
+    profile_engine(options, results)
 
 
-def _engine_s(count: float) -> Callable[[Given], float]:
-    return lambda given: count * given.scale.seconds["engine"]
+def _engine_s(count: float) -> Callable[[RunOptions], float]:
+    return lambda options: count * options.scale.seconds["engine"]
 
 
 SERVED = ("machine", "adapters")
 STAGES: tuple[Stage, ...] = (
     Stage("machine", "basis", look, lambda _: 10.0),
-    Stage("adapters", "basis", _prepare, lambda given: 5.0 if given.is_dry else 45.0),
+    Stage("adapters", "basis", _prepare, lambda options: 5.0 if options.is_dry else 45.0),
     _proof(is_v2=True, is_async=True),
     Stage("activation", "measure", _time_activations, _engine_s(0.8), needs=SERVED),
     Stage(
         "compare",
         "serving",
         compare_loads,
-        lambda given: seconds_of(given, 2, len(given.scale.serving.loads), probes=True),
+        lambda options: seconds_of(options, 2, len(options.scale.serving.loads), probes=True),
         needs=SERVED,
     ),
     Stage("engines", "measure", measure_engines, _engine_s(3.0), needs=SERVED),
@@ -122,16 +145,16 @@ STAGES: tuple[Stage, ...] = (
         "limits",
         "serving",
         compare_limits,
-        lambda given: seconds_of(given, 2, len(given.scale.serving.cliff) + 6, probes=False),
+        lambda options: seconds_of(options, 2, len(options.scale.serving.cliff) + 6, probes=False),
         needs=(*SERVED, "compare"),
     ),
     Stage(
         "policies",
         "serving",
         compare_policies,
-        lambda given: seconds_of(
-            given,
-            1 + len(given.scale.serving.policies) + len(given.scale.serving.other_slots),
+        lambda options: seconds_of(
+            options,
+            1 + len(options.scale.serving.policies) + len(options.scale.serving.other_slots),
             1,
             probes=False,
         ),
@@ -141,3 +164,41 @@ STAGES: tuple[Stage, ...] = (
         "sanitizer", "proof", sanitize, lambda _: 180.0, needs=("machine",), needs_cuda=True
     ),
 )  # fmt: skip
+
+
+LONGEST = 600  # characters of a reason
+
+
+def run(out: Path, name: str) -> int:
+    """The stage's exit code."""
+    options = read_options(out)
+    (stage,) = chosen((name,))
+    place = place_of(out, name)
+    try:
+        stage.work(options, StageResults(place.with_suffix(FOUND_ENDING)))
+    except NotHereError as error:
+        return _ended(place, str(error), NOT_HERE_CODE)
+    except ChameleonError as error:
+        return _ended(place, str(error))
+    except KeyboardInterrupt:
+        return _ended(place, "it was stopped")
+    except BaseException as error:  # noqa: BLE001  # whatever it is, the next stage goes on
+        traceback.print_exc()
+        return _ended(place, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _ended(place: Path, reason: str, code: int = FAILED_CODE) -> int:
+    text = reason.strip()[:LONGEST]
+    place.with_suffix(REASON_ENDING).write_text(text, encoding="utf-8")
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    status = run(Path(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # threads of an engine that failed may never end

@@ -1,4 +1,4 @@
-"""The run's report: a short table for the terminal, the same and more as Markdown."""
+"""The run's report in Markdown."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,22 +8,10 @@ from experiments.gpu.outcome import Outcome, Status
 Row = tuple[str, str]
 
 
-def terminal_table(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> str:
-    """How each stage ended, then the figures."""
-    lines = [f"{'stage':<16}{'':<10}{'s':>6}  why"]
-    for name in names:
-        outcome = outcomes.get(name) or Outcome(name, Status.LEFT, "not begun")
-        status, seconds = outcome.status.value, outcome.seconds
-        lines.append(f"{name:<16}{status:<10}{seconds:6.0f}  {_first_line(outcome.reason)}")
-    lines.append("")
-    lines += [f"{label:<58}{value}" for label, value in rows(outcomes)]
-    return "\n".join(lines)
-
-
 def markdown(
     outcomes: Mapping[str, Outcome], names: Sequence[str], command: str, *, is_dry: bool = False
 ) -> str:
-    """The same for people who read it later."""
+    """How each stage ended, then the figures."""
     title = "# Chameleon on a GPU" + (": a dry run, whose figures mean nothing" if is_dry else "")
     lines = [title, "", f"`{command}`", "", "| stage | ended | s | why |"]
     lines.append("| --- | --- | ---: | --- |")
@@ -49,10 +37,6 @@ def rows(outcomes: Mapping[str, Outcome]) -> Iterator[Row]:
     for name in ("compare", "policies", "limits"):
         yield from _comparison(name, figures.get(name, {}))
     yield from _profile(figures.get("profile", {}))
-
-
-def _first_line(reason: str) -> str:
-    return reason.partition("\n")[0][:100]
 
 
 def _machine(found: Mapping[str, Any]) -> Iterator[Row]:

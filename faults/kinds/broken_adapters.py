@@ -16,10 +16,10 @@ from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from faults.adapter_fixtures import MAX_RANK
-from faults.asked import Asked
 from faults.client import until
 from faults.context import OTHER, SEEDS, TOKENS, VICTIM, FaultContext
 from faults.fault import EITHER, Fault, FaultOutcome, first_error
+from faults.greedy_request import GreedyRequest
 
 Ruin = Callable[[Path, Path], None]
 ASKERS = 3
@@ -78,34 +78,34 @@ def break_config(folder: Path, _model: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()))[:20])
 
 
-async def broken_from_the_start(ruin: Ruin, scene: FaultContext) -> FaultOutcome:
+async def broken_from_the_start(ruin: Ruin, context: FaultContext) -> FaultOutcome:
     """The server is given what it cannot serve."""
-    name, path = scene.placed()
-    ruin(path, scene.kit.model)
-    status, text = await scene.client.load(name, path)
+    name, path = context.placed()
+    ruin(path, context.fixtures.model)
+    status, text = await context.client.load(name, path)
     refusal = f"HTTP {status}: {text}" if status != HTTPStatus.OK else ""
-    return await _asked_for(scene, name, path, refusal)
+    return await _asked_for(context, name, path, refusal)
 
 
-async def broken_later(ruin: Ruin, scene: FaultContext) -> FaultOutcome:
+async def broken_later(ruin: Ruin, context: FaultContext) -> FaultOutcome:
     """What it was given is broken by the time it is read."""
-    name, path = await scene.offered()
-    ruin(path, scene.kit.model)
-    return await _asked_for(scene, name, path)
+    name, path = await context.offered()
+    ruin(path, context.fixtures.model)
+    return await _asked_for(context, name, path)
 
 
 async def while_loading(
-    ruin: Callable[[FaultContext, Path], None], scene: FaultContext
+    ruin: Callable[[FaultContext, Path], None], context: FaultContext
 ) -> FaultOutcome:
     """Its files change after the load has begun; the old or the new may answer, or an error."""
-    name, path = await scene.offered()
-    with scene.faulty.stalling(str(path / WEIGHTS_NAME), STALL_S):
-        asking = asyncio.create_task(scene.client.ask_all(_questions(name)))
+    name, path = await context.offered()
+    with context.injector.stalling(str(path / WEIGHTS_NAME), STALL_S):
+        asking = asyncio.create_task(context.client.ask_all(_questions(name)))
         await asyncio.sleep(STALL_S / 2)
-        ruin(scene, path)
+        ruin(context, path)
         replies = await asking
-    ends = tuple(scene.end(reply, (VICTIM, OTHER)) for reply in replies)
-    return FaultOutcome(ends, await _recovery_s(scene, name, path), first_error(replies))
+    ends = tuple(context.end(reply, (VICTIM, OTHER)) for reply in replies)
+    return FaultOutcome(ends, await _recovery_s(context, name, path), first_error(replies))
 
 
 def delete(_scene: FaultContext, path: Path) -> None:
@@ -113,39 +113,41 @@ def delete(_scene: FaultContext, path: Path) -> None:
     shutil.rmtree(path)
 
 
-def replace(scene: FaultContext, path: Path) -> None:
+def replace(context: FaultContext, path: Path) -> None:
     """Other weights of the same rank take its place in one step."""
-    scene.kit.replace_weights(OTHER, path)
+    context.fixtures.replace_weights(OTHER, path)
 
 
-def write_half(scene: FaultContext, path: Path) -> None:
+def write_half(context: FaultContext, path: Path) -> None:
     """Other weights are being written over it, and the writer has come half way."""
-    data = (scene.kit.path(OTHER) / WEIGHTS_NAME).read_bytes()
+    data = (context.fixtures.path(OTHER) / WEIGHTS_NAME).read_bytes()
     (path / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
 
 
-async def _asked_for(scene: FaultContext, name: str, path: Path, refusal: str = "") -> FaultOutcome:
+async def _asked_for(
+    context: FaultContext, name: str, path: Path, refusal: str = ""
+) -> FaultOutcome:
     """No whole answer is right."""
-    replies = await scene.client.ask_all(_questions(name))
-    ends = tuple(scene.end(reply, ()) for reply in replies)
+    replies = await context.client.ask_all(_questions(name))
+    ends = tuple(context.end(reply, ()) for reply in replies)
     said = refusal or first_error(replies)
-    return FaultOutcome(ends, await _recovery_s(scene, name, path), said)
+    return FaultOutcome(ends, await _recovery_s(context, name, path), said)
 
 
-async def _recovery_s(scene: FaultContext, name: str, path: Path) -> float | None:
+async def _recovery_s(context: FaultContext, name: str, path: Path) -> float | None:
     """From when the folder is sound again."""
     shutil.rmtree(path, ignore_errors=True)
-    scene.kit.place(VICTIM, path)
+    context.fixtures.place(VICTIM, path)
     try:
-        return await until(partial(scene.mended, name, path), limit_s=30.0)
+        return await until(partial(context.mended, name, path), limit_s=30.0)
     except TimeoutError:
         return None
     finally:
-        await scene.client.unload(name)
+        await context.client.unload(name)
 
 
-def _questions(name: str) -> list[Asked]:
-    return [Asked(name, SEEDS[i % len(SEEDS)], TOKENS) for i in range(ASKERS)]
+def _questions(name: str) -> list[GreedyRequest]:
+    return [GreedyRequest(name, SEEDS[i % len(SEEDS)], TOKENS) for i in range(ASKERS)]
 
 
 FROM_THE_START: dict[str, Ruin] = {

@@ -7,7 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from faults.asked import Asked
+from faults.adapter_fixtures import SERVED
 from faults.client import until
 from faults.context import (
     ANY,
@@ -15,12 +15,12 @@ from faults.context import (
     LONG_TELLERS,
     PROBE_TOKENS,
     SEEDS,
-    SERVED,
     TOKENS,
     VICTIM,
     FaultContext,
 )
 from faults.fault import RIGHT, Fault, FaultOutcome, first_error
+from faults.greedy_request import GreedyRequest
 
 LEAVERS = 500
 STORM_ADAPTERS, STORM_REQUESTS = 10, 100
@@ -31,76 +31,82 @@ AT_ONCE = 2_000
 LONG_STREAMS, LONG_LENGTHS = 24, (60, 300, 560)  # so unlike that no prediction fits
 
 
-async def leave(scene: FaultContext) -> FaultOutcome:
+async def leave(context: FaultContext) -> FaultOutcome:
     """Five hundred streams are cut at their first token."""
-    names = scene.names
-    questions = [Asked(names[i % len(names)], SEEDS[0], TOKENS) for i in range(LEAVERS)]
-    replies = await asyncio.gather(*(scene.client.hang_up(asked, 1) for asked in questions))
-    ends = tuple(scene.end(r, (SERVED.get(r.asked.model),)) for r in replies if r is not None)
-    return FaultOutcome(ends, recovery_s=await until(partial(scene.is_right, ANY, SERVED[ANY])))
+    names = context.names
+    questions = [GreedyRequest(names[i % len(names)], SEEDS[0], TOKENS) for i in range(LEAVERS)]
+    replies = await asyncio.gather(*(context.client.hang_up(asked, 1) for asked in questions))
+    ends = tuple(context.end(r, (SERVED.get(r.asked.model),)) for r in replies if r is not None)
+    return FaultOutcome(ends, recovery_s=await until(partial(context.is_right, ANY, SERVED[ANY])))
 
 
-async def leave_while_loading(scene: FaultContext) -> FaultOutcome:
+async def leave_while_loading(context: FaultContext) -> FaultOutcome:
     """Requests for adapters that are being read are cut before their first token.
 
     Afterwards each of those adapters is served: none is stuck, no slot is lost.
     """
-    offered = [await scene.offered() for _ in range(STORM_ADAPTERS)]
+    offered = [await context.offered() for _ in range(STORM_ADAPTERS)]
     names = [name for name, _ in offered]
-    leavers = [Asked(names[i % len(names)], SEEDS[0], TOKENS) for i in range(STORM_REQUESTS)]
-    with scene.faulty.stalling(f"{scene.home}/", STALL_S):
-        tasks = [asyncio.create_task(scene.client.hang_up(asked, 1)) for asked in leavers]
+    leavers = [
+        GreedyRequest(names[i % len(names)], SEEDS[0], TOKENS) for i in range(STORM_REQUESTS)
+    ]
+    with context.injector.stalling(f"{context.home}/", STALL_S):
+        tasks = [asyncio.create_task(context.client.hang_up(asked, 1)) for asked in leavers]
         await asyncio.sleep(2 * STALL_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    replies = await scene.client.ask_all(Asked(name, SEEDS[1], TOKENS) for name in names)
-    ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
-    recovery_s = await until(partial(scene.is_right, names[0], VICTIM))
+    replies = await context.client.ask_all(GreedyRequest(name, SEEDS[1], TOKENS) for name in names)
+    ends = tuple(context.end(reply, (VICTIM,)) for reply in replies)
+    recovery_s = await until(partial(context.is_right, names[0], VICTIM))
     for name in names:
-        await scene.client.unload(name)
+        await context.client.unload(name)
     return FaultOutcome(ends, recovery_s, first_error(replies))
 
 
-async def register(scene: FaultContext) -> FaultOutcome:
+async def register(context: FaultContext) -> FaultOutcome:
     """Five thousand adapters appear in the served folder, and go again; some are asked for."""
-    assert scene.adapters is not None
+    assert context.adapters is not None
     names = [f"many-{number:04d}" for number in range(REGISTERED)]
-    source = scene.kit.path(VICTIM)
-    await asyncio.to_thread(_link_all, source, scene.adapters, names)
+    source = context.fixtures.path(VICTIM)
+    await asyncio.to_thread(_link_all, source, context.adapters, names)
     tried = random.Random(0).sample(names, TRIED)
-    replies = await scene.client.ask_all(Asked(name, SEEDS[0], PROBE_TOKENS) for name in tried)
-    ends = tuple(scene.end(reply, (VICTIM,)) for reply in replies)
-    all_there = partial(_lists, scene, len(scene.names) + REGISTERED)
+    replies = await context.client.ask_all(
+        GreedyRequest(name, SEEDS[0], PROBE_TOKENS) for name in tried
+    )
+    ends = tuple(context.end(reply, (VICTIM,)) for reply in replies)
+    all_there = partial(_lists, context, len(context.names) + REGISTERED)
     await until(all_there, every_s=LIST_EVERY_S)
     for name in names:
-        await asyncio.to_thread(shutil.rmtree, scene.adapters / name)
-    gone = partial(_lists, scene, len(scene.names))
+        await asyncio.to_thread(shutil.rmtree, context.adapters / name)
+    gone = partial(_lists, context, len(context.names))
     return FaultOutcome(ends, await until(gone, every_s=LIST_EVERY_S), first_error(replies))
 
 
-async def come_at_once(scene: FaultContext) -> FaultOutcome:
+async def come_at_once(context: FaultContext) -> FaultOutcome:
     """Two thousand requests at once, for all adapters, over a small KV cache."""
-    names = scene.names
-    questions = [Asked(names[i % len(names)], SEEDS[i % 2], 4 + i % 5) for i in range(AT_ONCE)]
-    replies = await scene.client.ask_all(questions)
-    ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
-    recovery_s = await until(partial(scene.is_right, ANY, SERVED[ANY]))
+    names = context.names
+    questions = [
+        GreedyRequest(names[i % len(names)], SEEDS[i % 2], 4 + i % 5) for i in range(AT_ONCE)
+    ]
+    replies = await context.client.ask_all(questions)
+    ends = tuple(context.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
+    recovery_s = await until(partial(context.is_right, ANY, SERVED[ANY]))
     return FaultOutcome(ends, recovery_s, first_error(replies))
 
 
-async def fill_memory(scene: FaultContext) -> FaultOutcome:
+async def fill_memory(context: FaultContext) -> FaultOutcome:
     """Long answers that do not fit together: vLLM preempts, and all come to their end."""
-    tellers = [name for name in LONG_TELLERS if name in scene.names]
+    tellers = [name for name in LONG_TELLERS if name in context.names]
     questions = [
-        Asked(tellers[i % len(tellers)], LONG_SEED, LONG_LENGTHS[i % len(LONG_LENGTHS)])
+        GreedyRequest(tellers[i % len(tellers)], LONG_SEED, LONG_LENGTHS[i % len(LONG_LENGTHS)])
         for i in range(LONG_STREAMS)
     ]
-    before = await scene.client.metric("vllm:num_preemptions_total")
-    replies = await scene.client.ask_all(questions)
-    preemptions = await scene.client.metric("vllm:num_preemptions_total") - before
-    ends = tuple(scene.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
-    recovery_s = await until(partial(scene.is_right, ANY, SERVED[ANY]))
+    before = await context.client.metric("vllm:num_preemptions_total")
+    replies = await context.client.ask_all(questions)
+    preemptions = await context.client.metric("vllm:num_preemptions_total") - before
+    ends = tuple(context.end(reply, (SERVED.get(reply.asked.model),)) for reply in replies)
+    recovery_s = await until(partial(context.is_right, ANY, SERVED[ANY]))
     said = first_error(replies) or f"{preemptions:.0f} preemptions"
     return FaultOutcome(ends, recovery_s, said)
 
@@ -115,8 +121,8 @@ def _link_all(source: Path, root: Path, names: list[str]) -> None:
         staged.rename(root / name)
 
 
-async def _lists(scene: FaultContext, count: int) -> bool:
-    return count == len(await scene.client.models())
+async def _lists(context: FaultContext, count: int) -> bool:
+    return count == len(await context.client.models())
 
 
 FAULTS = (

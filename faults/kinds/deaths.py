@@ -6,8 +6,9 @@ from functools import partial
 
 import psutil
 
+from faults.adapter_fixtures import SERVED
 from faults.client import until
-from faults.context import ANY, SERVED, FaultContext
+from faults.context import ANY, FaultContext
 from faults.fault import RIGHT, Fault, FaultOutcome
 
 ENGINE, WORKER = "VLLM::Engine", "VLLM::Worker"  # as vLLM names its processes
@@ -16,29 +17,29 @@ JUMPS_S = (86_400.0, -86_400.0)
 JUMP_LASTS_S = 2.0
 
 
-async def kill(title: str, scene: FaultContext) -> FaultOutcome:
+async def kill(title: str, context: FaultContext) -> FaultOutcome:
     """One of its processes is killed; all others must end too, and say so."""
-    family = scene.process.children(recursive=True)
+    family = context.process.children(recursive=True)
     victims = [child for child in family if title in " ".join(child.cmdline())]
     if not victims:
         raise RuntimeError(f"the server has no process {title!r}")
     victims[-1].send_signal(signal.SIGKILL)
-    return await _ended([scene.process, *family])
+    return await _ended([context.process, *family])
 
 
-async def terminate(scene: FaultContext) -> FaultOutcome:
+async def terminate(context: FaultContext) -> FaultOutcome:
     """SIGTERM with streams in flight: they end whole, and then the server does."""
-    family = scene.process.children(recursive=True)
-    scene.process.send_signal(signal.SIGTERM)
-    return await _ended([scene.process, *family])
+    family = context.process.children(recursive=True)
+    context.process.send_signal(signal.SIGTERM)
+    return await _ended([context.process, *family])
 
 
-async def jump(scene: FaultContext) -> FaultOutcome:
+async def jump(context: FaultContext) -> FaultOutcome:
     """The wall clock jumps a day ahead, and a day back."""
     for seconds in JUMPS_S:
-        with scene.faulty.clock_jumped(seconds):
+        with context.injector.clock_jumped(seconds):
             await asyncio.sleep(JUMP_LASTS_S)
-    return FaultOutcome(recovery_s=await until(partial(scene.is_right, ANY, SERVED[ANY])))
+    return FaultOutcome(recovery_s=await until(partial(context.is_right, ANY, SERVED[ANY])))
 
 
 async def _ended(family: list[psutil.Process]) -> FaultOutcome:

@@ -45,7 +45,7 @@ def run(server: FakeOpenAI, *adapters: str | None) -> tuple[WatchedRun, Asked]:
             target = Target(server.base_url, "base", (100, 200))
             requests = [TimedRequest(i, 0.03 * i, name, 5, 3) for i, name in enumerate(adapters)]
             return await watched_replay(
-                target, requests, patience_s=10.0, looks=PollSettings(every_s=0.02, limit_s=0.1)
+                target, requests, patience_s=10.0, polling=PollSettings(every_s=0.02, limit_s=0.1)
             )
 
     return asyncio.run(replay_once()), Asked(*(server.asked.count(page) for page in PAGES))

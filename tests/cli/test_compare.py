@@ -8,10 +8,9 @@ import pytest
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.cli.main import main
 from tests.bench import fake_openai
+from tests.servers.made_model import MODEL_CONFIG
 
 FAKE = f"{sys.executable} {Path(fake_openai.__file__)} {{port}}"
-MODEL_CONFIG = """{"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
-"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64}"""
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from chameleon_lora.compare.arms import (
     FLAGS,
     STOCK,
     Arm,
-    ServedModel,
     arm_of,
     check_one_difference,
     differences,
 )
 from chameleon_lora.errors import ConfigError
+from chameleon_lora.servers.launching import ServedModel
 from chameleon_lora.settings import parse_settings
 
 SERVED = ServedModel("/models/m", Path("/adapters"), ("a", "b"), ("--max-loras", "4"))

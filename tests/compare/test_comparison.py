@@ -50,11 +50,11 @@ def arm(label: str, tokens_per_s: int, *more: str) -> Arm:
 
 def plan(folder: Path, **fields: Any) -> ComparisonPlan:
     """A slow server and one twice as fast, half a second each, at a capacity that is given."""
-    sent = TrafficSpec(evenly, ADAPTERS, (3, 100), 0.5, 0.1, 0, {"kind": "even"})
+    traffic = TrafficSpec(evenly, ADAPTERS, (3, 100), 0.5, 0.1, 0, {"kind": "even"})
     made = ComparisonPlan(
         arms=(arm("slow", 200), arm("fast", 400)),
-        course=LoadPoints(adapters=3, slots=2, loads=(0.5, 1.0)),
-        sent=sent,
+        load_points=LoadPoints(adapters=3, slots=2, loads=(0.5, 1.0)),
+        traffic=traffic,
         folder=folder,
         seats=4,
         capacity_per_s=40.0,
@@ -164,7 +164,7 @@ def test_no_repeat_is_begun_that_would_overrun_the_budget(tmp_path: Path) -> Non
 def test_capacity_and_objective_are_measured_on_the_base(tmp_path: Path) -> None:
     """Where they are not given: above nought, and told."""
     asked = plan(
-        tmp_path, capacity_per_s=None, slo_s=None, repeats=1, course=LoadPoints(3, 2, (0.05,))
+        tmp_path, capacity_per_s=None, slo_s=None, repeats=1, load_points=LoadPoints(3, 2, (0.05,))
     )
     result, said = run(asked)
     assert result.capacity_per_s > 10.0
@@ -174,8 +174,10 @@ def test_capacity_and_objective_are_measured_on_the_base(tmp_path: Path) -> None
 
 def test_capacity_can_be_the_load_that_meets_the_objective(tmp_path: Path) -> None:
     """A server without a limit meets it up to where the search ends: 3 times what it completes."""
-    course = LoadPoints(3, 2, (0.01,))
-    asked = plan(tmp_path, capacity_per_s=None, is_capacity_at_slo=True, repeats=1, course=course)
+    load_points = LoadPoints(3, 2, (0.01,))
+    asked = plan(
+        tmp_path, capacity_per_s=None, is_capacity_at_slo=True, repeats=1, load_points=load_points
+    )
     result, said = run(replace(asked, arms=(arm("slow", 2000),), slo_s=5.0))
     (most,) = (line for line in said if line.startswith("slow completes"))
     assert result.capacity_per_s >= 0.7 * float(most.split()[2])
@@ -183,8 +185,8 @@ def test_capacity_can_be_the_load_that_meets_the_objective(tmp_path: Path) -> No
 
 def test_the_cliff_asks_for_more_and_more_adapters(tmp_path: Path) -> None:
     """At half an adapter a slot one of three is asked for, at 1.5 all; the P50 of each is told."""
-    course = LoadPoints(adapters=3, slots=2, cliff=(0.5, 1.5), cliff_load=0.5)
-    result, _ = run(plan(tmp_path, course=course, repeats=1))
+    load_points = LoadPoints(adapters=3, slots=2, cliff=(0.5, 1.5), cliff_load=0.5)
+    result, _ = run(plan(tmp_path, load_points=load_points, repeats=1))
     named = [
         {r.adapter for r in read_records(tmp_path / "slow" / f"0-cliff-{value}")}
         for value in ("0.5", "1.5")
@@ -197,8 +199,8 @@ def test_the_cliff_asks_for_more_and_more_adapters(tmp_path: Path) -> None:
 
 def test_the_search_ends_where_the_objective_is_met_at_any_load(tmp_path: Path) -> None:
     """A server without a limit holds up to about three times the capacity, where the search ends."""
-    course = LoadPoints(3, 2, (1.0,))
-    result, _ = run(plan(tmp_path, course=course, searches=True, repeats=1))
+    load_points = LoadPoints(3, 2, (1.0,))
+    result, _ = run(plan(tmp_path, load_points=load_points, searches=True, repeats=1))
     slow, fast = result.sustained
     assert 40.0 * 2.0 <= slow.rate_per_s <= 40.0 * 3.0
     assert (None, 1) == (slow.ratio, fast.pairs)
@@ -206,8 +208,8 @@ def test_the_search_ends_where_the_objective_is_met_at_any_load(tmp_path: Path) 
 
 def test_an_objective_that_nobody_meets_is_a_throughput_of_nought(tmp_path: Path) -> None:
     """After some runs at lower and lower loads."""
-    course = LoadPoints(3, 2, (1.0,))
-    asked = plan(tmp_path, course=course, searches=True, repeats=1, slo_s=1e-6)
+    load_points = LoadPoints(3, 2, (1.0,))
+    asked = plan(tmp_path, load_points=load_points, searches=True, repeats=1, slo_s=1e-6)
     result, _ = run(replace(asked, arms=(arm("slow", 200),)))
     assert [0.0] == [row.rate_per_s for row in result.sustained]
 
@@ -234,7 +236,9 @@ def test_a_server_that_dies_in_a_run_is_told_and_the_others_go_on(tmp_path: Path
     """Its run's folder is written and names the cause; no further run of it is begun."""
     arms = (arm("slow", 200, "--adapters", "a,b,c"), arm("mortal", 400))
     asked = plan(tmp_path, arms=arms, repeats=1)
-    result, said = run(replace(asked, sent=replace(asked.sent, requests_of=with_a_deadly_one)))
+    result, said = run(
+        replace(asked, traffic=replace(asked.traffic, requests_of=with_a_deadly_one))
+    )
     assert "mortal, repeat 1: the server was gone after load-0.5" in result.troubles[0]
     assert not any("mortal, repeat 1: load-1" in line for line in said)
     summary = json.loads((tmp_path / "mortal" / "0-load-0.5" / "summary.json").read_text("utf8"))

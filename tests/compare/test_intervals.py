@@ -95,3 +95,9 @@ def test_a_base_of_nothing_has_no_ratio() -> None:
     """A base of 0 in one pair leaves the other; in all, none."""
     assert 1 == sure(ratio_of([0.0, 2.0], [1.0, 2.0])).pairs
     assert ratio_of([0.0], [1.0]) is None
+
+
+def test_over_a_base_of_nought_there_is_no_ratio() -> None:
+    """Tokens that all came at once have gaps of 0 s; nothing is a number of times as long."""
+    still = pair([0.0] * 4, [1.0] * 4)
+    assert None is percentile_ratio([still], 99.0)

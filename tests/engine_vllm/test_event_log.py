@@ -1,4 +1,4 @@
-"""The event log: one line an event, from stock workers and from Chameleon's."""
+"""The file that an engine's processes share, and what stock workers tell in it."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.event_log import OBSERVE_VARIABLE, EventLog, event_log, watch_stock
+from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE, EventLog, event_log, watch_stock
 
 
 class StockSlots:
@@ -61,7 +61,7 @@ def log(log_path: Path) -> Iterator[EventLog]:
 
 def events(path: Path) -> list[tuple[str, int, bool]]:
     """(event, adapter, in step) of each line."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line)["event"] for line in path.read_text().splitlines()]
     assert all(row["seconds"] >= 0 and row["t"] > 0 for row in rows)
     return [(row["event"], row["adapter_id"], row["in_step"]) for row in rows]
 
@@ -104,5 +104,5 @@ def test_warm_up_dummies_are_not_reported(log: EventLog, log_path: Path) -> None
 
 def test_nothing_is_logged_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the variable there is no log."""
-    monkeypatch.delenv(OBSERVE_VARIABLE, raising=False)
+    monkeypatch.delenv(STEPS_VARIABLE, raising=False)
     assert event_log() is None

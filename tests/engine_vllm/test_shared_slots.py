@@ -313,7 +313,6 @@ def test_a_stock_copy_has_a_slot_for_itself(
         QUARTERS,
         Loader(reader),
         reader,
-        None,
         DeviceStore(ThreadCopier()),
     )
     small = {1: 4, 4: 5, 2: 6, 6: 8}

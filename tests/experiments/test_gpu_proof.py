@@ -7,8 +7,16 @@ import pytest
 
 pytest.importorskip("torch")
 from chameleon_lora.engine_vllm.measure.offline import OfflineQuestion, Wave
-from experiments.gpu.note import Note, noted
-from experiments.gpu.proof import faults_of, known_answers, wrong_adapters
+from experiments.gpu.outcome import StageResults, read_results
+from experiments.gpu.proof import (
+    Likeness,
+    faults_of,
+    is_anothers,
+    known_answers,
+    likeness,
+    shared_length,
+    wrong_adapters,
+)
 
 pytestmark = pytest.mark.slow  # torch is imported
 SAID: dict[str | None, list[int]] = {"a": [5, 6, 7, 8], "b": [1, 2, 3, 4], None: [9, 9, 9, 9]}
@@ -40,13 +48,13 @@ def answers(**said: list[int]) -> list[list[list[int]]]:
 
 def faults(tmp_path: Path, stock: Sequence[list[list[int]]], **ours: list[int]) -> list[str]:
     """What is wrong with ours."""
-    return faults_of(Note(tmp_path / "proof.note"), waves(), stock, answers(**ours))
+    return faults_of(StageResults(tmp_path / "proof.found"), waves(), stock, answers(**ours))
 
 
 def test_equal_answers_have_no_fault_and_all_swaps_would_be_seen(tmp_path: Path) -> None:
     """Both adapters' answers given for each other's."""
     assert [] == faults(tmp_path, answers())
-    found = noted(tmp_path / "proof.note")
+    found = read_results(tmp_path / "proof.found")
     assert (2, 2, 0) == (found["swaps"], found["swaps_seen"], found["wrong_adapters"])
 
 
@@ -83,3 +91,30 @@ def test_the_base_models_answers_and_unknown_prompts_are_not_counted() -> None:
     known = known_answers(waves(), answers())
     asked = [question(None), OfflineQuestion(prompt=[7], adapter="a", tokens=4), question("a")]
     assert 1 == wrong_adapters(asked, [SAID["b"], SAID["b"], SAID["b"]], known)
+
+
+BY_ADAPTER = {"a": [5, 6, 7, 8], "b": [5, 9, 7, 8], "c": [1, 2, 3, 4]}
+
+
+def test_likeness_counts_whole_answers_and_first_tokens() -> None:
+    """And names the places that differ."""
+    expected = [[1, 2], [3, 4], [5, 6]]
+    assert Likeness(3, 1, 2, (1, 2)) == likeness(expected, [[1, 2], [3, 5], [6, 6]])
+
+
+def test_an_answer_that_follows_another_adapters_is_seen() -> None:
+    """Also where both begin alike."""
+    assert is_anothers(BY_ADAPTER["c"], "a", BY_ADAPTER)
+    assert is_anothers([5, 9, 7, 1], "a", BY_ADAPTER)
+
+
+def test_an_answer_that_leaves_its_own_late_or_for_nobodys_is_not_anothers() -> None:
+    """Numbers that differ in the last place change a token now and then."""
+    assert not is_anothers([5, 6, 7, 1], "a", BY_ADAPTER)
+    assert not is_anothers([9, 9, 9, 9], "a", BY_ADAPTER)
+    assert not is_anothers([5, 9, 1, 1], "a", BY_ADAPTER)
+
+
+def test_the_shared_length_ends_at_the_first_difference_or_at_the_shorter_end() -> None:
+    """However long the other is."""
+    assert [2, 2, 0] == [shared_length([1, 2], other) for other in ([1, 2, 3], [1, 2], [2])]

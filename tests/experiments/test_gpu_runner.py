@@ -1,4 +1,4 @@
-"""The GPU run's stages as processes: resumed, ended in time, and none spoils another."""
+"""The GPU run's stages: which is next; as processes, resumed, ended in time, none spoils another."""
 
 import os
 import signal
@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
-from experiments.gpu.order import Step
 from experiments.gpu.outcome import (
+    FOUND_ENDING,
     NOT_HERE_CODE,
-    NOTE,
-    REASON,
+    REASON_ENDING,
     Outcome,
     Status,
     place_of,
     read_outcome,
     write_outcome,
 )
-from experiments.gpu.runner import Runner, known_of
+from experiments.gpu.runner import RESERVE_S, Begin, Runner, Step, decide, in_order, known_of
 
 FOUND = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"figure\": 7}')"
 FAILS = f"print('TypeError: no such flag'); {FOUND}; pathlib.Path(sys.argv[2]).write_text('an answer differs'); sys.exit(1)"
@@ -30,12 +29,12 @@ HANGS = f"{FOUND}; import time; print('begun', flush=True); time.sleep(60)"
 
 
 def commands(out: Path, scripts: dict[str, str]) -> Callable[[str], list[str]]:
-    """Stages that are scripts; they are told where their note and their reason go."""
+    """Stages that are scripts; they are told where what they find and their reason go."""
 
     def command(name: str) -> list[str]:
         place = place_of(out, name)
         place.parent.mkdir(exist_ok=True)
-        files = [str(place.with_suffix(NOTE)), str(place.with_suffix(REASON))]
+        files = [str(place.with_suffix(FOUND_ENDING)), str(place.with_suffix(REASON_ENDING))]
         return [sys.executable, "-c", scripts[name], *files]
 
     return command
@@ -135,3 +134,53 @@ def test_a_call_that_is_ended_leaves_what_is_done(tmp_path: Path) -> None:
     assert Status.DONE is outcome(tmp_path, "works").status
     assert "the call was ended" == outcome(tmp_path, "hangs").reason
     assert read_outcome(tmp_path, "never") is None
+
+
+MACHINE, PROOF, COMPARE = (
+    Step("machine", 10.0),
+    Step("proof", 100.0, needs=("machine",), needs_cuda=True),
+    Step("compare", 400.0, needs=("machine",)),
+)
+DONE = {"machine": Outcome("machine", Status.DONE)}
+
+
+def test_what_is_done_is_not_run_again_and_what_failed_comes_last() -> None:
+    """A stage that fails each time never keeps the others from their turn."""
+    known = {
+        **DONE,
+        "proof": Outcome("proof", Status.FAILED, "an answer differs"),
+    }
+    assert [COMPARE, PROOF] == in_order([MACHINE, PROOF, COMPARE], known)
+
+
+def test_a_stage_begins_if_its_estimate_fits_and_never_outlives_the_call() -> None:
+    """Its limit ends before the call does, with the reserve for the report."""
+    found = decide(COMPARE, DONE, 400.0 + RESERVE_S, has_cuda=True)
+    assert Begin(400.0) == found
+
+
+def test_a_stage_that_does_not_fit_is_left_and_says_what_it_would_take() -> None:
+    """Neither a second too little nor a call that is over lets it begin."""
+    for left_s in (400.0 + RESERVE_S - 1.0, 5.0, -3.0):
+        found = decide(COMPARE, DONE, left_s, has_cuda=True)
+        assert isinstance(found, Outcome)
+        assert Status.LEFT is found.status
+        assert "about 400 s" in found.reason
+
+
+def test_a_stage_waits_for_those_it_stands_on() -> None:
+    """The reason names them."""
+    found = decide(COMPARE, {}, 1e6, has_cuda=True)
+    assert Outcome("compare", Status.LEFT, "needs machine, not done") == found
+
+
+def test_without_cuda_a_stage_that_needs_it_is_skipped_with_the_reason() -> None:
+    """Whatever else it needs."""
+    assert Outcome("proof", Status.SKIPPED, "needs CUDA") == decide(PROOF, {}, 1e6, has_cuda=False)
+
+
+def test_a_stage_that_hangs_is_ended_while_there_is_time_for_others() -> None:
+    """A long call does not wait for a short stage to its end."""
+    found = decide(PROOF, DONE, 1e6, has_cuda=True)
+    assert isinstance(found, Begin)
+    assert found.limit_s < 1000.0

@@ -8,7 +8,7 @@ import pytest
 from chameleon_lora.errors import ConfigError
 
 pytest.importorskip("torch")
-from experiments.gpu.given import Given, read_given, write_given
+from experiments.gpu.scale import RunOptions, read_options, write_options
 from experiments.gpu.stages import STAGES, chosen
 
 pytestmark = pytest.mark.slow  # torch is imported
@@ -16,9 +16,9 @@ CALL_S = 540.0
 TOO_LONG_FOR_A_CALL = {"limits", "policies"}  # for those who have a GPU of their own
 
 
-def given(tmp_path: Path) -> Given:
+def options(tmp_path: Path) -> RunOptions:
     """A run on a GPU."""
-    return Given(tmp_path / "out", tmp_path / "work")
+    return RunOptions(tmp_path / "out", tmp_path / "work")
 
 
 def test_what_a_stage_needs_comes_before_it() -> None:
@@ -33,7 +33,7 @@ def test_a_call_of_ten_minutes_holds_each_stage_but_those_that_need_a_machine_fo
     tmp_path: Path,
 ) -> None:
     """By the estimates."""
-    steps = [stage.step(given(tmp_path)) for stage in STAGES]
+    steps = [stage.step(options(tmp_path)) for stage in STAGES]
     assert TOO_LONG_FOR_A_CALL == {step.name for step in steps if step.estimate_s > CALL_S}
 
 
@@ -49,8 +49,8 @@ def test_stages_are_named_by_themselves_or_by_their_group() -> None:
 
 def test_a_dry_run_and_a_gpus_do_not_share_a_folder(tmp_path: Path) -> None:
     """What was asked for is read back as it was; the other kind is refused."""
-    asked = replace(given(tmp_path), capacity="slo", duration_s=15.0)
-    write_given(asked)
-    assert asked == read_given(asked.out)
+    asked = replace(options(tmp_path), capacity="slo", duration_s=15.0)
+    write_options(asked)
+    assert asked == read_options(asked.out)
     with pytest.raises(ConfigError, match="holds the results of a GPU"):
-        write_given(replace(asked, is_dry=True))
+        write_options(replace(asked, is_dry=True))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from faults.catalogue import FAULTS, named
 from faults.fault import Fault
-from faults.servers import Started
+from faults.kinds import FAULTS, named
+from faults.servers import RunningServer
 from faults.trial import FaultRow, try_fault
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -38,7 +38,7 @@ def assert_nothing_is_lost(row: FaultRow) -> None:
 
 
 @pytest.mark.parametrize("fault", SURVIVED)
-def test_a_fault_costs_nobody_else_anything(server: Started, fault: Fault) -> None:
+def test_a_fault_costs_nobody_else_anything(server: RunningServer, fault: Fault) -> None:
     """Requests it concerns end as they may, all others token for token as without it.
 
     The server is up, nothing is left running, and all KV memory has come back, counted block by block.
@@ -50,7 +50,7 @@ def test_a_fault_costs_nobody_else_anything(server: Started, fault: Fault) -> No
 
 @pytest.mark.parametrize("fault", DEADLY)
 def test_a_server_without_its_engine_tells_all_and_fails(
-    doomed_server: Started, fault: Fault
+    doomed_server: RunningServer, fault: Fault
 ) -> None:
     """Each request in flight is told, the exit status is 1, and no process is left over."""
     row = doomed_server.run(partial(try_fault, fault))
@@ -58,7 +58,7 @@ def test_a_server_without_its_engine_tells_all_and_fails(
     assert 1 == row.exit_status
 
 
-def test_a_server_that_is_told_to_end_finishes_its_streams(doomed_server: Started) -> None:
+def test_a_server_that_is_told_to_end_finishes_its_streams(doomed_server: RunningServer) -> None:
     """Streams in flight end whole, later ones are told, the exit status is 0, no process is left."""
     row = doomed_server.run(partial(try_fault, TERMINATED))
     assert_nothing_is_lost(row)

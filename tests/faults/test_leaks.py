@@ -97,3 +97,10 @@ def test_a_process_is_counted_with_its_children() -> None:
     assert 10 * MIB < found.rss_bytes
     assert 3 <= found.descriptors
     assert 1 <= found.threads
+
+
+def test_one_step_is_no_slope() -> None:
+    """A pool that filled once, late, does not grow: most pairs of samples are alike."""
+    found = slope([60.0 * i for i in range(20)], [900.0] * 17 + [1000.0] * 3)
+    assert 0.0 == found.per_hour
+    assert not found.is_growth

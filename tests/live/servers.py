@@ -5,22 +5,29 @@ whatever name. Stock vLLM's answers are known by that number.
 """
 
 import itertools
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from chameleon_lora.servers.process import ServerSpec, free_port
-from faults.adapter_fixtures import RANKS, AdapterFixtures
+from chameleon_lora.engine_vllm import SCHEDULER
+from chameleon_lora.servers.launching import (
+    BASE_MODEL,
+    RUNTIME_LOADING,
+    EngineShape,
+    ServedModel,
+    chameleon_command,
+    cpu_server,
+    stock_command,
+)
+from chameleon_lora.servers.process import ServerSpec
+from faults.adapter_fixtures import AdapterFixtures
 from tests.live.client import Connection, Question, Reply, with_client
 
 T = TypeVar("T")
-BASE = "base"
+BASE = BASE_MODEL
 CONTEXT_TOKENS = 1024
 WEIGHTS = tuple(range(12))
-SERVED = {f"a{number}": number for number in range(8)}
-"""Adapters that every server has from its start: name -> weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Server:
 
     url: str
     adapters: Path
-    kit: AdapterFixtures
+    fixtures: AdapterFixtures
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def fresh_name(self) -> str:
@@ -84,7 +91,7 @@ class Server:
     def put(self, number: int, name: str | None = None) -> str:
         """A new adapter's name, whose folder has just appeared."""
         name = name or self.fresh_name()
-        self.kit.place(number, self.adapters / name)
+        self.fixtures.place(number, self.adapters / name)
         return name
 
     def ask(self, questions: Sequence[Question], at_once: int = 1) -> list[Reply]:
@@ -96,67 +103,25 @@ class Server:
         return with_client(self.url, work)
 
 
-def server_spec(setup: Setup, kit: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:
+def server_spec(setup: Setup, fixtures: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:
     """How to start Chameleon so."""
-    port = free_port()
-    if setup.is_plain:
-        command = [
-            *_vllm_command(kit.model),
-            *("--scheduler-cls", "chameleon_lora.engine_vllm.scheduler"),
-            *_engine_flags(port, setup.slots, setup.seats),
-            *_modules(adapters),
-        ]
-    else:
-        command = [
-            *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", str(kit.model)),
-            *("--adapters", str(adapters)),
-            *_engine_flags(port, setup.slots, setup.seats),
-        ]
-    return _spec([*command, *setup.flags], port, log)
+    served = ServedModel.of(fixtures.model, adapters, _shape(setup.slots, setup.seats))
+    if not setup.is_plain:
+        return _spec(chameleon_command(served, setup.flags), log)
+    own = ("--scheduler-cls", SCHEDULER, "--max-cpu-loras", str(setup.slots))
+    return _spec(stock_command(served, (*own, *setup.flags)), log)
 
 
-def stock_spec(kit: AdapterFixtures, log: Path) -> ServerSpec:
+def stock_spec(fixtures: AdapterFixtures, log: Path) -> ServerSpec:
     """vLLM without Chameleon, one request at a time, a slot for all weights and some to spare."""
-    port = free_port()
     slots = len(WEIGHTS) + 4
-    command = [
-        *_vllm_command(kit.model),
-        *("--max-cpu-loras", str(slots)),
-        *_engine_flags(port, slots, seats=1),
-        *_modules(kit.root),
-    ]
-    return _spec(command, port, log)
+    served = ServedModel.of(fixtures.model, fixtures.root, _shape(slots, seats=1))
+    return _spec(stock_command(served, ("--max-cpu-loras", str(slots))), log)
 
 
-def _vllm_command(model: Path) -> tuple[str, ...]:
-    return (
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(model), "--enable-lora"),
-    )
+def _shape(slots: int, seats: int) -> EngineShape:
+    return EngineShape(slots=slots, seats=seats, context_tokens=CONTEXT_TOKENS)
 
 
-def _modules(adapters: Path) -> tuple[str, ...]:
-    return ("--lora-modules", *(f"{path.name}={path}" for path in sorted(adapters.iterdir())))
-
-
-def _engine_flags(port: int, slots: int, seats: int) -> tuple[str, ...]:
-    return (
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--served-model-name", BASE),
-        *("--max-loras", str(slots), "--max-lora-rank", str(max(RANKS))),
-        *("--max-num-seqs", str(seats)),
-        *("--max-num-batched-tokens", "256"),
-        *("--max-model-len", str(CONTEXT_TOKENS)),
-        *("--dtype", "float32", "--enforce-eager"),
-    )
-
-
-def _spec(command: list[str], port: int, log: Path) -> ServerSpec:
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",  # for the API server and the client
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    }
-    return ServerSpec(command, port, log, environment, start_limit_s=400.0)
+def _spec(command: tuple[str, ...], log: Path) -> ServerSpec:
+    return cpu_server(command, log, RUNTIME_LOADING, start_limit_s=400.0)

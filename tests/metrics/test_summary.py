@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.metrics.summary import percentile, spread, summarise
+from chameleon_lora.metrics.summary import percentile, ratio, spread, summarise
 from tests.metrics.records import record
 
 
@@ -64,3 +64,13 @@ def test_the_clients_worst_delay_is_told() -> None:
     """Sent 0.5 s and 0.25 s late: 0.5."""
     records = [record(0, 0.0, (1.0,), sent_s=0.5), record(1, 0.0, (1.0,), sent_s=0.25)]
     assert summarise(records).max_lateness_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "expected"), [(4.0, 1.0, 0.25), (0.0, 1.0, None), (None, 1.0, None)]
+)
+def test_ratio_of_two_figures(
+    base: float | None, other: float | None, expected: float | None
+) -> None:
+    """The other over the base; nothing over a base of nothing."""
+    assert expected == ratio(base, other)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chameleon_lora.sim.profile import StepCosts, StepWork
+from chameleon_lora.metrics.step_work import StepWork
+from chameleon_lora.sim.profile import StepCosts
 from chameleon_lora.sim.setup import EngineStyle
 from chameleon_lora.workload.requests import TimedRequest
 

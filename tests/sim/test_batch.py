@@ -3,9 +3,9 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from chameleon_lora.metrics.step_work import StepWork
 from chameleon_lora.policy.request import AdapterId, RequestId
 from chameleon_lora.sim.batch import Batch, RunningRequest
-from chameleon_lora.sim.profile import StepWork
 from chameleon_lora.workload.requests import TimedRequest
 
 PICKS = st.integers(0, 1 << 16)

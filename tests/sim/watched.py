@@ -2,13 +2,13 @@
 
 from collections import Counter
 
+from chameleon_lora.metrics.step_work import StepWork
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import RequestId
 from chameleon_lora.sim.batch import RunningRequest
 from chameleon_lora.sim.engine import Engine
 from chameleon_lora.sim.kernel import Action
 from chameleon_lora.sim.outcome import SimOutcome
-from chameleon_lora.sim.profile import StepWork
 
 
 class Watched(Engine):

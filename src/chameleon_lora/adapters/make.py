@@ -128,6 +128,7 @@ def make_adapters(
     seed: int,
     *,
     dtype: str = "float32",
+    target_modules: Sequence[str] = LINEAR_MODULES,
 ) -> tuple[Path, ...]:
     """Write `count` adapters named adapter-000-r8 and so on, the ranks in rotation.
 
@@ -145,10 +146,10 @@ def make_adapters(
     plan = [(index, ranks[index % len(ranks)]) for index in range(count)]
     paths = [root / f"adapter-{index:03d}-r{rank}" for index, rank in plan]
     for path, (_, rank) in zip(paths, plan, strict=True):
-        _check(path, rank, dtype, LINEAR_MODULES)
+        _check(path, rank, dtype, target_modules)
     for path, (index, rank) in zip(paths, plan, strict=True):
         own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
-        make_adapter(path, dims, rank, seed=own_seed, dtype=dtype)
+        make_adapter(path, dims, rank, seed=own_seed, dtype=dtype, target_modules=target_modules)
     return tuple(paths)
 
 

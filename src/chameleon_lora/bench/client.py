@@ -36,6 +36,19 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class ConnectionUse:
+    """What one request did with its connection: the context that `open_session` traces.
+
+    Attributes:
+        is_reused: it had carried another request before.
+        has_answered: the server's answer has begun.
+    """
+
+    is_reused: bool = False
+    has_answered: bool = False
+
+
 async def stream_completion(
     session: aiohttp.ClientSession,
     base_url: str,
@@ -53,20 +66,42 @@ async def stream_completion(
 async def stream_call(
     session: aiohttp.ClientSession, base_url: str, call: Call, answer: Answer, clock: Clock
 ) -> None:
-    """The same for a completion made ready before."""
-    url = f"{base_url}{call.path}"
-    try:
-        async with session.post(
-            url, data=call.body, headers=_JSON, allow_redirects=False
-        ) as response:
-            if response.status != HTTPStatus.OK:
-                answer.error = await _refusal(response, call.model)
-            elif response.content_type in ("text/html", "application/json"):
-                answer.error = Cause.NOT_OPENAI.error(await _reply(response))
-            else:
-                await _read_stream(response, answer, clock)
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        answer.error = _failure(error)
+    """The same for a completion made ready before.
+
+    A server may hang up on a connection that has been idle just as the next request is on its way
+    there, and drops that one unread. So a request that ends without a word on a connection that was
+    used before is sent again; on a new connection it is lost.
+    """
+    is_stale = True
+    while is_stale:
+        use = ConnectionUse()
+        try:
+            async with session.post(
+                f"{base_url}{call.path}", data=call.body, headers=_JSON, allow_redirects=False,
+                trace_request_ctx=use,
+            ) as response:  # fmt: skip
+                use.has_answered = True
+                await _read(response, call.model, answer, clock)
+            is_stale = False
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            is_stale = use.is_reused and not use.has_answered and _has_hung_up(error)
+            if not is_stale:
+                answer.error = _failure(error)
+
+
+async def _read(response: aiohttp.ClientResponse, model: str, answer: Answer, clock: Clock) -> None:
+    """Takes in the answer, a stream or not."""
+    if response.status != HTTPStatus.OK:
+        answer.error = await _refusal(response, model)
+    elif response.content_type in ("text/html", "application/json"):
+        answer.error = Cause.NOT_OPENAI.error(await _reply(response))
+    else:
+        await _read_stream(response, answer, clock)
+
+
+def _has_hung_up(error: Exception) -> bool:
+    """Did the server close the connection?"""
+    return isinstance(error, aiohttp.ClientConnectionError | ConnectionError)
 
 
 def _failure(error: Exception) -> str:

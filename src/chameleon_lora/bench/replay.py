@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from chameleon_lora.bench.client import Answer, Clock, stream_call
+from chameleon_lora.bench.client import Answer, Clock, ConnectionUse, stream_call
 from chameleon_lora.bench.completion import (
     Call,
     CompletionRequest,
@@ -119,13 +119,31 @@ async def replay(
     return tuple(sorted(records, key=lambda record: record.index))
 
 
-def open_session(headers: Sequence[tuple[str, str]] = ()) -> aiohttp.ClientSession:
-    """A client session without limits of its own, so that only the server makes requests wait."""
+def open_session(
+    headers: Sequence[tuple[str, str]] = (), *, reuses_connections: bool = True
+) -> aiohttp.ClientSession:
+    """A client session without limits of its own, so that only the server makes requests wait.
+
+    Without reuse each request has a connection to itself: what the server drops there, it had taken.
+    """
+    traced = aiohttp.TraceConfig()
+    traced.on_connection_reuseconn.append(_note_reuse)
+    connector = (
+        aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_CONNECTION_S)
+        if reuses_connections
+        else aiohttp.TCPConnector(limit=0, force_close=True)
+    )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_CONNECTION_S),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),
         headers=headers,
+        trace_configs=[traced],
     )
+
+
+async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
+    if isinstance(context.trace_request_ctx, ConnectionUse):
+        context.trace_request_ctx.is_reused = True
 
 
 def completion_of(request: TimedRequest, target: Target) -> CompletionRequest:

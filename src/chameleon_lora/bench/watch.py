@@ -64,12 +64,12 @@ async def watched_replay(
     patience_s: float = 120.0,
     on_progress: OnProgress | None = None,
     progress_every_s: float = 5.0,
-    looks: PollSettings = ONE_A_SECOND,
+    polling: PollSettings = ONE_A_SECOND,
     stop: asyncio.Event | None = None,
 ) -> WatchedRun:
     """`replay`, watched. Pages that are slow, broken or missing leave the run as it is.
 
-    Before the first request and after the last, one page is waited for, for `looks.limit_s` at most.
+    Before the first request and after the last, one page is waited for, for `polling.limit_s` at most.
     """
     ids: dict[int, str] = {}
 
@@ -78,7 +78,7 @@ async def watched_replay(
             ids[request.index] = answer.id
 
     async with open_session(target.headers) as session:
-        watch = _Watch(session, target.base_url, looks.limit_s)
+        watch = _Watch(session, target.base_url, polling.limit_s)
         await watch.look_at_arrivals(is_kept=False)
         records = await replay(
             target,
@@ -87,7 +87,7 @@ async def watched_replay(
             on_progress=on_progress,
             progress_every_s=progress_every_s,
             watcher=Watcher(
-                lambda clock: watch.look_again_and_again(clock, looks.every_s), keep_id
+                lambda clock: watch.look_again_and_again(clock, polling.every_s), keep_id
             ),
             stop=stop,
         )

@@ -5,6 +5,7 @@ cost from another (Huber's loss). What they cost on average is then shared out: 
 that the time of all steps together is right. Every fifth step is kept out, to tell the error.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -12,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from chameleon_lora.errors import BenchError
-from chameleon_lora.sim.profile import Link, StepCosts, StepWork
+from chameleon_lora.metrics.step_work import StepWork
+from chameleon_lora.sim.profile import Link, StepCosts
+
+with contextlib.suppress(ImportError):  # of the extra `calibrate`; the command says so without it
+    from scipy.optimize import nnls
 
 Array = npt.NDArray[np.float64]
 COSTS = tuple(field.name for field in fields(StepCosts))
@@ -91,48 +96,22 @@ def fit_link(copies: Sequence[MeasuredCopy]) -> Link:
     return Link(bytes_per_s=1.0 / max(float(byte_s), fastest_byte_s), latency_s=float(latency_s))
 
 
-def nonnegative_least_squares(matrix: Array, target: Array) -> Array:
-    """The x >= 0 with the least |matrix x - target|, by Lawson and Hanson's active set.
-
-    `matrix` is (n, k), `target` (n,), x (k,). Columns without any value get 0.
-    """
-    sizes = np.linalg.norm(matrix, axis=0)
-    scaled = matrix / np.where(sizes > 0.0, sizes, 1.0)
-    count = scaled.shape[1]
-    x, is_free = np.zeros(count), np.zeros(count, dtype=bool)
-    tolerance = 1e-10 * max(1.0, float(np.abs(scaled.T @ target).max(initial=0.0)))
-    for _ in range(3 * count):
-        slope = scaled.T @ (target - scaled @ x)
-        slope[is_free] = 0.0
-        if slope.max(initial=0.0) <= tolerance:
-            break
-        is_free[int(slope.argmax())] = True
-        x = _step_inside(scaled, target, x, is_free)
-    return np.asarray(x / np.where(sizes > 0.0, sizes, 1.0))
-
-
-def _step_inside(matrix: Array, target: Array, x: Array, is_free: npt.NDArray[np.bool_]) -> Array:
-    """From x towards the least squares of the free columns; columns that reach 0 stay there."""
-    while True:
-        best = np.zeros_like(x)
-        best[is_free] = np.linalg.lstsq(matrix[:, is_free], target, rcond=None)[0]
-        is_below = is_free & (best <= 0.0)
-        if not is_below.any():
-            return best
-        share = float((x[is_below] / (x[is_below] - best[is_below])).min())
-        x = x + share * (best - x)
-        is_free &= x > 1e-14
-        x[~is_free] = 0.0
-
-
 def _robust(matrix: Array, seconds: Array) -> Array:
-    """Non-negative costs of the columns, by relative errors under Huber's loss; right in sum."""
+    """Non-negative costs of the columns, by relative errors under Huber's loss; right in sum.
+
+    Least squares again and again, each error weighted by how far off the costs of the last time were:
+    relative to what they foretold, which `least_squares` cannot be told. Columns that are nought
+    everywhere cost nothing.
+    """
     fitted = seconds
     weights = np.ones_like(seconds)
     values = np.zeros(matrix.shape[1])
     for _ in range(ROUNDS):
         scale = np.sqrt(weights) / np.maximum(fitted, TINY_S)
-        values = nonnegative_least_squares(matrix * scale[:, None], seconds * scale)
+        scaled = matrix * scale[:, None]
+        sizes = np.linalg.norm(scaled, axis=0)
+        sizes[sizes == 0.0] = 1.0  # of columns as unlike as tokens and ranks, none is to be lost
+        values = nnls(scaled / sizes, seconds * scale)[0] / sizes
         fitted = matrix @ values
         errors = np.abs(seconds - fitted) / np.maximum(fitted, TINY_S)
         deviation = max(1e-6, 1.4826 * float(np.median(errors)))

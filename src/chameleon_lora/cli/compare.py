@@ -17,7 +17,6 @@ from chameleon_lora.compare.arms import (
     FLAGS,
     STOCK,
     Arm,
-    ServedModel,
     arm_of,
     check_one_difference,
     differences,
@@ -30,6 +29,7 @@ from chameleon_lora.compare.comparison import (
 )
 from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.servers.launching import ServedModel
 from chameleon_lora.workload.named_adapters import name_of
 
 AT_SLO = "slo"
@@ -96,16 +96,16 @@ def plan_of(args: argparse.Namespace) -> ComparisonPlan:
             f"--warmup {args.warmup:g} leaves nothing of --duration {args.duration:g}: give less"
         )
     slots = _number(rest, "--max-loras", VLLM_SLOTS)
-    sent = TrafficSpec(
+    spec = TrafficSpec(
         traffic.requests, adapters, _token_ids(args), args.duration, args.warmup, args.seed,
         traffic.described(),
     )  # fmt: skip
     return ComparisonPlan(
         arms=arms,
-        course=LoadPoints(
+        load_points=LoadPoints(
             len(adapters), slots, tuple(args.load), tuple(args.cliff), args.cliff_load
         ),
-        sent=sent,
+        traffic=spec,
         folder=args.out or new_folder(Path("runs"), "compare"),
         seats=_number(rest, "--max-num-seqs", VLLM_SEATS),
         capacity_per_s=None if args.capacity == AT_SLO else args.capacity,

@@ -1,15 +1,18 @@
 """`chameleon demo`: stock vLLM and Chameleon side by side on this machine."""
 
 import argparse
+import shlex
 import sys
+import time
 from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
-from chameleon_lora.compare.demo import DemoModel, DemoOptions, run_demo
+from chameleon_lora.cli.compare_table import comparison_table
+from chameleon_lora.cli.option_types import positive
+from chameleon_lora.compare.comparison import Comparison
+from chameleon_lora.compare.demo import DemoModel, DemoOptions, demo_plan
 from chameleon_lora.errors import ChameleonError
 from chameleon_lora.servers.tiny_model import default_cache_dir
-
-_WORST_CLIENT_DELAY_S = 0.5
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,11 +21,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "demo",
         description=(
             "Serves a small model with 24 adapters on this machine's CPU, first with stock vLLM, "
-            "then with Chameleon, and sends both the same requests. About six minutes."
+            "then with Chameleon, and compares what both do with the same requests. Some minutes."
         ),
     )
     parser.add_argument(
-        "--seconds", type=_positive, default=60.0, help="length of the traffic (default: 60)"
+        "--seconds", type=positive, default=60.0, help="length of the traffic (default: 60)"
     )
     parser.add_argument(
         "--rate",
@@ -61,32 +64,25 @@ def demo_command(args: argparse.Namespace) -> int:
         rate_per_s=args.rate,
         seed=args.seed,
     )
+    _say(f"preparing the model {args.model} and {options.adapters} adapters")
     try:
-        result = run_demo(options, say=_say)
+        plan = demo_plan(options, shlex.join(["chameleon", *sys.argv[1:]]))
+        result = Comparison(plan, time.monotonic, _say).run()  # noqa: TID251
     except ChameleonError as error:
         _say(f"chameleon demo: {error}")
         return 1
-    print(result.table)
-    print(f"\n{result.rate_per_s:.2f} requests/s for {args.seconds:.0f} s; files: {out_dir}")
-    late_s = max(arm.summary.max_lateness_s for arm in (result.stock, result.chameleon))
-    if late_s > _WORST_CLIENT_DELAY_S:
-        print(
-            f"The client itself was up to {late_s:.1f} s late: the machine is too busy for these "
-            "figures to mean much."
-        )
-    return 1 if result.stock.summary.failed or result.chameleon.summary.failed else 0
+    print(comparison_table([arm.label for arm in plan.arms], result))
+    print(
+        f"\n{result.failed} requests failed; files: {out_dir}; a page of them: chameleon report {out_dir}"
+    )
+    for trouble in result.troubles:
+        _say(f"chameleon demo: {trouble}")
+    return 1 if result.failed or result.troubles else 0
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0.0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _rate(text: str) -> float | None:
-    return None if text == "auto" else _positive(text)
+    return None if text == "auto" else positive(text)

@@ -63,7 +63,7 @@ class Running:
     arm: Arm
     url: str
     base_model: str
-    sent: TrafficSpec
+    traffic: TrafficSpec
     repeat: int
     folder: Path
     command: str
@@ -76,7 +76,7 @@ class Running:
         Raises:
             BenchError: one of them failed.
         """
-        names: list[str | None] = [None, *map(name_of, self.sent.adapters)]
+        names: list[str | None] = [None, *map(name_of, self.traffic.adapters)]
         requests = [
             TimedRequest(index, WARM_UP_GAP_S * index, name, 8, 4)
             for index, name in enumerate(names)
@@ -91,54 +91,56 @@ class Running:
     def capacity_per_s(self, seats: int) -> float:
         """Requests/s with as much work as it can take."""
         count = max(64, PROBE_REQUESTS_A_SEAT * seats)
-        requests = self.sent.requests_of(50.0, count / 25.0, self.sent.adapters, self.sent.seed)
+        requests = self.traffic.requests_of(
+            50.0, count / 25.0, self.traffic.adapters, self.traffic.seed
+        )
         return measure_capacity(self._target, requests[:count], seats=min(seats, count // 2))
 
     def unloaded_ttft_s(self, capacity_per_s: float) -> float:
         """Mean time to first token at a twentieth of the capacity."""
         rate = UNLOADED_SHARE * capacity_per_s
-        requests = self.sent.requests_of(
-            rate, UNLOADED_REQUESTS / rate, self.sent.adapters, self.sent.seed
+        requests = self.traffic.requests_of(
+            rate, UNLOADED_REQUESTS / rate, self.traffic.adapters, self.traffic.seed
         )
         ttft = summarise(run_loop(replay(self._target, requests))).ttft
         if ttft is None:
             raise BenchError(f"{self.arm.label} completed no request of an unloaded run")
         return ttft.mean_s
 
-    def show(self, point: Point, slo_s: float) -> RunResult:
+    def measure(self, point: Point, slo_s: float) -> RunResult:
         """Sends the point's requests and writes the run's folder.
 
         Raises:
             BenchError: the server is gone; the folder is written all the same.
         """
-        requests = self.sent.requests(point, self.repeat)
+        requests = self.traffic.requests(point, self.repeat)
         self.say(
             f"{self.arm.label}, repeat {self.repeat + 1}: {point.name}, {len(requests)} requests at "
             f"{point.rate_per_s:.2f}/s"
         )
         run = run_loop(watched_replay(self._target, requests))
-        ranks = {a.name: a.rank for a in self.sent.adapters if isinstance(a, NamedAdapter)}
+        ranks = {a.name: a.rank for a in self.traffic.adapters if isinstance(a, NamedAdapter)}
         objectives = {Objective.TTFT: slo_s}
-        window = Window(self.sent.warmup_s, self.sent.duration_s, objectives, ranks)
+        window = Window(self.traffic.warmup_s, self.traffic.duration_s, objectives, ranks)
         folder = self.folder / self.arm.label / f"{self.repeat}-{point.name}"
         summary = serving_result(run.records, window)
         write_run(folder, self._config(point, slo_s), run.records, summary, run.samples)
         if summary["lateness"] and summary["lateness"]["has_fallen_behind"]:
             self.say(f"{self.arm.label}, {point.name}: this client fell behind; see {folder}")
-        shown = RunResult(point, window.measured(run.records), summary["output_throughput"])
-        if shown.failed and is_gone(self._target):
+        result = RunResult(point, window.measured(run.records), summary["output_throughput"])
+        if result.failed and is_gone(self._target):
             raise BenchError(
-                f"the server was gone after {point.name}: {shown.failed} of {len(shown.records)} "
+                f"the server was gone after {point.name}: {result.failed} of {len(result.records)} "
                 f"requests failed, as {folder} tells"
             )
-        return shown
+        return result
 
     @property
     def _target(self) -> Target:
-        return Target(self.url, self.base_model, self.sent.token_ids)
+        return Target(self.url, self.base_model, self.traffic.token_ids)
 
     def _config(self, point: Point, slo_s: float) -> dict[str, object]:
-        sent = self.sent
+        traffic = self.traffic
         return {
             "label": self.arm.label,
             "purpose": point.purpose.value,
@@ -146,16 +148,16 @@ class Running:
             "repeat": self.repeat,
             "load": point.share,
             "rate_per_s": point.rate_per_s,
-            "seed": sent.seed + self.repeat,
-            "duration_s": sent.duration_s,
-            "warmup_s": sent.warmup_s,
+            "seed": traffic.seed + self.repeat,
+            "duration_s": traffic.duration_s,
+            "warmup_s": traffic.warmup_s,
             "slo_ttft_s": slo_s,
-            "adapters": [_card(adapter) for adapter in sent.adapters[: point.active_adapters]],
+            "adapters": [_card(adapter) for adapter in traffic.adapters[: point.active_adapters]],
             "active_adapters": point.active_adapters,
             "slots": self.slots,
             "command": self.command,
             "server": list(self.arm.command),
-            "workload": dict(sent.described),
+            "workload": dict(traffic.described),
         }
 
 
@@ -164,15 +166,15 @@ def base_model_of(url: str) -> str:
     return run_loop(ask_server(url)).base_model
 
 
-def meets(shown: RunResult, slo_s: float) -> bool:
+def meets(result: RunResult, slo_s: float) -> bool:
     """Did every request succeed, and 99 % of them in time?"""
-    ttft = shown.ttft
-    return not shown.failed and ttft is not None and ttft.p99_s <= slo_s
+    ttft = result.ttft
+    return not result.failed and ttft is not None and ttft.p99_s <= slo_s
 
 
-def is_of(shown: RunResult, purpose: PointPurpose) -> bool:
+def is_of(result: RunResult, purpose: PointPurpose) -> bool:
     """Was this run made for that?"""
-    return shown.point.purpose is purpose
+    return result.point.purpose is purpose
 
 
 def _card(adapter: NamedAdapter | str) -> dict[str, object]:

@@ -1,17 +1,21 @@
 """What is compared live: servers, each a command line, and in what they differ."""
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.settings import Preset
+from chameleon_lora.servers.launching import (
+    PORT,
+    ServedModel,
+    chameleon_command,
+    on_port,
+    stock_command,
+)
 
 STOCK = "stock"
 POLICY, COMMAND = "policy", "command"
-PORT = "{port}"
 _ONE_SLOT_EACH = ("--set", "serving.slot_parts=1")
 
 FLAGS: Mapping[str, tuple[str, ...]] = {
@@ -26,21 +30,6 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 """Policies that Chameleon's server runs, with the flags that choose them. Stock's own rules under
 Chameleon's server are `vllm-policy`. Those that are about scheduling alone leave vLLM's slots as
 they are; the others may let small adapters share them."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What every arm serves, and how.
-
-    Attributes:
-        adapters: their names; stock vLLM is told each, Chameleon finds them in `adapters_dir`.
-        flags: vLLM's flags that all arms get alike.
-    """
-
-    model: str
-    adapters_dir: Path
-    adapters: tuple[str, ...]
-    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,7 @@ class Arm:
 
     def on(self, port: int) -> list[str]:
         """The command line on this port."""
-        return [word.replace(PORT, str(port)) for word in self.command]
+        return on_port(self.command, port)
 
 
 def arm_of(text: str, served: ServedModel) -> Arm:
@@ -123,42 +112,13 @@ def check_one_difference(base: Arm, others: Sequence[Arm]) -> None:
 def _built_in(label: str, name: str, extra: tuple[str, ...], served: ServedModel) -> Arm:
     settings = {POLICY: name, **_flag_values(extra)}
     if name == STOCK:
-        return Arm(label, _stock_command(served, extra), settings)
+        return Arm(label, stock_command(served, extra), settings)
     if name not in FLAGS:
         raise ConfigError(
             f"no built-in arm {name!r}; there are {', '.join((STOCK, *FLAGS))}, or give "
             "LABEL=COMMAND"
         )
-    return Arm(label, _chameleon_command(served, (*FLAGS[name], *extra)), settings)
-
-
-def _stock_command(served: ServedModel, extra: Sequence[str]) -> tuple[str, ...]:
-    """vLLM's own server, told every adapter, with all of them in host memory: its best setting."""
-    modules = [f"{name}={served.adapters_dir / name}" for name in served.adapters]
-    return (
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", served.model, "--enable-lora"),
-        *("--max-cpu-loras", str(len(served.adapters))),
-        *_listening(),
-        *served.flags,
-        *extra,
-        *("--lora-modules", *modules),
-    )
-
-
-def _chameleon_command(served: ServedModel, extra: Sequence[str]) -> tuple[str, ...]:
-    """The same server with Chameleon in it."""
-    return (
-        *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", served.model),
-        *("--adapters", str(served.adapters_dir)),
-        *_listening(),
-        *served.flags,
-        *extra,
-    )
-
-
-def _listening() -> tuple[str, ...]:
-    return ("--host", "127.0.0.1", "--port", PORT)
+    return Arm(label, chameleon_command(served, (*FLAGS[name], *extra)), settings)
 
 
 def _flag_values(words: Sequence[str]) -> dict[str, str]:

@@ -49,8 +49,8 @@ class ComparisonPlan:
     """
 
     arms: tuple[Arm, ...]
-    course: LoadPoints
-    sent: TrafficSpec
+    load_points: LoadPoints
+    traffic: TrafficSpec
     folder: Path
     seats: int
     capacity_per_s: float | None = None
@@ -93,7 +93,7 @@ class Comparison:
         self._say = say
         self._capacity_per_s = plan.capacity_per_s or 0.0
         self._slo_s = plan.slo_s or 0.0
-        self._shown: dict[str, dict[int, list[RunResult]]] = {arm.label: {} for arm in plan.arms}
+        self._results: dict[str, dict[int, list[RunResult]]] = {arm.label: {} for arm in plan.arms}
         self._highest: dict[str, dict[int, float]] = {arm.label: {} for arm in plan.arms}
         self._troubles: list[str] = []
 
@@ -122,7 +122,7 @@ class Comparison:
             if repeat and start_s - began_s + longest_s > plan.budget_s:
                 return f"another repeat would not have ended within {plan.budget_s:g} s"
             for arm in plan.arms if repeat % 2 == 0 else plan.arms[::-1]:
-                self._show(arm, repeat)
+                self._run_arm(arm, repeat)
             longest_s = max(longest_s, self._clock() - start_s)
             result = self._result("under way")
             self._write(result)
@@ -130,7 +130,7 @@ class Comparison:
                 return f"every interval is within {plan.width:.0%} of its ratio"
         return "all repeats were made"
 
-    def _show(self, arm: Arm, repeat: int) -> None:
+    def _run_arm(self, arm: Arm, repeat: int) -> None:
         """One arm's server, all its points; what goes wrong with another than the base is noted."""
         plan, port = self._plan, free_port()
         folder = plan.folder / arm.label
@@ -142,8 +142,8 @@ class Comparison:
             spec = ServerSpec(arm.on(port), port, log, plan.environment)
             with running_server(spec) as url:
                 running = Running(
-                    arm, url, base_model_of(url), plan.sent, repeat, plan.folder,
-                    plan.command, plan.course.slots, self._say,
+                    arm, url, base_model_of(url), plan.traffic, repeat, plan.folder,
+                    plan.command, plan.load_points.slots, self._say,
                 )  # fmt: skip
                 running.warm_up()
                 if is_first:
@@ -182,27 +182,27 @@ class Comparison:
 
     def _go(self, running: Running) -> None:
         label, repeat = running.arm.label, running.repeat
-        shown = self._shown[label].setdefault(repeat, [])
-        for point in self._plan.course.points(self._capacity_per_s):
-            shown.append(running.show(point, self._slo_s))
+        results = self._results[label].setdefault(repeat, [])
+        for point in self._plan.load_points.points(self._capacity_per_s):
+            results.append(running.measure(point, self._slo_s))
         if self._plan.searches:
-            self._highest[label][repeat] = self._search(running, shown)
+            self._highest[label][repeat] = self._search(running, results)
 
-    def _search(self, running: Running, shown: list[RunResult]) -> float:
+    def _search(self, running: Running, results: list[RunResult]) -> float:
         """The highest load, in requests/s, that meets the objective; 0 if none does.
 
         The runs at given loads are where it begins.
         """
-        capacity, course = self._capacity_per_s, self._plan.course
+        capacity, load_points = self._capacity_per_s, self._plan.load_points
 
         def holds(rate_per_s: float) -> bool:
-            point = course.at(PointPurpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
-            shown.append(running.show(point, self._slo_s))
-            return meets(shown[-1], self._slo_s)
+            point = load_points.at(PointPurpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
+            results.append(running.measure(point, self._slo_s))
+            return meets(results[-1], self._slo_s)
 
         known = sorted(
             (run.point.rate_per_s, meets(run, self._slo_s))
-            for run in shown
+            for run in results
             if is_of(run, PointPurpose.LOAD)
         ) or [(0.7 * capacity, holds(0.7 * capacity))]
         low, high = bracket(known)
@@ -223,22 +223,22 @@ class Comparison:
             capacity_per_s=self._capacity_per_s,
             slo_s=self._slo_s,
             stopped=stopped,
-            ratios=load_ratios(labels, self._shown),
+            ratios=load_ratios(labels, self._results),
             sustained=sustained(labels, self._highest),
             cliff=tuple(self._cliff(labels)),
-            failed=sum(run.failed for run in self._all_shown()),
+            failed=sum(run.failed for run in self._all_results()),
             troubles=tuple(self._troubles),
         )
 
-    def _all_shown(self) -> Iterator[RunResult]:
+    def _all_results(self) -> Iterator[RunResult]:
         return (
-            run for repeats in self._shown.values() for runs in repeats.values() for run in runs
+            run for repeats in self._results.values() for runs in repeats.values() for run in runs
         )
 
     def _cliff(self, labels: Sequence[str]) -> Iterator[tuple[str, float, float]]:
         for label in labels:
             p50s: defaultdict[float, list[float]] = defaultdict(list)
-            for run in (run for runs in self._shown[label].values() for run in runs):
+            for run in (run for runs in self._results[label].values() for run in runs):
                 if is_of(run, PointPurpose.CLIFF) and (ttft := run.ttft):
                     p50s[run.point.value].append(ttft.p50_s)
             for value in sorted(p50s):

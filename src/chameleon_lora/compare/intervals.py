@@ -55,20 +55,22 @@ def percentile_ratio(pairs: Sequence[Pair], percent: float, seed: int = 0) -> In
     Each draw takes pairs with replacement, and in each of them blocks of neighbouring requests with
     replacement, the same ones on both servers: neighbours wait in one queue, so they are not
     independent (moving-block bootstrap, Kuensch 1989; circular, blocks of sqrt(requests)). None if
-    no pair has values.
+    no pair has values, or the base's are nought.
     """
     usable = [pair for pair in pairs if sum(map(len, pair.base)) and sum(map(len, pair.other))]
     if not usable:
         return None
     rng = np.random.default_rng(seed)
-    whole = [_ratio(pair, range(len(pair.base)), percent) for pair in usable]
+    ratio = _median([_ratio(pair, range(len(pair.base)), percent) for pair in usable])
+    if not math.isfinite(ratio):
+        return None
     draws: list[float] = []
     for _ in range(DRAWS):
         chosen = rng.integers(len(usable), size=len(usable))
         draws.append(
             _median([_ratio(usable[i], _blocks(len(usable[i].base), rng), percent) for i in chosen])
         )
-    return _interval(_median(whole), draws, len(usable))
+    return _interval(ratio, draws, len(usable))
 
 
 def ratio_of(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Interval | None:

@@ -43,19 +43,19 @@ def _gaps(record: RequestRecord) -> Sequence[float]:
 
 
 def _percentile_of(values_of: ValuesOf, percent: float) -> OfRun:
-    def of_run(shown: RunResult) -> float | None:
-        values = [value for r in shown.records if r.is_completed for value in values_of(r)]
+    def of_run(result: RunResult) -> float | None:
+        values = [value for r in result.records if r.is_completed for value in values_of(r)]
         return percentile(values, percent) if values else None
 
     return of_run
 
 
-def _output_throughput(shown: RunResult) -> float | None:
-    return shown.output_tokens_per_s or None
+def _output_throughput(result: RunResult) -> float | None:
+    return result.output_tokens_per_s or None
 
 
-def _unfairness(shown: RunResult) -> float | None:
-    found = fairness(shown.records)
+def _unfairness(result: RunResult) -> float | None:
+    found = fairness(result.records)
     return None if found is None else found.worst_over_median
 
 
@@ -76,12 +76,12 @@ FIGURES = (
 
 
 def load_ratios(
-    labels: Sequence[str], shown: Mapping[str, Repeats], purpose: PointPurpose = PointPurpose.LOAD
+    labels: Sequence[str], results: Mapping[str, Repeats], purpose: PointPurpose = PointPurpose.LOAD
 ) -> tuple[Ratio, ...]:
     """Of every other arm, at every point, each figure; by repeats that both arms have made."""
     base = labels[0]
     points = sorted(
-        {run.point.value for runs in shown[base].values() for run in runs if is_of(run, purpose)}
+        {run.point.value for runs in results[base].values() for run in runs if is_of(run, purpose)}
     )
     return tuple(
         ratio
@@ -90,7 +90,7 @@ def load_ratios(
         for figure in FIGURES
         if (
             ratio := _ratio(
-                figure, label, purpose, point, _pairs(shown, base, label, purpose, point)
+                figure, label, purpose, point, _pairs(results, base, label, purpose, point)
             )
         )
     )
@@ -129,14 +129,14 @@ def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
 
 
 def _pairs(
-    shown: Mapping[str, Repeats], base: str, label: str, purpose: PointPurpose, point: float
+    results: Mapping[str, Repeats], base: str, label: str, purpose: PointPurpose, point: float
 ) -> list[tuple[RunResult, RunResult]]:
     def run_of(arm: str, repeat: int) -> RunResult | None:
-        runs = shown[arm].get(repeat, ())
+        runs = results[arm].get(repeat, ())
         found = (r for r in runs if is_of(r, purpose) and r.point.value == point)
         return next(found, None)
 
-    both = ((run_of(base, repeat), run_of(label, repeat)) for repeat in sorted(shown[base]))
+    both = ((run_of(base, repeat), run_of(label, repeat)) for repeat in sorted(results[base]))
     return [(one, two) for one, two in both if one is not None and two is not None]
 
 

@@ -1,7 +1,8 @@
-"""Records when adapters were read and activated, in vLLM's own workers and in Chameleon's.
+"""The file of the step log: one JSON line at a time, from all of an engine's processes.
 
-With CHAMELEON_OBSERVE=<file> set, each event appends one JSON line. Comparisons count cold loads
-and stalled time from it, by the same clock on both sides.
+With CHAMELEON_STEPS=<file> set, the engine process writes what its steps do (`measure.step_log`). What
+acknowledgements do not tell goes there from here: loads and activations in stock vLLM's workers, and how
+long each request of Chameleon's waited for its adapter.
 """
 
 import functools
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-OBSERVE_VARIABLE = "CHAMELEON_OBSERVE"
+STEPS_VARIABLE = "CHAMELEON_STEPS"
 Event = Literal["disk_load", "activate", "adapter_wait"]
 
 
@@ -21,30 +22,32 @@ def stopwatch_s() -> float:
 
 
 class EventLog:
-    """An append-only file of events that several processes and threads may share."""
+    """An append-only file of lines that several processes and threads may share."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line."""
+        os.write(self._descriptor, f"{json.dumps(line)}\n".encode())  # one write: none interleave
+
     def record(
         self, event: Event, adapter_id: int, seconds: float, *, in_step: bool, source: str = ""
     ) -> None:
-        """Appends one line.
+        """Appends an event.
 
         `in_step` says that a step, so every running request, waited for it; `source`, where an
         adapter was when its request needed it.
         """
-        line = json.dumps(
-            {
-                "event": event,
-                "seconds": round(seconds, 6),
-                "in_step": in_step,
-                "adapter_id": adapter_id,
-                **({"source": source} if source else {}),
-                "t": time.time(),  # noqa: TID251  # to be matched with other processes' records
-            }
-        )
-        os.write(self._descriptor, f"{line}\n".encode())  # one write: lines never interleave
+        fields = {
+            "event": event,
+            "seconds": round(seconds, 6),
+            "in_step": in_step,
+            "adapter_id": adapter_id,
+            **({"source": source} if source else {}),
+            "t": time.time(),  # noqa: TID251  # to be matched with the steps of another process
+        }
+        self.write({"event": fields})
 
     def close(self) -> None:
         """Afterwards nothing may be recorded."""
@@ -53,7 +56,7 @@ class EventLog:
 
 def event_log() -> EventLog | None:
     """The log this process was asked to keep, or None."""
-    path = os.environ.get(OBSERVE_VARIABLE)
+    path = os.environ.get(STEPS_VARIABLE)
     return EventLog(path) if path else None
 
 

@@ -94,3 +94,8 @@ def summarise(records: Sequence[RequestRecord], slo_s: float | None = None) -> R
         slo_share=None if slo_s is None else sum(ttft <= slo_s for ttft in ttfts) / len(records),
         max_lateness_s=max(record.lateness_s for record in records),
     )
+
+
+def ratio(base: float | None, other: float | None) -> float | None:
+    """`other` over `base`; None where either is missing or `base` is 0."""
+    return None if not base or other is None else other / base

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from chameleon_lora.metrics.step_work import StepWork
 from chameleon_lora.planning.question import WARM_UP_SHARE, PlanObjective, PlanQuestion, Slo
 from chameleon_lora.policy.settings import Preset, preset
 from chameleon_lora.sim.figures import SimFigures, figures
 from chameleon_lora.sim.outcome import SimOutcome
-from chameleon_lora.sim.profile import StepWork
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.sim.setup import Setup
 from chameleon_lora.workload.lengths import LengthPair

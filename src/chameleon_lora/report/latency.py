@@ -4,9 +4,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from chameleon_lora.metrics.compare import ratio
 from chameleon_lora.metrics.record import RequestRecord
-from chameleon_lora.metrics.summary import percentile
+from chameleon_lora.metrics.summary import percentile, ratio
 from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm, search_points

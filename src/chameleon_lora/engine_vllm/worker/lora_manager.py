@@ -7,7 +7,6 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
-from chameleon_lora.engine_vllm.event_log import event_log
 from chameleon_lora.engine_vllm.messages import Ack, Command
 from chameleon_lora.engine_vllm.worker.copier import copier_for
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
@@ -92,6 +91,5 @@ def make_worker_adapters(
         cells,
         Loader(reader, prepare_thread),
         reader,
-        event_log(),
         device,
     )

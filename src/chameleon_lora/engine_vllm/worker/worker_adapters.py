@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells
-from chameleon_lora.engine_vllm.event_log import EventLog, stopwatch_s
+from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import (
     Ack,
     ActivateAdapter,
@@ -48,13 +48,11 @@ class WorkerAdapters:
         cells: Cells,
         loader: Loader,
         reader: VllmReader,
-        log: EventLog | None,
         device: DeviceStore,
     ) -> None:
         self._manager = adapter_manager
         self._loader = loader
         self._reader = reader
-        self._log = log
         self._device = device
         self._cells = cells
         self._masks = CellMasks(cells)
@@ -176,8 +174,6 @@ class WorkerAdapters:
         is_packed = not isinstance(outcome, StockCopy)
         rank = outcome.rank if is_packed else self._cells.max_rank
         self._acks.append(Loaded(adapter_id, outcome.nbytes, rank, delivery.seconds, is_packed))
-        if self._log is not None:
-            self._log.record("disk_load", adapter_id, delivery.seconds, in_step=False)
 
     def _activate(self, command: ActivateAdapter) -> None:
         start = stopwatch_s()
@@ -247,7 +243,6 @@ class WorkerAdapters:
         manager, cell = self._manager, window.start
         if manager.lora_index_to_id[cell] == adapter_id:
             return False
-        start = stopwatch_s()
         self._vacate(adapter_id)  # it may be in another slot
         for tenant in overlapping(self._present, window):
             self._vacate(tenant)
@@ -259,9 +254,6 @@ class WorkerAdapters:
         manager.lora_index_to_id[cell] = adapter_id
         manager._active_adapters[adapter_id] = None
         manager._last_mapping = None  # the batch may be the same, its slots are not
-        if self._log is not None:
-            seconds = stopwatch_s() - start
-            self._log.record("activate", adapter_id, seconds, in_step=True)
         return device_copy is not None
 
     def _recover(self, request: Any, wanted: dict[int, Any]) -> None:
@@ -298,15 +290,10 @@ class WorkerAdapters:
             request.lora_path,
             bool(getattr(request, "is_3d_lora_weight", False)),
         )
-        start = stopwatch_s()
         try:
-            host_copy = self._reader.read_files(command)
+            return self._reader.read_files(command)
         except Exception as error:
             raise AdapterError(reason_of(command, error)) from error
-        if self._log is not None:
-            seconds = stopwatch_s() - start
-            self._log.record("disk_load", command.adapter_id, seconds, in_step=True)
-        return host_copy
 
     def _warn_once(self, adapter_id: int) -> None:
         if not self._has_warned:

@@ -58,7 +58,7 @@ def test_impossible_numbers_are_refused(
 def test_a_folder_that_exists_is_not_written_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An earlier run's observations would be counted as this one's: exit code 2, and why."""
+    """An earlier run is not mixed with this one: exit code 2, and why."""
     assert demo_command(parse("--out", str(tmp_path))) == 2
     assert f"{tmp_path} exists already" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from chameleon_lora.errors import BenchError
 
-SOURCE = Path(__file__).with_name("faulty.c")
-_CONTROL = struct.Struct("<ddi236s")  # as in faulty.c
+SOURCE = Path(__file__).with_name("fault_injector.c")
+_CONTROL = struct.Struct("<ddi236s")  # as in fault_injector.c
 COMPILERS = ("cc", "gcc", "clang")
 
 
 @dataclass(frozen=True, slots=True)
-class Faulty:
+class FaultInjector:
     """The disk and the clock of one server under test.
 
     Attributes:
@@ -35,7 +35,7 @@ class Faulty:
     _control: mmap.mmap
 
     @classmethod
-    def make(cls, cache_dir: Path, control: Path) -> "Faulty":
+    def make(cls, cache_dir: Path, control: Path) -> "FaultInjector":
         """Compiles the library once, and makes the file through which it is told what to do.
 
         Raises:
@@ -45,7 +45,7 @@ class Faulty:
         control.write_bytes(bytes(_CONTROL.size))
         with control.open("r+b") as file:
             shared = mmap.mmap(file.fileno(), _CONTROL.size)
-        environment = {"LD_PRELOAD": str(library), "FAULTY_CONTROL": str(control)}
+        environment = {"LD_PRELOAD": str(library), "FAULT_INJECTOR_CONTROL": str(control)}
         return cls(environment, shared)
 
     @contextlib.contextmanager
@@ -77,7 +77,7 @@ class Faulty:
 
 def _library(cache_dir: Path) -> Path:
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    target = cache_dir / f"faulty-{digest}.so"
+    target = cache_dir / f"fault-injector-{digest}.so"
     if target.exists():
         return target
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)

@@ -14,7 +14,7 @@ UNFINISHED = "it ended without [DONE]"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GreedyRequest:
     """One greedy completion of exactly `tokens` tokens; the prompt follows from `seed`."""
 
     model: str
@@ -28,7 +28,7 @@ class Asked:
         return CompletionRequest(self.model, prompt, self.tokens, returns_ids=True)
 
 
-class End(Enum):
+class RequestEnd(Enum):
     """How a request ended."""
 
     RIGHT = "right"  # whole, and token for token what is known
@@ -48,28 +48,30 @@ class Reply:
         silence_s: the longest time without a token: before the first, between two, before an error.
     """
 
-    asked: Asked
+    asked: GreedyRequest
     token_ids: tuple[int, ...]
     error: str | None
     began_s: float
     ended_s: float
     silence_s: float
 
-    def end(self, known: tuple[int, ...] | None) -> End:
+    def end(self, known: tuple[int, ...] | None) -> RequestEnd:
         """How it ended, if those are the tokens of its answer; None if no answer is known."""
         if known is not None and self.token_ids != known[: len(self.token_ids)]:
-            return End.WRONG
+            return RequestEnd.WRONG
         if self.error is None:
-            return End.RIGHT if len(self.token_ids) == self.asked.tokens else End.WRONG
+            return (
+                RequestEnd.RIGHT if len(self.token_ids) == self.asked.tokens else RequestEnd.WRONG
+            )
         cause = self.error.partition(":")[0]
         if cause == Cause.REFUSED.value:
-            return End.REFUSED
+            return RequestEnd.REFUSED
         is_told = cause.startswith(Cause.HTTP.value) or cause == Cause.BROKEN_OFF.value
         has_reason = '"message"' in self.error and UNFINISHED not in self.error
-        return End.TOLD if is_told and has_reason else End.LOST
+        return RequestEnd.TOLD if is_told and has_reason else RequestEnd.LOST
 
 
-def reply_of(asked: Asked, answer: Answer, began_s: float, ended_s: float) -> Reply:
+def reply_of(asked: GreedyRequest, answer: Answer, began_s: float, ended_s: float) -> Reply:
     """The reply that a client's answer amounts to."""
     times_s = [began_s, *answer.token_times_s]
     if answer.error is not None:

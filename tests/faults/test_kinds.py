@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 
 from chameleon_lora.errors import ConfigError
-from faults.catalogue import FAULTS, named
-from faults.table import line
-from faults.trial import FaultRow
+from faults.kinds import FAULTS, named
+from faults.trial import FaultRow, line
 
 ROW = FaultRow("a fault", 6, 40, 0, 1, 2, 0, 1.25, is_clean=True, exit_status=None, said="x | y")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.errors import BenchError
-from faults import faulty
-from faults.faulty import Faulty
+from faults import fault_injector
+from faults.fault_injector import FaultInjector
 
 READ = """
 import pathlib, sys, time
@@ -23,15 +23,15 @@ print(text, time.monotonic() - start_s, wall_s)
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Faulty:
+def disk(tmp_path: Path) -> FaultInjector:
     """One of this test's own."""
     try:
-        return Faulty.make(tmp_path / "cache", tmp_path / "control")
+        return FaultInjector.make(tmp_path / "cache", tmp_path / "control")
     except BenchError as error:
         pytest.skip(str(error))
 
 
-def read(disk: Faulty, path: Path) -> tuple[str, float, float]:
+def read(disk: FaultInjector, path: Path) -> tuple[str, float, float]:
     """What a process with that disk reads, how long that takes it, and what time it thinks it is."""
     command = [sys.executable, "-c", READ, str(path)]
     output = subprocess.check_output(command, env=os.environ | disk.environment, text=True)
@@ -39,7 +39,9 @@ def read(disk: Faulty, path: Path) -> tuple[str, float, float]:
     return text, float(took_s), float(wall_s)
 
 
-def test_only_the_files_that_are_meant_are_slow_or_broken(disk: Faulty, tmp_path: Path) -> None:
+def test_only_the_files_that_are_meant_are_slow_or_broken(
+    disk: FaultInjector, tmp_path: Path
+) -> None:
     """While it is so, and not after."""
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.write_text("bad")
@@ -52,7 +54,7 @@ def test_only_the_files_that_are_meant_are_slow_or_broken(disk: Faulty, tmp_path
     assert "bad" == read(disk, bad)[0]
 
 
-def test_the_wall_clock_jumps_and_comes_back(disk: Faulty, tmp_path: Path) -> None:
+def test_the_wall_clock_jumps_and_comes_back(disk: FaultInjector, tmp_path: Path) -> None:
     """By as much as is said; waiting is not concerned."""
     path = tmp_path / "any"
     path.write_text("any")
@@ -69,5 +71,5 @@ def test_without_a_compiler_there_is_an_error(
     """It says what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BenchError, match=r"none of cc, gcc, clang .* way out: install gcc"):
-        Faulty.make(tmp_path, tmp_path / "control")
-    assert faulty.SOURCE.is_file()
+        FaultInjector.make(tmp_path, tmp_path / "control")
+    assert fault_injector.SOURCE.is_file()

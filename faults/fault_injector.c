@@ -1,6 +1,6 @@
 /* A disk that stalls or fails, and a wall clock that jumps, for one process and its children.
  *
- * Loaded with LD_PRELOAD. What it does is read at each call from the file that FAULTY_CONTROL names,
+ * Loaded with LD_PRELOAD. What it does is read at each call from the file that FAULT_INJECTOR_CONTROL names,
  * which another process maps and writes (faults/shim.py has the same layout).
  *
  * Only files are concerned whose path holds `match`. A stall is in open(2), as on a network file
@@ -42,7 +42,7 @@ static volatile char is_bad[MARKS]; /* by descriptor: reads of it fail */
   })
 
 __attribute__((constructor)) static void map_control(void) {
-  const char *path = getenv("FAULTY_CONTROL");
+  const char *path = getenv("FAULT_INJECTOR_CONTROL");
   int descriptor = path ? syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC) : -1;
   if (descriptor < 0) return;
   void *found = REAL(mmap)(NULL, sizeof none, PROT_READ, MAP_SHARED, descriptor, 0);
