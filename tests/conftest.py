@@ -1,4 +1,4 @@
-"""What every test may lean on: Hypothesis profiles and the shared traces."""
+"""What every test may lean on: Hypothesis profiles and excerpts of real traces."""
 
 import os
 from pathlib import Path
@@ -20,12 +20,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of traces, prompts and predictions beside the checkout; skips where there is none."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no folder ../shared/data beside the checkout: real traces are not at hand")
-    return folder
+def data_dir() -> Path:
+    """Excerpts of public traces; `README.md` there names their sources and licences."""
+    return ROOT / "tests" / "data"
 
 
 class SharedOnes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
