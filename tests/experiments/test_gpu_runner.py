@@ -26,7 +26,7 @@ from experiments.gpu.runner import Runner, known_of
 FOUND = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"figure\": 7}')"
 FAILS = f"print('TypeError: no such flag'); {FOUND}; pathlib.Path(sys.argv[2]).write_text('an answer differs'); sys.exit(1)"
 DIES = "import os; print('no memory'); os.abort()"
-HANGS = f"{FOUND}; import time; print('begun', flush=True); time.sleep(60)"
+HANGS = f"{FOUND}; import signal; print('begun', flush=True); signal.pause()"
 
 
 def commands(out: Path, scripts: dict[str, str]) -> Callable[[str], list[str]]:
@@ -135,3 +135,17 @@ def test_a_call_that_is_ended_leaves_what_is_done(tmp_path: Path) -> None:
     assert Status.DONE is outcome(tmp_path, "works").status
     assert "the call was ended" == outcome(tmp_path, "hangs").reason
     assert read_outcome(tmp_path, "never") is None
+
+
+def test_a_call_that_is_ended_while_a_stage_starts_records_it(tmp_path: Path) -> None:
+    """The signal may come before the stage's process is waited for, or before there is one."""
+    start = commands(tmp_path, {"starts": FOUND})
+
+    def interrupted(name: str) -> list[str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(name)
+
+    steps = [Step("starts", 1.0)]
+    ended = Runner(tmp_path, steps, 1e6, None, interrupted, {}, stopwatch_s, lambda _: None)
+    assert not ended.run()
+    assert "the call was ended" == outcome(tmp_path, "starts").reason
