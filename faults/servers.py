@@ -91,9 +91,15 @@ class Started:
 
 @contextlib.contextmanager
 def started(
-    subject: Subject, kit: AdapterFixtures, home: Path, cache_dir: Path
+    subject: Subject,
+    kit: AdapterFixtures,
+    home: Path,
+    cache_dir: Path,
+    known: Known | None = None,
 ) -> Iterator[Started]:
-    """Such a server with eight adapters, whose answers were learnt; it is stopped on the way out.
+    """Such a server with eight adapters, whose answers are known; it is stopped on the way out.
+
+    They are learnt from it, unless they are given.
 
     `home` becomes the folder of its adapters, its log and what faults need; `cache_dir` keeps the
     faulty disk between runs.
@@ -112,7 +118,7 @@ def started(
     spec = ServerSpec(command, port, home / "server.log", environment, START_LIMIT_S)
     allow_many_connections()
     with running_process(spec) as process:
-        known = asyncio.run(_learnt(spec.base_url))
+        known = known or asyncio.run(_learnt(spec.base_url))
         first = psutil.Process(process.pid)
         yield Started(spec.base_url, subject, kit, home, faulty, first, known)
 

@@ -32,9 +32,9 @@ def server(kit: AdapterFixtures, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def doomed_server(
-    kit: AdapterFixtures, tmp_path_factory: pytest.TempPathFactory
+    kit: AdapterFixtures, server: Started, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
-    """One that is not to outlive its fault."""
+    """One that is not to outlive its fault; it answers as the other does."""
     home = tmp_path_factory.mktemp("doomed") / "server"
-    with started(Subject(), kit, home, default_cache_dir()) as up:
+    with started(Subject(), kit, home, default_cache_dir(), server.known) as up:
         yield up
