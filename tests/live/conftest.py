@@ -43,4 +43,14 @@ def server(
     for name, number in SERVED.items():
         kit.place(number, adapters / name)
     with running_server(server_spec(setup, kit, adapters, home / "server.log")) as url:
-        yield Server(url, adapters, kit)
+        yield Server(url, adapters, kit, setup.is_plain)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves the shared server as it found it."""
+    yield
+    if "server" in request.fixturenames:
+        server = request.getfixturevalue("server")
+        if isinstance(server, Server) and not server.is_plain:
+            server.tidy()
