@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES, LONG_EXAMPLES = 50, 300
 GROUPS = ("tests/live/", "tests/faults/test_faults.py", "tests/engine_vllm/")
 """Tests below one of these share servers or an engine: one process runs them. The longest come first."""
-ALONE = ("tests/engine_vllm/test_end_to_end.py", "tests/policy/", "tests/sim/")
+ALONE = (
+    "tests/engine_vllm/test_end_to_end.py",
+    *("tests/compare/", "tests/policy/", "tests/reproduce/", "tests/sim/"),
+)
+"""Files that take long and share nothing: next, one by one."""
 """Files that take long and share nothing: next, one by one."""
 
 # Always the same examples; fresh ones; many fresh ones. The seed of the fresh ones is the run's.
