@@ -1,7 +1,7 @@
 # The project's verbs. Each sets up what it needs first, so any of them works on a bare machine.
 bin := .venv/bin
 .DEFAULT_GOAL := check
-.PHONY: setup check fast test faults soak demo report vllm026
+.PHONY: setup check fast test test-long faults soak demo report vllm026
 
 # .venv with vLLM for CPUs, this package and the tools; under 2 s when nothing has changed.
 setup:
@@ -17,15 +17,19 @@ check: setup
 
 # The tests that need no engine and take no time.
 fast: setup
-	$(bin)/pytest -m "not slow and not vllm"
+	$(bin)/pytest -m "not slow and not vllm and not long"
 
-# Everything, the live tests on a real vLLM included, on two processes; coverage goes to build/coverage.
+# What guards behaviour, the live tests on a real vLLM included, on two processes.
 test: check
-	$(bin)/pytest -n 2 --cov --cov-report=
+	$(bin)/pytest -n 2
+
+# Before a release: all of it, with many and fresh examples; coverage goes to build/coverage.
+test-long: check
+	$(bin)/pytest -n 2 -m "" --hypothesis-profile=long --cov --cov-report=
 
 # What goes wrong in production, done to real servers; `test` leaves out the faults that take longest.
 faults: setup
-	ALL_FAULTS=1 $(bin)/pytest -p no:randomly tests/faults
+	$(bin)/pytest -p no:randomly -m "" tests/faults
 
 # Half an hour of load and faults on one server, and what it leaks.
 soak: setup
@@ -35,13 +39,13 @@ soak: setup
 demo: setup
 	$(bin)/chameleon demo
 
-# Which lines the last `make test` did not run; as a page in build/coverage/html.
+# Which lines the last `make test-long` did not run; as a page in build/coverage/html.
 report: setup build/coverage/data
 	$(bin)/coverage html --quiet
 	$(bin)/coverage report
 
 build/coverage/data:
-	$(MAKE) test
+	$(MAKE) test-long
 
 # Whether Chameleon still runs on vLLM 0.26's Python code; on a CPU, so on none of 0.26's own kernels.
 vllm026: setup

@@ -89,9 +89,15 @@ class RunningServer:
 
 @contextlib.contextmanager
 def started(
-    kind: ServerKind, fixtures: AdapterFixtures, home: Path, cache_dir: Path
+    kind: ServerKind,
+    fixtures: AdapterFixtures,
+    home: Path,
+    cache_dir: Path,
+    known: KnownAnswers | None = None,
 ) -> Iterator[RunningServer]:
-    """Such a server with eight adapters, whose answers were learnt; it is stopped on the way out.
+    """Such a server with eight adapters, whose answers are known; it is stopped on the way out.
+
+    They are learnt from it, unless they are given.
 
     `home` becomes the folder of its adapters, its log and what faults need; `cache_dir` keeps the
     injector disk between runs.
@@ -109,7 +115,7 @@ def started(
     )
     allow_many_connections()
     with running_process(spec) as process:
-        known = asyncio.run(_learnt(spec.base_url))
+        known = known or asyncio.run(_learnt(spec.base_url))
         first = psutil.Process(process.pid)
         yield RunningServer(spec.base_url, kind, fixtures, home, injector, first, known)
 

@@ -1,6 +1,7 @@
-"""What every test may lean on: Hypothesis profiles and the shared traces."""
+"""What every test may lean on: Hypothesis profiles, one seed a run, excerpts of real traces."""
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +10,81 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
-LIVE = ("tests/live", "tests/faults/test_faults.py")
-LONGEST = (*LIVE, "tests/engine_vllm", "tests/policy/test_slots_machine.py")
-"""Begun first, so that none of them is left to one process at the end."""
+EXAMPLES, LONG_EXAMPLES = 50, 300
+GROUPS = ("tests/live/", "tests/faults/test_faults.py", "tests/engine_vllm/")
+"""Tests below one of these share servers or an engine: one process runs them. The longest come first."""
+ALONE = (
+    "tests/engine_vllm/test_end_to_end.py",
+    *("tests/compare/", "tests/policy/", "tests/reproduce/", "tests/sim/"),
+)
+"""Files that take long and share nothing: next, one by one."""
+"""Files that take long and share nothing: next, one by one."""
 
-# ci tries more and always the same examples; dev tries fresh ones each time.
-settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
-settings.register_profile("dev", max_examples=50, deadline=None)
+# Always the same examples; fresh ones; many fresh ones. The seed of the fresh ones is the run's.
+settings.register_profile("ci", max_examples=EXAMPLES, derandomize=True, deadline=None)
+settings.register_profile("dev", max_examples=EXAMPLES, deadline=None, print_blob=True)
+settings.register_profile("long", max_examples=LONG_EXAMPLES, deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+# Left to itself, each vLLM binds its threads to the same core, also beside another test's.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws from the seed that pytest-randomly prints, so `--randomly-seed` repeats it all."""
+    if config.getoption("randomly_seed", None) == "default":
+        config.option.randomly_seed = random.SystemRandom().getrandbits(32)
+    seed = config.getoption("randomly_seed", None)
+    if isinstance(seed, int) and config.getoption("hypothesis_seed") is None:
+        config.option.hypothesis_seed = str(seed)
+
+
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of traces, prompts and predictions beside the checkout; skips where there is none."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no folder ../shared/data beside the checkout: real traces are not at hand")
-    return folder
+def data_dir() -> Path:
+    """Excerpts of public traces; `README.md` there names their sources and licences."""
+    return ROOT / "tests" / "data"
+
+
+def scope_of(nodeid: str) -> str:
+    """What one process runs together: a group's tests, or those of a file."""
+    file = nodeid.partition("::")[0]
+    if file in ALONE:
+        return file
+    return next((group for group in GROUPS if file.startswith(group)), file)
+
+
+def turn_of(scope: str) -> int:
+    """When a scope's turn is: what is long is not left to one process at the end."""
+    if scope in GROUPS:
+        return GROUPS.index(scope)
+    return len(GROUPS) if scope.startswith(ALONE) else len(GROUPS) + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order within a turn stays as pytest-randomly shuffled it, but for what ends a server."""
+    items.sort(
+        key=lambda item: (
+            turn_of(scope_of(item.nodeid)),
+            item.get_closest_marker("last") is not None,
+        )
+    )
 
 
 class SharedOnes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """With several processes (`-n 2`), tests that share a server or an engine stay on one of them.
+    """Hands out scopes in the order of the items.
 
-    The live servers take longest, so they come first.
+    The marks of `--dist loadgroup` would do, but pytest 9.2 lost them: pytest-xdist's issue 1386.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        folder = file.rpartition("/")[0]
-        return folder if folder in (LIVE[0], "tests/engine_vllm") else file
-
-    def _assign_work_unit(self, node: Any) -> None:
-        for scope in reversed(LONGEST):
-            if scope in self.workqueue:
-                self.workqueue.move_to_end(scope, last=False)
-        super()._assign_work_unit(node)
+        return scope_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedOnes:
-    """xdist's own groups (`--dist loadgroup`) do not reach its scheduler with pytest 9.2."""
+    """Scopes keep their order, rather than those of most tests coming first."""
+    config.option.loadscopereorder = False
     return SharedOnes(config, log)

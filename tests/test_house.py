@@ -175,3 +175,17 @@ def test_the_paper_map_names_files_that_exist() -> None:
     ]
     assert named
     assert [] == missing
+
+
+def test_no_test_sleeps() -> None:
+    """Tests wait for what can be seen; only the live client looks again after a while."""
+    sleepers = [
+        f"{shown(path)}:{node.lineno}"
+        for path in ROOT.glob("tests/**/*.py")
+        if path != ROOT / "tests" / "live" / "client.py"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] == "sleep"
+        and [ast.unparse(argument) for argument in node.args] != ["0"]
+    ]
+    assert [] == sleepers

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from experiments.gpu.outcome import (
     FOUND_ENDING,
@@ -146,17 +147,12 @@ class Runner:
         log = self.out / "logs" / f"{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         start_s = self.clock()
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                self.command(step.name),
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=ROOT,
-                env={**os.environ, **self.environment},
-                start_new_session=True,
-            )
-            status = self._wait(process, limit_s, step.name, start_s)
+        try:
+            with log.open("wb") as stream:
+                status = self._run(step.name, stream, limit_s)
+        except KeyboardInterrupt:
+            self._keep(replace(self._ended(step.name, start_s), reason="the call was ended"))
+            raise
         ended = self._ended(step.name, start_s)
         if status == 0:
             return replace(ended, status=Status.DONE)
@@ -172,10 +168,17 @@ class Runner:
         seconds = self.clock() - start_s
         return Outcome(name, Status.FAILED, "", seconds, figures, self.device or "CPU")
 
-    def _wait(
-        self, process: subprocess.Popen[bytes], limit_s: float, name: str, start_s: float
-    ) -> int | None:
-        """Its exit code; None if it had to be stopped, for it took too long."""
+    def _run(self, name: str, log: IO[bytes], limit_s: float) -> int | None:
+        """The stage's exit code; None if it took too long. Afterwards its process is gone."""
+        process = subprocess.Popen(
+            self.command(name),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            start_new_session=True,
+        )
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -183,7 +186,6 @@ class Runner:
             return None
         except KeyboardInterrupt:
             _stop(process)
-            self._keep(replace(self._ended(name, start_s), reason="the call was ended"))
             raise
 
 

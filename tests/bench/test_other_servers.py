@@ -122,11 +122,11 @@ def test_what_follows_done_is_not_read() -> None:
 
 @pytest.mark.parametrize("target", [STOCK, CHAT])
 def test_a_paced_server_is_heard_at_its_pace(target: Target) -> None:
-    """Five tokens at 20/s take 0.2 s, first to last; half of it even if this machine stalls."""
-    record = run(FakeOpenAI(tokens_per_s=20.0), target, output_tokens=5)
+    """Five tokens at 5/s take 0.8 s, first to last; a part of it even if this machine stalls."""
+    record = run(FakeOpenAI(tokens_per_s=5.0), target, output_tokens=5)
     times_s = record.token_times_s
     assert (5, None) == (len(times_s), record.error)
-    assert 0.1 < times_s[-1] - times_s[0] < 5.0
+    assert 0.2 < times_s[-1] - times_s[0]
 
 
 def test_the_fast_loop_and_pythons_own_give_the_same() -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,14 @@ SHAPES = {
 }
 """(inputs, outputs) of each projection of the test model."""
 ALL_TARGETS = tuple(name.partition(".")[2] for name in SHAPES)
+ENGINE_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+"""While the engine starts; other tests do not meet it."""
 
 MakeAdapter = Callable[..., Path]
 
@@ -99,13 +106,21 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
 def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine]:
     """The engine, started at the first use (10 to 20 s)."""
     pytest.importorskip("vllm")
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_NO_USAGE_STATS="1",
-        VLLM_LOGGING_LEVEL="ERROR",
-        HF_HUB_OFFLINE="1",
-    )
+    folder = _tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in ENGINE_ENVIRONMENT.items():
+            environment.setenv(name, value)
+        llm = _started(folder)
+    core = llm.llm_engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    yield LoraEngine(llm, runner.lora_manager)
+    runner.lora_manager.adapters.close()
+    del core, runner, llm
+    gc.collect()
+
+
+def _started(model: Path) -> Any:
+    """vLLM's LLM over this model."""
     from vllm import LLM
     from vllm.v1.worker import lora_model_runner_mixin as mixin
 
@@ -115,8 +130,8 @@ def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine
     stock = mixin.LRUCacheWorkerLoRAManager
     mixin.LRUCacheWorkerLoRAManager = manager_class()
     try:
-        llm = LLM(
-            str(_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))),
+        return LLM(
+            str(model),
             skip_tokenizer_init=True,
             enable_lora=True,
             max_loras=SLOTS,
@@ -132,12 +147,6 @@ def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine
         )
     finally:
         mixin.LRUCacheWorkerLoRAManager = stock
-    core = llm.llm_engine.engine_core.engine_core
-    runner = core.model_executor.driver_worker.worker.model_runner
-    yield LoraEngine(llm, runner.lora_manager)
-    runner.lora_manager.adapters.close()
-    del core, runner, llm
-    gc.collect()
 
 
 def _tiny_llama(folder: Path) -> Path:

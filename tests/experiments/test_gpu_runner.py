@@ -25,7 +25,7 @@ from experiments.gpu.runner import RESERVE_S, Begin, Runner, Step, decide, in_or
 FOUND = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"figure\": 7}')"
 FAILS = f"print('TypeError: no such flag'); {FOUND}; pathlib.Path(sys.argv[2]).write_text('an answer differs'); sys.exit(1)"
 DIES = "import os; print('no memory'); os.abort()"
-HANGS = f"{FOUND}; import time; print('begun', flush=True); time.sleep(60)"
+HANGS = f"{FOUND}; import signal; print('begun', flush=True); signal.pause()"
 
 
 def commands(out: Path, scripts: dict[str, str]) -> Callable[[str], list[str]]:
@@ -184,3 +184,17 @@ def test_a_stage_that_hangs_is_ended_while_there_is_time_for_others() -> None:
     found = decide(PROOF, DONE, 1e6, has_cuda=True)
     assert isinstance(found, Begin)
     assert found.limit_s < 1000.0
+
+
+def test_a_call_that_is_ended_while_a_stage_starts_records_it(tmp_path: Path) -> None:
+    """The signal may come before the stage's process is waited for, or before there is one."""
+    start = commands(tmp_path, {"starts": FOUND})
+
+    def interrupted(name: str) -> list[str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(name)
+
+    steps = [Step("starts", 1.0)]
+    ended = Runner(tmp_path, steps, 1e6, None, interrupted, {}, stopwatch_s, lambda _: None)
+    assert not ended.run()
+    assert "the call was ended" == outcome(tmp_path, "starts").reason

@@ -33,9 +33,9 @@ def server(
 
 @pytest.fixture
 def doomed_server(
-    fixtures: AdapterFixtures, tmp_path_factory: pytest.TempPathFactory
+    fixtures: AdapterFixtures, server: RunningServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """One that is not to outlive its fault."""
+    """One that is not to outlive its fault; it answers as the other does."""
     home = tmp_path_factory.mktemp("doomed") / "server"
-    with started(ServerKind(), fixtures, home, default_cache_dir()) as up:
+    with started(ServerKind(), fixtures, home, default_cache_dir(), server.known) as up:
         yield up

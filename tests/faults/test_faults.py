@@ -1,6 +1,5 @@
 """What goes wrong under a steady load costs nobody else anything, on a real server."""
 
-import os
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -14,13 +13,12 @@ from faults.trial import FaultRow, try_fault
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 LONG = ("2,000 requests at once", "KV cache full, preemptions", "worker killed")
-in_full = pytest.mark.skipif("ALL_FAULTS" not in os.environ, reason="takes long: `make faults`")
 
 
 def params(faults: Iterable[Fault]) -> list[Any]:
-    """Each under its name; the long ones only where all are asked for."""
+    """Each under its name, the long ones marked."""
     return [
-        pytest.param(fault, id=fault.name, marks=[in_full] if fault.name in LONG else [])
+        pytest.param(fault, id=fault.name, marks=[pytest.mark.long] if fault.name in LONG else [])
         for fault in faults
     ]
 
@@ -58,8 +56,9 @@ def test_a_server_without_its_engine_tells_all_and_fails(
     assert 1 == row.exit_status
 
 
-def test_a_server_that_is_told_to_end_finishes_its_streams(doomed_server: RunningServer) -> None:
+@pytest.mark.last
+def test_a_server_that_is_told_to_end_finishes_its_streams(server: RunningServer) -> None:
     """Streams in flight end whole, later ones are told, the exit status is 0, no process is left."""
-    row = doomed_server.run(partial(try_fault, TERMINATED))
+    row = server.run(partial(try_fault, TERMINATED))
     assert_nothing_is_lost(row)
     assert 0 == row.exit_status

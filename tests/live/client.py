@@ -155,6 +155,31 @@ async def until(is_so: Callable[[], Awaitable[bool]], limit_s: float = 60.0) -> 
             await asyncio.sleep(_POLL_S)
 
 
+async def state(client: Connection) -> Any:
+    """GET /chameleon/state."""
+    status, text = await client.get("/chameleon/state")
+    assert status == OK
+    return json.loads(text)
+
+
+async def adapters_known(client: Connection) -> int:
+    """How many adapters the engine knows, wherever they are."""
+    return sum(tier["adapters"] for tier in (await state(client))["tiers"].values())
+
+
+async def busy(client: Connection) -> int:
+    """Requests that wait, load or run."""
+    lanes = (await state(client))["lanes"]
+    return sum(lane["waiting"] + lane["loading"] + lane["running"] for lane in lanes)
+
+
+async def is_idle(client: Connection) -> bool:
+    """Whether the engine runs nothing and nothing waits."""
+    running = await client.metric("vllm:num_requests_running")
+    waiting = await client.metric("vllm:num_requests_waiting")
+    return (0.0, 0.0) == (running, waiting)
+
+
 def with_client(url: str, work: Callable[[Connection], Awaitable[T]]) -> T:
     """What `work` answers, given a connection of its own."""
 

@@ -40,4 +40,14 @@ def server(
     home = tmp_path_factory.mktemp(setup.name)
     adapters = fixtures.served_below(home)
     with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:
-        yield Server(url, adapters, fixtures)
+        yield Server(url, adapters, fixtures, setup.is_plain)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves the shared server as it found it."""
+    yield
+    if "server" in request.fixturenames:
+        server = request.getfixturevalue("server")
+        if isinstance(server, Server) and not server.is_plain:
+            server.tidy()

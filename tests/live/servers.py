@@ -5,6 +5,7 @@ whatever name. Stock vLLM's answers are known by that number.
 """
 
 import itertools
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from chameleon_lora.servers.launching import (
     stock_command,
 )
 from chameleon_lora.servers.process import ServerSpec
-from faults.adapter_fixtures import AdapterFixtures
-from tests.live.client import Connection, Question, Reply, with_client
+from faults.adapter_fixtures import SERVED, AdapterFixtures
+from tests.live.client import Connection, Question, Reply, adapters_known, until, with_client
 
 T = TypeVar("T")
 BASE = BASE_MODEL
 CONTEXT_TOKENS = 1024
 WEIGHTS = tuple(range(12))
+NAMES = (*SERVED, BASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +51,24 @@ class Setup:
     flags: tuple[str, ...] = ()
 
 
-ONE_SEAT = Setup("one-seat-two-slots", slots=2, seats=1)
 MANY_SLOTS = Setup("plain-one-seat-eight-slots", slots=8, seats=1, is_plain=True)
 SHARED = Setup(
-    "two-slots-four-seats",
+    "two-slots-eight-seats",
     slots=2,
-    seats=4,
-    flags=("--set", "serving.scan_s=0.2", "--set", "serving.debug_checks=true"),
+    seats=8,
+    flags=(
+        *("--num-gpu-blocks-override", "48", "--block-size", "32"),
+        *("--set", "serving.debug_checks=true", "--set", "device.promotions_per_s=1000.0"),
+        *("--set", "serving.scan_s=0.2"),
+    ),
 )
+"""Scarce in all: slots, and KV blocks, into which adapters come as fast as they can."""
 VLLM_PRESET = Setup(
     "plain-preset-vllm",
     slots=2,
     seats=4,
     is_plain=True,
     flags=("--additional-config", '{"chameleon": {"preset": "vllm"}}'),
-)
-TIGHT_MEMORY = Setup(
-    "tight-kv-cache",
-    slots=4,
-    seats=8,
-    flags=(
-        *("--num-gpu-blocks-override", "36", "--block-size", "32"),
-        *("--set", "serving.debug_checks=true", "--set", "device.promotions_per_s=1000.0"),
-    ),
 )
 
 
@@ -82,6 +79,7 @@ class Server:
     url: str
     adapters: Path
     fixtures: AdapterFixtures
+    is_plain: bool
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def fresh_name(self) -> str:
@@ -101,6 +99,28 @@ class Server:
     def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """What `work` answers, given a connection."""
         return with_client(self.url, work)
+
+    def tidy(self) -> None:
+        """Afterwards the adapters are those of the start: as folders, by name and in the engine."""
+        for path in self.adapters.iterdir():
+            if path.is_symlink():
+                path.unlink()
+            elif path.name not in SERVED:
+                shutil.rmtree(path)
+        self.run(_unload_late_ones)
+
+
+async def _unload_late_ones(client: Connection) -> None:
+    for name in (await client.models()).keys() - SERVED.keys() - {BASE}:
+        await client.post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def are_gone() -> bool:
+        if await adapters_known(client) == len(SERVED):
+            return True
+        await client.ask(Question(BASE, (5, 6, 7), tokens=1))  # what is to go, goes at a step
+        return False
+
+    await until(are_gone)
 
 
 def server_spec(setup: Setup, fixtures: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:

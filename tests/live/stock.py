@@ -8,7 +8,7 @@ from pathlib import Path
 from chameleon_lora.servers.process import running_server
 from faults.adapter_fixtures import AdapterFixtures
 from tests.live.client import Question, with_client
-from tests.live.servers import BASE, WEIGHTS, stock_spec
+from tests.live.servers import BASE, NAMES, WEIGHTS, stock_spec
 
 _FIRST_TEXT_TOKEN, _VOCABULARY = 3, 512  # those before are special
 
@@ -20,6 +20,8 @@ def _random_prompt(seed: int, tokens: int) -> tuple[int, ...]:
 
 PROMPTS = tuple(_random_prompt(seed, 6 + 7 * seed) for seed in range(5))
 """6 to 34 tokens."""
+INTERLEAVED = [(name, prompt) for prompt in PROMPTS for name in NAMES]
+"""45: each adapter and the base model in turn, with one prompt after the other."""
 TALE = _random_prompt(98, 12)
 """A prompt whose answer is known for TALE_TOKENS, long enough for much to happen meanwhile."""
 TALE_TOKENS = 320

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from faults.adapter_fixtures import rank_of
-from tests.live.client import OK, Connection, Question
+from tests.live.client import OK, Connection, Question, state
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import PROMPTS
 
@@ -27,13 +27,6 @@ LANE_FIELDS = {
     *("head", "head_adapter", "held", "why"),
 }
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-async def state(client: Connection) -> Any:
-    """GET /chameleon/state."""
-    status, text = await client.get("/chameleon/state")
-    assert OK == status
-    return json.loads(text)
 
 
 async def pin(client: Connection, name: str, verb: str = "pin") -> tuple[int, str]:

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from faults.adapter_fixtures import SERVED
-from tests.live.client import Connection, Question, Reply, until
-from tests.live.servers import BASE, SHARED, Server
+from tests.live.client import Connection, Question, Reply, busy, is_idle, until
+from tests.live.servers import NAMES, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock
 
 pytestmark = [
@@ -15,24 +15,16 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.parametrize("server", [SHARED], indirect=True, ids=["shared"]),
 ]
-NAMES = (*SERVED, BASE)
-
-
-async def is_idle(client: Connection) -> bool:
-    """Whether the engine runs nothing and nothing waits."""
-    running = await client.metric("vllm:num_requests_running")
-    waiting = await client.metric("vllm:num_requests_waiting")
-    return (0.0, 0.0) == (running, waiting)
 
 
 def test_ten_clients_that_hang_up_leave_the_server_free(server: Server, stock: Stock) -> None:
-    """After 10 streams were cut at once nothing runs or waits, and a full load gets right answers.
+    """After 20 streams were cut at once nothing runs or waits, and a full load gets right answers.
 
-    Four streams run at a time, so six of the ten also wait and are cut as soon as they run.
+    Eight streams run at a time, so twelve of them also wait and are cut as soon as they run.
     """
 
     async def cut_then_load(client: Connection) -> list[Reply]:
-        cut = [Question(NAMES[i % len(NAMES)], TALE, 800) for i in range(10)]
+        cut = [Question(NAMES[i % len(NAMES)], TALE, 800) for i in range(20)]
         await asyncio.gather(*(client.hang_up(question, after_tokens=3) for question in cut))
         await until(lambda: is_idle(client))
         return await client.ask_all(burst, at_once=len(burst))
@@ -51,9 +43,13 @@ def test_clients_that_hang_up_while_waiting_are_forgotten(server: Server, stock:
         await begun.wait()
         impatient = [
             asyncio.create_task(client.ask(Question(NAMES[i % len(NAMES)], TALE, 800)))
-            for i in range(10)
+            for i in range(20)
         ]
-        await asyncio.sleep(0.3)  # long enough to be sent, too short to be answered
+
+        async def are_there() -> bool:
+            return len(impatient) < await busy(client)
+
+        await until(are_there)
         for task in impatient:
             task.cancel()
         await asyncio.gather(*impatient, return_exceptions=True)

@@ -5,14 +5,12 @@ test_batches, vLLM's 20873 in tests/engine_vllm/test_end_to_end.
 """
 
 import asyncio
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from faults.adapter_fixtures import SERVED
-from tests.live.client import OK, Connection, Question, Reply, until
+from tests.live.client import OK, Connection, Question, Reply, adapters_known, busy, until
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, TALE, TALE_TOKENS, Stock
 
@@ -25,29 +23,11 @@ pytestmark = [
 WIDEST = ("a2", "a5")  # of the largest rank: each takes a whole one of the two slots
 
 
-async def state(client: Connection) -> Any:
-    """GET /chameleon/state."""
-    status, text = await client.get("/chameleon/state")
-    assert OK == status
-    return json.loads(text)
-
-
 async def load(client: Connection, name: str, path: Path) -> None:
     """POST /v1/load_lora_adapter, which must be done."""
     body = {"lora_name": name, "lora_path": str(path)}
     status, text = await client.post("/v1/load_lora_adapter", body)
     assert OK == status, text
-
-
-async def adapters_known(client: Connection) -> int:
-    """How many adapters the engine knows, wherever they are."""
-    return sum(tier["adapters"] for tier in (await state(client))["tiers"].values())
-
-
-async def busy(client: Connection) -> int:
-    """Requests that wait, load or run."""
-    lanes = (await state(client))["lanes"]
-    return sum(lane["waiting"] + lane["loading"] + lane["running"] for lane in lanes)
 
 
 def test_a_stream_keeps_its_adapter_while_others_are_loaded_aside(

@@ -4,12 +4,8 @@ import pytest
 
 from faults.adapter_fixtures import SERVED
 from tests.live.client import Question
-from tests.live.servers import BASE, MANY_SLOTS, ONE_SEAT, VLLM_PRESET, Server, Setup
-from tests.live.stock import ANSWER_TOKENS, PROMPTS, Stock
-
-NAMES = (*SERVED, BASE)
-INTERLEAVED = [(name, prompt) for prompt in PROMPTS for name in NAMES]
-"""45: each adapter and the base model in turn, with one prompt after the other."""
+from tests.live.servers import BASE, MANY_SLOTS, NAMES, VLLM_PRESET, Server, Setup
+from tests.live.stock import ANSWER_TOKENS, INTERLEAVED, Stock
 
 
 def with_name(setup: Setup) -> str:
@@ -19,7 +15,10 @@ def with_name(setup: Setup) -> str:
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 one_at_a_time = pytest.mark.parametrize(
-    "server", [ONE_SEAT, MANY_SLOTS, VLLM_PRESET], indirect=True, ids=with_name
+    "server",
+    [pytest.param(MANY_SLOTS, marks=pytest.mark.long), VLLM_PRESET],
+    indirect=True,
+    ids=with_name,
 )
 
 
@@ -28,7 +27,10 @@ one_at_a_time = pytest.mark.parametrize(
 def test_interleaved_adapters_answer_as_stock_vllm_does(
     server: Server, stock: Stock, at_once: int
 ) -> None:
-    """45 requests to 8 adapters and the base model get stock vLLM's tokens, with enough slots or few."""
+    """45 requests to 8 adapters and the base model get stock vLLM's tokens, with enough slots or few.
+
+    A server with one seat and two slots is asked the same in test_tenants.
+    """
     expected = [stock.answer(SERVED.get(n), p, ANSWER_TOKENS) for n, p in INTERLEAVED]
     questions = [Question(name, prompt, ANSWER_TOKENS) for name, prompt in INTERLEAVED]
     assert expected == [reply.tokens for reply in server.ask(questions, at_once)]

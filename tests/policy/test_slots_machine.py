@@ -171,4 +171,4 @@ class SlotTableMachine(RuleBasedStateMachine):
 
 
 TestSlotTable = SlotTableMachine.TestCase
-TestSlotTable.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestSlotTable.settings = settings(stateful_step_count=60)

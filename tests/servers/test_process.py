@@ -91,3 +91,11 @@ def test_a_server_gets_our_environment_and_its_own(tmp_path: Path) -> None:
     with pytest.raises(BenchError):
         running_server(wanted).__enter__()
     assert f"moin {os.environ['PATH']}\n" == wanted.log.read_text("utf8")
+
+
+def test_a_port_is_one_that_no_connection_is_given() -> None:
+    """Two who ask at the same time get different ones, and clients' own ports are others."""
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 10
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(ports) < first_of_clients

@@ -1,5 +1,6 @@
 """Output lengths foretold with the errors of a predictor."""
 
+import csv
 import gzip
 import random
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ from chameleon_lora.workload.foretold import (
 )
 from chameleon_lora.workload.requests import TimedRequest
 
-SHARED = Path(__file__).parents[2].parent / "shared/data/traces/ssjf_bert_predictions_5class.csv.gz"
 LENGTHS = tuple(range(1, 1001))
 HEADER = ",output_token_length,predicted_length,latency,model\n"
 
@@ -150,7 +150,17 @@ def test_a_malformed_line_is_named(tmp_path: Path, row: str) -> None:
         read_ssjf_predictions(path)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="SSJF's predictions are not on this machine")
-def test_the_table_is_what_was_published() -> None:
-    """The committed counts are those of the file, made again."""
-    assert count_errors(read_ssjf_predictions(SHARED)) == SSJF_ERRORS
+def test_the_table_is_what_was_published(data_dir: Path, tmp_path: Path) -> None:
+    """The committed counts are those of all 85,482 published predictions, made again."""
+    path = tmp_path / "predictions.csv.gz"
+    with (
+        gzip.open(data_dir / "ssjf_bert_counts.csv.gz", "rt", encoding="utf8") as counts,
+        gzip.open(path, "wt", encoding="utf8", compresslevel=1) as predictions,
+    ):
+        predictions.write(HEADER)
+        for row in csv.DictReader(counts):
+            line = f"0,{row['output_token_length']},{row['predicted_length']},0.02,m\n"
+            predictions.write(line * int(row["requests"]))
+    found = read_ssjf_predictions(path)
+    assert 85_482 == len(found)
+    assert count_errors(found) == SSJF_ERRORS

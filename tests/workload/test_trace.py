@@ -10,9 +10,6 @@ import pytest
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.workload.trace import TraceRow, read_trace, recorded_rate_per_s
 
-SHARED_TRACE = (
-    Path(__file__).parents[2].parent / "shared/data/traces/servegen_m-small_1800s.jsonl.gz"
-)
 MOONCAKE = {"timestamp": 27_482, "input_length": 6_955, "output_length": 52, "hash_ids": [46, 47]}
 RESULT: dict[str, Any] = {
     "backend": "openai",
@@ -190,10 +187,10 @@ def test_the_rate_is_one_over_the_mean_gap() -> None:
     assert recorded_rate_per_s(rows[:1]) is None
 
 
-@pytest.mark.skipif(not SHARED_TRACE.exists(), reason="the ServeGen trace is not on this machine")
-def test_a_servegen_trace_names_its_clients() -> None:
-    """7,397 requests of 17 clients in half an hour."""
-    rows = read_trace(SHARED_TRACE)
-    assert 7_397 == len(rows)
+def test_a_servegen_trace_names_its_clients(data_dir: Path) -> None:
+    """1,000 requests of 16 clients in 225.8 s."""
+    rows = read_trace(data_dir / "servegen_first.jsonl.gz")
+    assert 1_000 == len(rows)
     assert TraceRow(0.068, "13", 64, 31) == rows[1]
-    assert 17 == len({row.adapter for row in rows})
+    assert TraceRow(225.8, "26", 74, 11) == rows[-1]
+    assert 16 == len({row.adapter for row in rows})

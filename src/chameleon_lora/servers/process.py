@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from chameleon_lora.errors import BenchError
 _POLL_S = 0.25
 _PROBE_LIMIT_S = 2.0
 _SHOWN_LINES = 20
+_PORTS = range(12_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,19 @@ class ServerSpec:
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago; another process may take it before you do."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody has; drawn by chance, so that two who ask at once get different ones.
+
+    It lies below those that Linux gives to clients, so no connection takes it before a server does.
+
+    Raises:
+        BenchError: a hundred ports were taken.
+    """
+    for _ in range(100):
+        port = _PORTS[secrets.randbelow(len(_PORTS))]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise BenchError(f"no port of {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
 @contextlib.contextmanager
