@@ -1,5 +1,6 @@
 """What calibration makes of adapters, of a log, and of a server."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.calibrate.app import (
     CalibrationTarget,
+    check_request,
     fitted,
     server_command,
     summary,
@@ -117,3 +119,11 @@ def test_both_servers_get_the_engines_arguments(
     assert ("q_proj", "v_proj") == command[at + 1 : at + 3]
     assert "4" == command[command.index("--max-num-seqs") + 1]
     assert (f"a-r8={target.adapters[0].path}" in command) is not has_chameleon
+
+
+def test_without_scipy_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The message says how to get it."""
+    pytest.importorskip("vllm")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ConfigError, match=r"scipy.*pip install 'chameleon-lora\[calibrate\]'"):
+        check_request("tiny", tmp_path / "p.toml")

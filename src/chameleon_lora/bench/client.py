@@ -187,11 +187,12 @@ async def _read_stream(response: aiohttp.ClientResponse, answer: Answer, clock: 
         if len(begin) < _SHOWN_CHARACTERS:
             begin += data
         for payload in events.feed(data):
-            if reader.has_ended_with(payload, now_s):
+            reader.take(payload, now_s)
+            if reader.has_ended:
                 return
-    if events.unfinished() == _DONE and reader.has_ended_with(_DONE, clock()):
-        return
-    if reader.events:
+    if events.unfinished() == _DONE:
+        reader.take(_DONE, clock())
+    elif reader.events:
         answer.error = Cause.BROKEN_OFF.error("it ended without [DONE]")
     else:
         what = f"{response.content_type} without an event: {_shown(begin)}"
@@ -201,42 +202,46 @@ async def _read_stream(response: aiohttp.ClientResponse, answer: Answer, clock: 
 class _StreamReader:
     """Fills one answer, event by event.
 
-    `events` counts those read. A last chunk that only says why the answer ends may or may not hold
-    a token; its time is kept apart until the server's own count tells.
+    `events` counts those read; after the last one, for good or ill, it `has_ended`. A last chunk that
+    only says why the answer ends may or may not hold a token; its time is kept apart until the
+    server's own count tells.
     """
 
     def __init__(self, answer: Answer) -> None:
         self.events = 0
+        self.has_ended = False
         self._answer = answer
         self._doubtful_s: float | None = None
 
-    def has_ended_with(self, payload: bytes, now_s: float) -> bool:
-        """Was this event, which is now taken in, the last one, for good or ill?"""
+    def take(self, payload: bytes, now_s: float) -> None:
+        """Takes in one event."""
         self.events += 1
-        answer = self._answer
         if payload == _DONE:
             self._close()
-            return True
+            return
         try:
             chunk = _decode(payload)
         except ValueError as error:
-            answer.error = Cause.NOT_OPENAI.error(f"an event of {_shown(payload)} ({error})")
-            return True
+            self._fail(Cause.NOT_OPENAI, f"an event of {_shown(payload)} ({error})")
+            return
         if chunk.error is not None:
-            answer.error = Cause.BROKEN_OFF.error(_shown(msgspec.json.encode(chunk.error)))
-            return True
+            self._fail(Cause.BROKEN_OFF, _shown(msgspec.json.encode(chunk.error)))
+            return
         if chunk.choices:
-            if answer.id is None:
-                answer.id = chunk.id
-            self._take(chunk.choices[0], now_s)
+            if self._answer.id is None:
+                self._answer.id = chunk.id
+            self._take_choice(chunk.choices[0], now_s)
         elif chunk.choices is None and chunk.usage is None:
-            answer.error = Cause.NOT_OPENAI.error(f"an event without choices: {_shown(payload)}")
-            return True
+            self._fail(Cause.NOT_OPENAI, f"an event without choices: {_shown(payload)}")
+            return
         if (usage := chunk.usage) and usage.prompt_tokens is not None:
-            answer.usage = (usage.prompt_tokens, usage.completion_tokens or 0)
-        return False
+            self._answer.usage = (usage.prompt_tokens, usage.completion_tokens or 0)
 
-    def _take(self, choice: _Choice, now_s: float) -> None:
+    def _fail(self, cause: Cause, what: str) -> None:
+        self._answer.error = cause.error(what)
+        self.has_ended = True
+
+    def _take_choice(self, choice: _Choice, now_s: float) -> None:
         """A chunk with text is a token; so is one without, if it says nothing else.
 
         Servers hold text back until it is whole UTF-8, or skip special tokens.
@@ -258,6 +263,7 @@ class _StreamReader:
 
     def _close(self) -> None:
         """The answer is whole."""
+        self.has_ended = True
         answer, times_s = self._answer, self._answer.token_times_s
         if self._doubtful_s is not None and answer.usage and answer.usage[1] > len(times_s):
             times_s.append(self._doubtful_s)
