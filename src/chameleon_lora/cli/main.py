@@ -1,7 +1,7 @@
 """The command `chameleon`: which commands there are, and the way to the chosen one."""
 
 import argparse
-import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,12 +29,26 @@ GROUPS = {
     },
 }
 """What each command does; its module is the one of its name."""
+HOW_TO_GET_VLLM = (
+    "it needs vLLM, which is not installed here: `pip install vllm` in the same environment; the "
+    "README says which releases will do"
+)
+ON_VLLM = frozenset({"serve", "demo", "compare", "calibrate"})
 COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 failed, 2 asked for wrongly."""
     words = list(sys.argv[1:] if argv is None else argv)
+    args = _parsed(words[0] if words else "", words)
+    if words[0] in ON_VLLM and _lacks_vllm(args):
+        print(f"chameleon {words[0]}: {HOW_TO_GET_VLLM}", file=sys.stderr)
+        return 1
+    return int(args.run(args))
+
+
+def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """The command's options; ends the process, as argparse does, where there is nothing to run."""
     parser = argparse.ArgumentParser(
         prog="chameleon",
         usage="chameleon COMMAND ...",
@@ -46,20 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(
         required=True, metavar="COMMAND", prog="chameleon", help=argparse.SUPPRESS
     )
-    name = words[0] if words else ""
     if name in COMMANDS:
-        # By its name and only now: all commands together import for a second, and more than each needs.
+        # Only now, by its name: all commands together import for a second what one does not need.
         importlib.import_module(f"chameleon_lora.cli.{name}").add_parser(subparsers)
         subparsers.choices[name].set_defaults(parser=subparsers.choices[name])
     elif name and not name.startswith("-"):
         parser.error(f"unknown command: {_with_guess(name, COMMANDS)}; see chameleon --help")
     args, rest = parser.parse_known_args(words)
+    args.rest = rest
     if rest and not getattr(args, "takes_rest", False):
         flags = re.findall(r"--[\w-]+", args.parser.format_help())
         unknown = " ".join(_with_guess(word, flags) for word in rest)
         args.parser.error(f"unknown arguments: {unknown}")
-    args.rest = rest
-    return int(args.run(args))
+    return args
+
+
+def _lacks_vllm(args: argparse.Namespace) -> bool:
+    """Is vLLM missing, and would it be started from here? Arms of `compare` may be any commands."""
+    has_own_arms = getattr(args, "arm", []) and not args.arms
+    return not has_own_arms and importlib.util.find_spec("vllm") is None
 
 
 def _listing() -> str:
