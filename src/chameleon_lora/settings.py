@@ -5,13 +5,14 @@ frozen dataclasses. `preset` chooses the values that the others change.
 """
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from enum import Enum, EnumType
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
@@ -111,28 +112,14 @@ def _changed(base: T, given: Any, path: str) -> T:
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
     """The value as `kind`, or ConfigError."""
-    if isinstance(kind, UnionType):
-        kind = get_args(kind)[0]
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        allowed = [member.value for member in kind]
-        if value not in allowed:
-            raise ConfigError(f"setting '{path}' is {value!r}; use one of {', '.join(allowed)}")
-        return kind(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and is_number:
-        return _finite(value, path)
-    if not isinstance(value, kind) or (kind is int and not is_number):
-        raise ConfigError(
-            f"setting '{path}' is {value!r}; it takes a value of type {kind.__name__}"
-        )
-    return value
-
-
-def _finite(value: float, path: str) -> float:
+    is_number = isinstance(value, int | float)
+    if kind is float and is_number and not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"setting '{path}' is {value!r:.20}; it takes a finite number")
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ConfigError(f"setting '{path}' is {number}; it takes a finite number")
-    return number
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        choices: list[Enum] = list(kind) if isinstance(kind, EnumType) else []
+        takes = f"use one of {', '.join(choice.value for choice in choices)}"
+        if not choices:
+            takes = f"it takes a value of type {getattr(kind, '__name__', kind)}"
+        raise ConfigError(f"setting '{path}' is {value!r}; {takes}") from error
