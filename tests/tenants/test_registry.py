@@ -80,7 +80,7 @@ def test_patterns_are_those_of_a_shell(name: str, is_allowed: bool) -> None:
         ("keys = ['plain']", ["keys[0]", "chameleon tenants hash"]),
         (f"keys = ['{HASHES['a']}']\nadaptors = []", ["'adaptors' is unknown", "adapters"]),
         (f"keys = ['{HASHES['a']}']\nadapters = ['']", ["adapters holds ''"]),
-        (f"keys = ['{HASHES['a']}']\nadapters = [3]", ["adapters holds 3"]),
+        (f"keys = ['{HASHES['a']}']\nadapters = [3]", ["adapters is [3]", "a list of names"]),
         (f"keys = ['{HASHES['a']}']\nweight = 0", ["weight is 0", "0.001 to 1000"]),
         (f"keys = ['{HASHES['a']}']\nweight = true", ["weight is True", "a number"]),
         (f"keys = ['{HASHES['a']}']\nweight = nan", ["weight is nan"]),

@@ -1,24 +1,23 @@
 """All tenants of a server, from a file in TOML."""
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.tenants.keys import KeyHash, is_one_of, parse_hash
 from chameleon_lora.tenants.tenant import Tenant
 
 TABLE = "tenants"
+_KINDS = {key: kind for key, kind in get_type_hints(Tenant).items() if key != "name"}
 _WORDS = {
-    "base_model": (bool, "true or false"),
-    "share_prefixes": (bool, "true or false"),
-    "weight": (float, "a number"),
-    "requests_per_s": (float, "a number"),
-    "burst": (int, "a whole number"),
-    "input_tokens_per_minute": (int, "a whole number"),
-    "output_tokens_per_minute": (int, "a whole number"),
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    tuple: "a list of names or patterns as 'a-*'",
 }
 
 
@@ -62,9 +61,9 @@ def parse_tenants(text: str, file: str) -> TenantRegistry:
             f"tenants file {file} has 0 tenants, the least is 1: add a table [{TABLE}.NAME] with "
             "keys, or serve without the file"
         )
-    roster = TenantRegistry(tuple(_tenant(name, table, file) for name, table in tables.items()))
-    _require_own_keys(roster, file)
-    return roster
+    registry = TenantRegistry(tuple(_tenant(name, table, file) for name, table in tables.items()))
+    _require_own_keys(registry, file)
+    return registry
 
 
 def _tenant(name: str, table: object, file: str) -> Tenant:
@@ -80,34 +79,24 @@ def _tenant(name: str, table: object, file: str) -> Tenant:
 
 
 def _value(key: str, value: Any) -> Any:
+    if key not in _KINDS:
+        raise ConfigError(f"key {key!r} is unknown; known are {', '.join(sorted(_KINDS))}")
     if key == "keys":
-        return tuple(parse_hash(text, f"keys[{i}]") for i, text in enumerate(_list(key, value)))
-    if key == "adapters":
-        for pattern in _list(key, value):
-            if not isinstance(pattern, str) or not pattern:
-                raise ConfigError(f"adapters holds {pattern!r}; use names or patterns as 'a-*'")
-        return tuple(value)
-    if key not in _WORDS:
-        known = sorted(f.name for f in dataclasses.fields(Tenant) if f.name != "name")
-        raise ConfigError(f"key {key!r} is unknown; known are {', '.join(known)}")
-    kind, words = _WORDS[key]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and is_number:
-        return value
-    if not isinstance(value, kind) or (kind is int and not is_number):
-        raise ConfigError(f"{key} is {value!r}; use {words}")
-    return value
+        if not isinstance(value, list):  # and is not shown: it may be a key
+            raise ConfigError(f"keys is of type {type(value).__name__}; use a list of strings")
+        return tuple(parse_hash(text, f"keys[{i}]") for i, text in enumerate(value))
+    kind = _KINDS[key]
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        kinds = (kind, get_origin(kind), *get_args(kind))
+        words = next(words for plain, words in _WORDS.items() if plain in kinds)
+        raise ConfigError(f"{key} is {value!r}; use {words}") from error
 
 
-def _list(key: str, value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConfigError(f"{key} is of type {type(value).__name__}; use a list of strings")
-    return value
-
-
-def _require_own_keys(roster: TenantRegistry, file: str) -> None:
+def _require_own_keys(registry: TenantRegistry, file: str) -> None:
     owners: dict[KeyHash, str] = {}
-    for tenant in roster.tenants:
+    for tenant in registry.tenants:
         for number, known in enumerate(tenant.keys):
             owner = owners.setdefault(known, tenant.name)
             if owner != tenant.name:

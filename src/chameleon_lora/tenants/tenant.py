@@ -46,14 +46,16 @@ class Tenant:
             )
         if not self.keys:
             raise ConfigError("keys is empty, the least is 1: nobody could be this tenant")
+        if "" in self.adapters:
+            raise ConfigError("adapters holds '', which names no adapter; leave it out")
         if not 1e-3 <= self.weight <= 1e3:
-            raise ConfigError(f"weight is {self.weight}; use 0.001 to 1000")
+            raise ConfigError(f"weight is {self.weight:g}; use 0.001 to 1000")
         limits = ("requests_per_s", "burst", "input_tokens_per_minute", "output_tokens_per_minute")
         for key in limits:
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(
-                    f"{key} is {value}; use more than 0, or leave it out for no limit"
+                    f"{key} is {value:g}; use more than 0, or leave it out for no limit"
                 )
         if self.burst is not None and self.requests_per_s is None:
             raise ConfigError(f"burst is {self.burst} without requests_per_s; give both or neither")
