@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lora.cli.traffic import Traffic, add_traffic_options, traffic_of
+from chameleon_lora.cli.traffic import add_traffic_options, traffic_of
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.workload.arrivals import Gamma, Poisson, Recorded
 from chameleon_lora.workload.named_adapters import NamedAdapter, named_adapters
 from chameleon_lora.workload.requests import WorkloadSpec, make_workload
+from chameleon_lora.workload.traffic import Traffic
 
 
 def parsed(*words: str) -> Traffic:
