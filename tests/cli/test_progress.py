@@ -4,7 +4,7 @@ import io
 import os
 
 from chameleon_lora.bench.replay import Progress
-from chameleon_lora.cli.progress import LiveLine, progress_words
+from chameleon_lora.cli.bench import LiveLine, progress_words
 
 AT = Progress(now_s=7.4, total=20, sent=10, completed=6, failed=1)
 

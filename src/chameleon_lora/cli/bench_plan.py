@@ -20,7 +20,6 @@ from chameleon_lora.bench.discovery import (
 )
 from chameleon_lora.bench.measuring import BenchRun
 from chameleon_lora.bench.replay import Target, bearer
-from chameleon_lora.cli.bench_options import RATE_PER_S
 from chameleon_lora.cli.traffic import traffic_of
 from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.objectives import Objective, Objectives
@@ -29,6 +28,7 @@ from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
 from chameleon_lora.workload.requests import TimedRequest
 from chameleon_lora.workload.traffic import Traffic
 
+RATE_PER_S = 1.0
 Adapters = tuple[NamedAdapter | str, ...]
 Notes = tuple[str, ...]
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from chameleon_lora.cli.option_types import RANKS, count, fitting_rank, positive
-from chameleon_lora.cli.plan_table import as_json, known_lines, table
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.planning.planning import NoLoadError, plan
+from chameleon_lora.planning.printed import as_json, known_lines, table
 from chameleon_lora.planning.question import PlanObjective, PlanQuestion
 from chameleon_lora.policy.settings import Preset, preset
 from chameleon_lora.sim.profile import read_profile
