@@ -5,11 +5,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, AdapterLimits, inspect_adapter
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.make import DTYPES, MAX_COUNT, MAX_RANK, ModelDims, make_adapters
+from chameleon_lora.bench.printed import printable
 from chameleon_lora.cli.option_types import count, whole
 from chameleon_lora.errors import ChameleonError, ConfigError
 
@@ -73,7 +75,7 @@ def make_command(args: argparse.Namespace) -> int:
             ConfigError(f"{str(args.dir)!r} cannot be written ({error}); way out: another folder")
         )
     total_bytes = sum(inspect_adapter(path).nbytes for path in paths)
-    print(f"{len(paths)} adapters, {total_bytes / _MIB:.1f} MiB, in {_printable(str(args.dir))}")
+    print(f"{len(paths)} adapters, {total_bytes / _MIB:.1f} MiB, in {printable(str(args.dir))}")
     return 0
 
 
@@ -96,38 +98,27 @@ def _as_json(info: AdapterInfo) -> dict[str, object]:
 
 def _table(infos: Sequence[AdapterInfo]) -> str:
     rows = [_COLUMNS, *(_row(info) for info in infos)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["  ".join(_padded(row, widths)).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "{:<{}}  {:>{}}  {:<{}}  {:>{}}  {:<{}}  {:<{}}"
+    lines = [form.format(*chain(*zip(row, widths, strict=True))).rstrip() for row in rows]
     for info in infos:
-        lines += [f"{_printable(info.name)}: {_printable(problem)}" for problem in info.problems]
+        lines += [f"{printable(info.name)}: {printable(problem)}" for problem in info.problems]
     return "\n".join(lines)
 
 
 def _row(info: AdapterInfo) -> tuple[str, ...]:
     return (
-        _printable(info.name),
+        printable(info.name),
         str(info.rank or "-"),
-        ",".join(_printable(module) for module in info.target_modules)[:60] or "-",
+        ",".join(printable(module) for module in info.target_modules)[:60] or "-",
         f"{info.nbytes / _MIB:.2f}",
         info.dtype or "-",
         str(len(info.problems) or "-"),
     )
 
 
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        cell.rjust(width) if title in {"rank", "MiB"} else cell.ljust(width)
-        for cell, width, title in zip(row, widths, _COLUMNS, strict=True)
-    ]
-
-
-def _printable(text: str) -> str:
-    """`text` without anything that could steer a terminal."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-
-
 def _refuse(error: ChameleonError) -> int:
-    print(f"chameleon adapters: {_printable(str(error))}", file=sys.stderr)
+    print(f"chameleon adapters: {printable(str(error))}", file=sys.stderr)
     return 2
 
 
