@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.tenants.bucket import Bucket
+from chameleon_lora.tenants.rate_limiter import Bucket
 
 PER_S, CAPACITY = 3.0, 10.0
 

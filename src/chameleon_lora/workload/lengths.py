@@ -80,7 +80,7 @@ AZURE_CONVERSATION: tuple[LengthPair, ...] = (
 """64 equally likely (input, output) tokens of the Azure conversation trace of 2023.
 
 Made by `representative_pairs` with 8 bins from the trace's 19,366 requests; the source and its
-licence (CC-BY 4.0) stand in `workload.azure`. Means: 1,155 input and 211 output tokens.
+licence (CC-BY 4.0) stand in `workload.trace_formats`. Means: 1,155 input and 211 output tokens.
 """
 
 

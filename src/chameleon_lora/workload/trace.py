@@ -9,20 +9,20 @@ from itertools import chain
 from pathlib import Path
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.workload import timed_jsonl, vllm_result
-from chameleon_lora.workload.azure import COLUMNS, is_azure_header, parse_azure
 from chameleon_lora.workload.lengths import LengthPair
-from chameleon_lora.workload.reading import (
-    MalformedError,
-    Reading,
-    in_line,
-    parsed_object,
+from chameleon_lora.workload.reading import MalformedError, Reading, in_line, parsed_object
+from chameleon_lora.workload.trace_formats import (
+    FORMS,
+    is_azure_header,
+    is_vllm_result,
+    parse_azure,
+    parse_timed,
+    vllm_result_readings,
 )
 
 MILLISECOND_S = 0.001
 MAX_TIMESTAMP_S = 3600.0
 _GZIP_MAGIC = b"\x1f\x8b"
-_FORMS = f"the header {','.join(COLUMNS)}, {timed_jsonl.EXPECTED}, or {vllm_result.EXPECTED}"
 
 Lines = Iterator[tuple[int, str]]
 """Line numbers, from 1, with the text of the lines that are not blank."""
@@ -77,9 +77,7 @@ def read_trace(path: Path, *, timestamp_s: float = MILLISECOND_S) -> tuple[Trace
             "way out: give a readable file, plain or gzipped"
         ) from error
     if not rows:
-        raise ConfigError(
-            f"trace {str(path)!r} holds 0 requests, the least is 1; it needs {_FORMS}"
-        )
+        raise ConfigError(f"trace {str(path)!r} holds 0 requests, the least is 1; it needs {FORMS}")
     return rows
 
 
@@ -118,22 +116,20 @@ def _rows(path: Path, lines: Lines, timestamp_s: float) -> Iterator[TraceRow]:
     if is_azure_header(text):
         return _in_order(path, lines, parse_azure)
     if not text.startswith("{"):
-        raise in_line(path, number, MalformedError(text, _FORMS))
+        raise in_line(path, number, MalformedError(text, FORMS))
     try:
-        fields = parsed_object(text, _FORMS)
+        fields = parsed_object(text, FORMS)
     except MalformedError:
         return _of_result(path, chain([first], lines))
-    if vllm_result.is_result(fields):
+    if is_vllm_result(fields):
         for below, more in lines:
             raise in_line(
                 path, below, MalformedError(more, "nothing below a result of vLLM's bench")
             )
         return _of_result(path, iter([first]))
     if "timestamp" not in fields:
-        raise in_line(path, number, MalformedError(sorted(fields), _FORMS))
-    return _in_order(
-        path, chain([first], lines), lambda line: timed_jsonl.parse_timed(line, timestamp_s)
-    )
+        raise in_line(path, number, MalformedError(sorted(fields), FORMS))
+    return _in_order(path, chain([first], lines), lambda line: parse_timed(line, timestamp_s))
 
 
 def _in_order(path: Path, lines: Lines, parse: Callable[[str], Reading]) -> Iterator[TraceRow]:
@@ -159,8 +155,8 @@ def _of_result(path: Path, lines: Lines) -> Iterator[TraceRow]:
     """A result of vLLM's bench: one line as vLLM writes it, or laid out over several."""
     numbered = list(lines)
     try:
-        fields = parsed_object("\n".join(text for _, text in numbered), _FORMS)
-        readings = vllm_result.result_readings(fields)
+        fields = parsed_object("\n".join(text for _, text in numbered), FORMS)
+        readings = vllm_result_readings(fields)
     except MalformedError as error:
         raise in_line(path, numbered[0][0], error) from error
     return (_row(reading, readings[0].time_us) for reading in readings)
