@@ -1,6 +1,5 @@
 """`chameleon adapters`: tables, exit codes and messages."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.cli.adapters import add_parser
+from chameleon_lora.cli.main import main
 
 MODEL = {
     "hidden_size": 64,
@@ -19,13 +18,8 @@ MODEL = {
 
 
 def run(*words: str | Path) -> int:
-    """Parse `chameleon adapters ...` and run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog="chameleon")
-    add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["adapters", *map(str, words)])
-    code = args.run(args)
-    assert isinstance(code, int)
-    return code
+    """The exit code of `chameleon adapters ...`."""
+    return main(["adapters", *map(str, words)])
 
 
 @pytest.fixture

@@ -125,3 +125,11 @@ def test_a_wrong_setting_ends_the_process_with_two_and_without_vllm() -> None:
     )
     assert (2, "") == (done.returncode, done.stdout)
     assert "setting 'cache.keep' is 'fifo'; use one of chameleon, fair_share, lru" in done.stderr
+
+
+def test_what_is_told_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A refusal is one line; control signs of what it names are shown escaped. Exit code 2."""
+    assert 2 == main(["tenants", "check", "\x1b[2J\n.toml"])
+    told = capsys.readouterr().err
+    assert told.startswith("chameleon tenants: tenants file \\x1b[2J\\n.toml cannot be read")
+    assert told.removesuffix("\n").isprintable()

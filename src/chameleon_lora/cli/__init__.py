@@ -1,7 +1,8 @@
 """The `chameleon` command: one file a sub-command, each with `add_parser` and its functions.
 
 A command function takes the parsed arguments and returns the exit code: 0 done, 1 done and
-something is wrong with what was looked at, 2 the arguments cannot be used.
+something is wrong with what was looked at. `main` tells a ChameleonError that it raises, and ends
+with 2: the arguments cannot be used.
 """
 
 __all__: list[str] = []

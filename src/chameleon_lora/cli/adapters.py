@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,7 +12,7 @@ from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.make import DTYPES, MAX_COUNT, MAX_RANK, ModelDims, make_adapters
 from chameleon_lora.bench.printed import printable
 from chameleon_lora.cli.option_types import count, whole
-from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.errors import ConfigError
 
 _MIB = 1 << 20
 _COLUMNS = ("name", "rank", "modules", "MiB", "dtype", "problems")
@@ -45,16 +44,14 @@ def add_parser(
 
 
 def inspect_command(args: argparse.Namespace) -> int:
-    """Print what is in `args.dir`; 0 all can be served, 1 some cannot, 2 nothing to look at."""
+    """Print what is in `args.dir`; 0 all can be served, 1 some cannot."""
     try:
         paths = _adapter_paths(args.dir)
-        limits = AdapterLimits(max_rank=args.max_lora_rank)
-    except ChameleonError as error:
-        return _refuse(error)
     except OSError as error:
-        return _refuse(
-            ConfigError(f"{str(args.dir)!r} cannot be read ({error}); way out: make it readable")
-        )
+        raise ConfigError(
+            f"{str(args.dir)!r} cannot be read ({error}); way out: make it readable"
+        ) from error
+    limits = AdapterLimits(max_rank=args.max_lora_rank)
     infos = [inspect_adapter(path, limits) for path in paths]
     if args.json:
         print(json.dumps([_as_json(info) for info in infos], indent=2))
@@ -64,16 +61,14 @@ def inspect_command(args: argparse.Namespace) -> int:
 
 
 def make_command(args: argparse.Namespace) -> int:
-    """Write `args.count` adapters below `args.dir`; 0 done, 2 the arguments cannot be used."""
+    """Write `args.count` adapters below `args.dir`."""
+    dims = ModelDims.from_model(args.model)
     try:
-        dims = ModelDims.from_model(args.model)
         paths = make_adapters(args.dir, dims, args.ranks, args.count, args.seed, dtype=args.dtype)
-    except ChameleonError as error:
-        return _refuse(error)
     except OSError as error:
-        return _refuse(
-            ConfigError(f"{str(args.dir)!r} cannot be written ({error}); way out: another folder")
-        )
+        raise ConfigError(
+            f"{str(args.dir)!r} cannot be written ({error}); way out: another folder"
+        ) from error
     total_bytes = sum(inspect_adapter(path).nbytes for path in paths)
     print(f"{len(paths)} adapters, {total_bytes / _MIB:.1f} MiB, in {printable(str(args.dir))}")
     return 0
@@ -115,11 +110,6 @@ def _row(info: AdapterInfo) -> tuple[str, ...]:
         info.dtype or "-",
         str(len(info.problems) or "-"),
     )
-
-
-def _refuse(error: ChameleonError) -> int:
-    print(f"chameleon adapters: {printable(str(error))}", file=sys.stderr)
-    return 2
 
 
 def _ranks(text: str) -> tuple[int, ...]:

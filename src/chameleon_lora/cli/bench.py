@@ -21,7 +21,7 @@ from chameleon_lora.bench.run_folder import new_folder
 from chameleon_lora.cli.bench_plan import RATE_PER_S, planned
 from chameleon_lora.cli.option_types import count, not_negative, positive
 from chameleon_lora.cli.traffic import add_traffic_options
-from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.errors import ConfigError
 from chameleon_lora.metrics.objectives import Objective
 
 DURATION_S, WARMUP_S, PATIENCE_S = 60.0, 5.0, 120.0
@@ -53,17 +53,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def bench_command(args: argparse.Namespace) -> int:
     """Runs all rates and prints what came out; progress goes to stderr.
 
-    Returns 0 all well, 1 a request failed, the client fell behind or a run was stopped, 2 asked for
-    wrongly or no server there.
+    Returns 0 all well, 1 a request failed, the client fell behind or a run was stopped.
+
+    Raises:
+        ChameleonError: asked for wrongly, or no server there.
     """
+    if args.out is not None and args.out.exists():
+        raise ConfigError(f"{args.out} exists already and is not overwritten; name another one")
+    plan = planned(args)
     live = LiveLine(sys.stderr)
-    try:
-        if args.out is not None and args.out.exists():
-            raise ConfigError(f"{args.out} exists already and is not overwritten; name another one")
-        plan = planned(args)
-    except ChameleonError as error:
-        live.say(f"chameleon bench: {printable(str(error))}")
-        return 2
     for note in plan.notes:
         live.say(f"chameleon bench: {printable(note)}")
     out = args.out or new_folder(Path("runs"), "bench")

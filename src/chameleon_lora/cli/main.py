@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from chameleon_lora import __version__
+from chameleon_lora.bench.printed import printable
+from chameleon_lora.errors import ChameleonError
 
 GROUPS = {
     "Serving": {
@@ -38,13 +40,20 @@ COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code: 0 done, 1 failed, 2 asked for wrongly."""
+    """Run one command; its exit code: 0 done, 1 failed, 2 asked for wrongly.
+
+    What a command raises for the user to act on is told in one line.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(words[0] if words else "", words)
     if words[0] in ON_VLLM and _lacks_vllm(args):
         print(f"chameleon {words[0]}: {HOW_TO_GET_VLLM}", file=sys.stderr)
         return 1
-    return int(args.run(args))
+    try:
+        return int(args.run(args))
+    except ChameleonError as error:
+        print(f"chameleon {words[0]}: {printable(str(error))}", file=sys.stderr)
+        return 2
 
 
 def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from chameleon_lora.cli.option_types import RANKS, count, fitting_rank, positive
-from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.errors import ConfigError
 from chameleon_lora.planning.planning import NoLoadError, plan
 from chameleon_lora.planning.printed import as_json, known_lines, table
 from chameleon_lora.planning.question import PlanObjective, PlanQuestion
@@ -61,7 +61,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def plan_command(args: argparse.Namespace) -> int:
-    """Print the plan; 0 done, 1 no load meets the objective, 2 asked for wrongly."""
+    """Print the plan; 0 done, 1 no load meets the objective."""
     if args.list:
         print("\n".join(known_lines()))
         return 0
@@ -69,9 +69,9 @@ def plan_command(args: argparse.Namespace) -> int:
     try:
         question = asked(args)
         answer = plan(question)
-    except ChameleonError as error:
+    except NoLoadError as error:
         print(f"chameleon plan: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NoLoadError) else 2
+        return 1
     name = args.policy
     if args.json:
         print(json.dumps(as_json(name, question, answer), indent=2, allow_nan=False))

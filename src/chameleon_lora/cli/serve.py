@@ -14,7 +14,7 @@ from chameleon_lora.cli.option_types import fitting_rank
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import serve
-from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError, EngineGoneError
+from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError
 from chameleon_lora.settings import parse_settings
 from chameleon_lora.tenants import hash_key
 
@@ -52,12 +52,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped; 1 if its engine died, 2 if a setting is wrong."""
-    try:
-        arguments = vllm_arguments(args)
-    except ChameleonError as error:
-        print(f"chameleon serve: {error}", file=sys.stderr)
-        return 2
+    """Run the server until it is stopped; 1 if its engine died."""
+    arguments = vllm_arguments(args)
     allow_plugin()
     try:
         serve(arguments)
