@@ -13,8 +13,7 @@ from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.sample import Sample
 
 CONFIG, RECORDS, SUMMARY, SAMPLES = "config.json", "records.jsonl", "summary.json", "samples.jsonl"
-
-Row = TypeVar("Row", RequestRecord, Sample)
+_Line = TypeVar("_Line", RequestRecord, Sample)
 
 
 def write_run(
@@ -65,7 +64,9 @@ def read_samples(folder: Path) -> tuple[Sample, ...]:
         BenchError: a line is not a sample; the message names file and line.
     """
     path = folder / SAMPLES
-    return _read_lines(path, Sample, "a sample") if path.exists() else ()
+    if not path.exists():
+        return ()
+    return _read_lines(path, Sample, "a sample")
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -81,18 +82,18 @@ def new_folder(parent: Path, name: str) -> Path:
             return folder
 
 
-def _read_lines(path: Path, kind: type[Row], what: str) -> tuple[Row, ...]:
-    """One value a line."""
+def _read_lines(path: Path, kind: type[_Line], called: str) -> tuple[_Line, ...]:
+    """Numbers are finite: JSON has no others, and a time that is none would spoil all figures."""
     decode = msgspec.json.Decoder(kind).decode
-    rows: list[Row] = []
+    lines = []
     for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
         try:
-            rows.append(decode(line))
-        except ValueError as error:
+            lines.append(decode(line))
+        except msgspec.MsgspecError as error:
             raise BenchError(
-                f"{path}:{number} is not {what} ({error}); run the benchmark again"
+                f"{path}:{number} is not {called} ({error}); run the benchmark again"
             ) from error
-    return tuple(rows)
+    return tuple(lines)
 
 
 def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
