@@ -7,28 +7,28 @@ import pytest
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
 from faults.adapter_fixtures import AdapterFixtures
-from tests.live.servers import WEIGHTS, Server, Setup, server_spec
+from tests.live.servers import SERVED, WEIGHTS, Server, Setup, server_spec
 from tests.live.stock import Stock
 
 
 @pytest.fixture(scope="session")
-def fixtures(tmp_path_factory: pytest.TempPathFactory) -> AdapterFixtures:
+def kit(tmp_path_factory: pytest.TempPathFactory) -> AdapterFixtures:
     """The tiny model and its adapters."""
     pytest.importorskip("vllm")
     model = ensure_tiny_model(default_cache_dir())
-    return AdapterFixtures.make(model, tmp_path_factory.mktemp("fixtures"), len(WEIGHTS))
+    return AdapterFixtures.make(model, tmp_path_factory.mktemp("kit"), len(WEIGHTS))
 
 
 @pytest.fixture(scope="session")
-def stock(fixtures: AdapterFixtures, tmp_path_factory: pytest.TempPathFactory) -> Stock:
+def stock(kit: AdapterFixtures, tmp_path_factory: pytest.TempPathFactory) -> Stock:
     """The answers of stock vLLM, whose server has ended by then."""
-    return Stock.ask(fixtures, tmp_path_factory.mktemp("stock") / "server.log")
+    return Stock.ask(kit, tmp_path_factory.mktemp("stock") / "server.log")
 
 
 @pytest.fixture(scope="session")
 def server(
     request: pytest.FixtureRequest,
-    fixtures: AdapterFixtures,
+    kit: AdapterFixtures,
     stock: Stock,  # noqa: ARG001  # so that its server is gone before this one starts
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
@@ -38,6 +38,9 @@ def server(
     """
     setup: Setup = request.param
     home = tmp_path_factory.mktemp(setup.name)
-    adapters = fixtures.served_below(home)
-    with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:
-        yield Server(url, adapters, fixtures)
+    adapters = home / "adapters"
+    adapters.mkdir()
+    for name, number in SERVED.items():
+        kit.place(number, adapters / name)
+    with running_server(server_spec(setup, kit, adapters, home / "server.log")) as url:
+        yield Server(url, adapters, kit)

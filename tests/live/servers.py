@@ -21,6 +21,7 @@ from chameleon_lora.servers.launching import (
     stock_command,
 )
 from chameleon_lora.servers.process import ServerSpec
+from faults import adapter_fixtures
 from faults.adapter_fixtures import AdapterFixtures
 from tests.live.client import Connection, Question, Reply, with_client
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 BASE = BASE_MODEL
 CONTEXT_TOKENS = 1024
 WEIGHTS = tuple(range(12))
+SERVED = adapter_fixtures.SERVED
+"""Adapters that every server has from its start: name -> weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Server:
 
     url: str
     adapters: Path
-    fixtures: AdapterFixtures
+    kit: AdapterFixtures
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def fresh_name(self) -> str:
@@ -91,7 +94,7 @@ class Server:
     def put(self, number: int, name: str | None = None) -> str:
         """A new adapter's name, whose folder has just appeared."""
         name = name or self.fresh_name()
-        self.fixtures.place(number, self.adapters / name)
+        self.kit.place(number, self.adapters / name)
         return name
 
     def ask(self, questions: Sequence[Question], at_once: int = 1) -> list[Reply]:
@@ -103,19 +106,19 @@ class Server:
         return with_client(self.url, work)
 
 
-def server_spec(setup: Setup, fixtures: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:
+def server_spec(setup: Setup, kit: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:
     """How to start Chameleon so."""
-    served = ServedModel.of(fixtures.model, adapters, _shape(setup.slots, setup.seats))
+    served = ServedModel.of(kit.model, adapters, _shape(setup.slots, setup.seats))
     if not setup.is_plain:
         return _spec(chameleon_command(served, setup.flags), log)
     own = ("--scheduler-cls", SCHEDULER, "--max-cpu-loras", str(setup.slots))
     return _spec(stock_command(served, (*own, *setup.flags)), log)
 
 
-def stock_spec(fixtures: AdapterFixtures, log: Path) -> ServerSpec:
+def stock_spec(kit: AdapterFixtures, log: Path) -> ServerSpec:
     """vLLM without Chameleon, one request at a time, a slot for all weights and some to spare."""
     slots = len(WEIGHTS) + 4
-    served = ServedModel.of(fixtures.model, fixtures.root, _shape(slots, seats=1))
+    served = ServedModel.of(kit.model, kit.root, _shape(slots, seats=1))
     return _spec(stock_command(served, ("--max-cpu-loras", str(slots))), log)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from faults.adapter_fixtures import SERVED
 from tests.live.client import OK, Connection, Question, Reply, until
-from tests.live.servers import BASE, SHARED, Server
+from tests.live.servers import BASE, SERVED, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, TALE, TALE_TOKENS, Stock
 
 pytestmark = [
@@ -67,7 +66,7 @@ def test_a_stream_keeps_its_adapter_while_others_are_loaded_aside(
         return told[0], asides
 
     numbers = range(4, 10)
-    late = {server.fresh_name(): server.fixtures.place(n, tmp_path / f"{n}") for n in numbers}
+    late = {server.fresh_name(): server.kit.place(n, tmp_path / f"{n}") for n in numbers}
     questions = [Question(name, prompt, ANSWER_TOKENS) for prompt in PROMPTS[:2] for name in late]
     told, asides = server.run(load_aside)
     assert {stock.answer(1, TALE, TALE_TOKENS)} == {reply.tokens for reply in told}
@@ -118,7 +117,7 @@ def test_an_unloaded_adapter_leaves_the_engine(
         await until(is_forgotten)
         return reply, known
 
-    name, path = server.fresh_name(), server.fixtures.place(3, tmp_path / "adapter")
+    name, path = server.fresh_name(), server.kit.place(3, tmp_path / "adapter")
     reply, (before, meanwhile) = server.run(unload)
     assert stock.answer(3, TALE, TALE_TOKENS) == reply.tokens
     assert 1 == meanwhile - before

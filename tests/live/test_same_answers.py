@@ -2,9 +2,8 @@
 
 import pytest
 
-from faults.adapter_fixtures import SERVED
 from tests.live.client import Question
-from tests.live.servers import BASE, MANY_SLOTS, ONE_SEAT, VLLM_PRESET, Server, Setup
+from tests.live.servers import BASE, MANY_SLOTS, ONE_SEAT, SERVED, VLLM_PRESET, Server, Setup
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, Stock
 
 NAMES = (*SERVED, BASE)

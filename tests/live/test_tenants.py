@@ -96,7 +96,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(
-    fixtures: AdapterFixtures,
+    kit: AdapterFixtures,
     stock: Stock,  # noqa: ARG001  # so that its server is gone before this one starts
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
@@ -105,7 +105,7 @@ def server(
     adapters = home / "adapters"
     adapters.mkdir()
     for number, name in ((1, "acme-1"), (2, "bob-1"), (3, "bob-2")):
-        fixtures.place(number, adapters / name)
+        kit.place(number, adapters / name)
     (adapters / "bob-2" / "adapter_model.safetensors").write_bytes(b"broken")
     (home / "tenants.toml").write_text(TENANTS)
     (home / "admin.key").write_text(KEYS["admin"])
@@ -115,7 +115,7 @@ def server(
         *("--chat-template", str(home / "chat.jinja")),
     )
     setup = Setup(SETUP.name, SETUP.slots, SETUP.seats, flags=(*SETUP.flags, *flags))
-    with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:
+    with running_server(server_spec(setup, kit, adapters, home / "server.log")) as url:
         yield Server(url)
 
 
