@@ -1,7 +1,7 @@
 /* A disk that stalls or fails, and a wall clock that jumps, for one process and its children.
  *
  * Loaded with LD_PRELOAD. What it does is read at each call from the file that FAULT_INJECTOR_CONTROL names,
- * which another process maps and writes (faults/shim.py has the same layout).
+ * which another process maps and writes (faults/fault_injector.py has the same layout).
  *
  * Only files are concerned whose path holds `match`. A stall is in open(2), as on a network file
  * system that is gone; an error is in the calls that read, as on a disk with a bad sector.

@@ -65,7 +65,7 @@ class RunningServer:
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def run(self, work: Callable[[FaultContext], Awaitable[T]]) -> T:
-        """What `work` answers, given a context."""
+        """What `work` answers, given a client and all that a fault needs."""
         adapters = None if self.kind.is_stock else self.home / ADAPTERS
 
         async def with_context() -> T:
@@ -100,7 +100,7 @@ def started(
     They are learnt from it, unless they are given.
 
     `home` becomes the folder of its adapters, its log and what faults need; `cache_dir` keeps the
-    injector disk between runs.
+    injector's library between runs.
 
     Raises:
         BenchError: it did not start, or there is no C compiler.

@@ -54,7 +54,7 @@ SAID_CHARACTERS = 90
 
 
 async def try_fault(fault: Fault, context: FaultContext, streams: int = STREAMS) -> FaultRow:
-    """Inflicts it on a context whose load runs from before it until after it."""
+    """Inflicts it on a server whose load runs from before it until after it."""
     stops = fault.ends_server
     load = SteadyLoad(context.client, context.questions(), streams, stops_when_told=stops)
     async with load.running():

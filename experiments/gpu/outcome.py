@@ -10,8 +10,8 @@ from typing import Any
 from chameleon_lora.errors import BenchError
 
 STAGES = "stages"
-FOUND_ENDING, REASON_ENDING = ".found", ".reason"
-"""Endings of the files that a stage's process leaves beside its outcome."""
+FOUND_ENDING, REASON = ".found", "reason"
+"""What a stage's process leaves beside its outcome, and what says there why it is not done."""
 FAILED_CODE, NOT_HERE_CODE = 1, 2
 """How the process of a stage ends if it is not done."""
 

@@ -186,7 +186,7 @@ def known_answers(
 def faults_of(
     results: StageResults, waves: Sequence[Wave], stock: Sequence[Answers], ours: Sequence[Answers]
 ) -> list[str]:
-    """What is wrong with our answers, in words; all figures are read_results.
+    """What is wrong with our answers, in words; all figures are kept.
 
     Some may differ from stock's where some of stock's differ from its own of another time.
     """

@@ -14,7 +14,7 @@ from typing import IO
 from experiments.gpu.outcome import (
     FOUND_ENDING,
     NOT_HERE_CODE,
-    REASON_ENDING,
+    REASON,
     STAGES,
     Outcome,
     Status,
@@ -141,9 +141,7 @@ class Runner:
 
     def _outcome(self, step: Step, limit_s: float) -> Outcome:
         """Of a stage that is run now."""
-        place = place_of(self.out, step.name)
-        for ending in (FOUND_ENDING, REASON_ENDING):
-            place.with_suffix(ending).unlink(missing_ok=True)
+        place_of(self.out, step.name).with_suffix(FOUND_ENDING).unlink(missing_ok=True)
         log = self.out / "logs" / f"{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         start_s = self.clock()
@@ -156,17 +154,17 @@ class Runner:
         ended = self._ended(step.name, start_s)
         if status == 0:
             return replace(ended, status=Status.DONE)
-        reason = _reason(place.with_suffix(REASON_ENDING), log, status)
-        if status is None:
-            reason = f"stopped after {limit_s:.0f} s, its limit"
+        reason = f"stopped after {limit_s:.0f} s, its limit"
+        if status is not None:
+            reason = _with_log(ended.reason, log, status)
         kind = Status.SKIPPED if status == NOT_HERE_CODE else Status.FAILED
         return replace(ended, status=kind, reason=reason)
 
     def _ended(self, name: str, start_s: float) -> Outcome:
         """Of a stage whose process is gone, with what it had found."""
         figures = read_results(place_of(self.out, name).with_suffix(FOUND_ENDING))
-        seconds = self.clock() - start_s
-        return Outcome(name, Status.FAILED, "", seconds, figures, self.device or "CPU")
+        reason, seconds = figures.pop(REASON, ""), self.clock() - start_s
+        return Outcome(name, Status.FAILED, reason, seconds, figures, self.device or "CPU")
 
     def _run(self, name: str, log: IO[bytes], limit_s: float) -> int | None:
         """The stage's exit code; None if it took too long. Afterwards its process is gone."""
@@ -214,12 +212,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _reason(path: Path, log: Path, status: int | None) -> str:
-    """What the stage gave as its reason, or the end of its log; then the last error in the log."""
+def _with_log(reason: str, log: Path, status: int) -> str:
+    """The stage's reason, or else the end of its log; then the last error in the log."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if path.exists():
-        reason = path.read_text(encoding="utf-8")
-    else:
-        reason = f"ended with {status}: {' / '.join(lines[-LOG_LINES:])}"
+    reason = reason or f"ended with {status}: {' / '.join(lines[-LOG_LINES:])}"
     error = next((line for line in reversed(lines) if ERROR.search(line)), "").strip()
     return reason if not error or error in reason else f"{reason}; in its log: {error}"[:LONGEST]

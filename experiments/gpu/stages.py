@@ -1,8 +1,8 @@
 """The stages of the run, in the order of their worth: what each does, needs and should take.
 
 `python -m experiments.gpu.stages OUT STAGE`, which runner.py starts, runs one. What the stage finds goes
-to its results, why it failed to a file beside them: exit code 0, or one of outcome.py. SIGTERM ends it
-as Ctrl-C would, so that servers and engines are stopped on the way out.
+to its results, why it failed too: exit code 0, or one of outcome.py. SIGTERM ends it as Ctrl-C would, so
+that servers and engines are stopped on the way out.
 """
 
 import os
@@ -22,7 +22,7 @@ from experiments.gpu.outcome import (
     FAILED_CODE,
     FOUND_ENDING,
     NOT_HERE_CODE,
-    REASON_ENDING,
+    REASON,
     NotHereError,
     StageResults,
     place_of,
@@ -173,26 +173,19 @@ def run(out: Path, name: str) -> int:
     """The stage's exit code."""
     options = read_options(out)
     (stage,) = chosen((name,))
-    place = place_of(out, name)
+    results = StageResults(place_of(out, name).with_suffix(FOUND_ENDING))
     try:
-        stage.work(options, StageResults(place.with_suffix(FOUND_ENDING)))
-    except NotHereError as error:
-        return _ended(place, str(error), NOT_HERE_CODE)
+        stage.work(options, results)
     except ChameleonError as error:
-        return _ended(place, str(error))
-    except KeyboardInterrupt:
-        return _ended(place, "it was stopped")
+        results.add(**{REASON: str(error).strip()[:LONGEST]})
+        return NOT_HERE_CODE if isinstance(error, NotHereError) else FAILED_CODE
     except BaseException as error:  # noqa: BLE001  # whatever it is, the next stage goes on
         traceback.print_exc()
-        return _ended(place, f"{type(error).__name__}: {error}")
+        is_stopped = isinstance(error, KeyboardInterrupt)
+        reason = "it was stopped" if is_stopped else f"{type(error).__name__}: {error}"
+        results.add(**{REASON: reason.strip()[:LONGEST]})
+        return FAILED_CODE
     return 0
-
-
-def _ended(place: Path, reason: str, code: int = FAILED_CODE) -> int:
-    text = reason.strip()[:LONGEST]
-    place.with_suffix(REASON_ENDING).write_text(text, encoding="utf-8")
-    print(text, file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from experiments.gpu.outcome import (
     FOUND_ENDING,
     NOT_HERE_CODE,
-    REASON_ENDING,
     Outcome,
     Status,
     place_of,
@@ -23,19 +22,19 @@ from experiments.gpu.outcome import (
 from experiments.gpu.runner import RESERVE_S, Begin, Runner, Step, decide, in_order, known_of
 
 FOUND = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"figure\": 7}')"
-FAILS = f"print('TypeError: no such flag'); {FOUND}; pathlib.Path(sys.argv[2]).write_text('an answer differs'); sys.exit(1)"
+REASONED = FOUND.replace("7", '7, "reason": "an answer differs"')
+FAILS = f"print('TypeError: no such flag'); {REASONED}; sys.exit(1)"
 DIES = "import os; print('no memory'); os.abort()"
 HANGS = f"{FOUND}; import signal; print('begun', flush=True); signal.pause()"
 
 
 def commands(out: Path, scripts: dict[str, str]) -> Callable[[str], list[str]]:
-    """Stages that are scripts; they are told where what they find and their reason go."""
+    """Stages that are scripts; they are told where what they find goes."""
 
     def command(name: str) -> list[str]:
         place = place_of(out, name)
         place.parent.mkdir(exist_ok=True)
-        files = [str(place.with_suffix(FOUND_ENDING)), str(place.with_suffix(REASON_ENDING))]
-        return [sys.executable, "-c", scripts[name], *files]
+        return [sys.executable, "-c", scripts[name], str(place.with_suffix(FOUND_ENDING))]
 
     return command
 
