@@ -103,10 +103,12 @@ class Server:
     def tidy(self) -> None:
         """Afterwards the adapters are those of the start: as folders, by name and in the engine."""
         for path in self.adapters.iterdir():
-            if path.is_symlink():
-                path.unlink()
-            elif path.name not in SERVED:
+            if path.name in SERVED:
+                continue
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
+            else:
+                path.unlink()
         self.run(_unload_late_ones)
 
 
