@@ -45,14 +45,14 @@ class Stock:
         return known[:tokens]
 
     @classmethod
-    def ask(cls, kit: AdapterFixtures, log: Path) -> "Stock":
+    def ask(cls, fixtures: AdapterFixtures, log: Path) -> "Stock":
         """Starts stock vLLM, asks everything one by one, and stops it."""
         asked = list(_all_questions())
         questions = [
             Question(BASE if weights is None else f"w{weights}", prompt, tokens)
             for weights, prompt, tokens in asked
         ]
-        with running_server(stock_spec(kit, log)) as url:
+        with running_server(stock_spec(fixtures, log)) as url:
             replies = with_client(url, lambda client: client.ask_all(questions, at_once=1))
         return cls(
             {

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from faults.adapter_fixtures import SERVED
 from tests.live.client import Question
-from tests.live.servers import BASE, SERVED, SHARED, Server
+from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock
 
 pytestmark = [

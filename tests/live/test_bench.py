@@ -8,8 +8,8 @@ import pytest
 from chameleon_lora.bench.run_folder import read_config, read_records, read_samples
 from chameleon_lora.cli.main import main
 from chameleon_lora.metrics.record import RESIDENCIES
-from faults.adapter_fixtures import rank_of
-from tests.live.servers import SERVED, SHARED, Server
+from faults.adapter_fixtures import SERVED, rank_of
+from tests.live.servers import SHARED, Server
 
 pytestmark = [
     pytest.mark.vllm,

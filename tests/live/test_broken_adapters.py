@@ -53,8 +53,8 @@ def assert_explained(error: dict[str, Any] | None, name: str, why: str) -> None:
 def put_broken(server: Server, ruin: Callable[[Path, Path], None]) -> str:
     """The name of a folder that appeared in this state."""
     name = server.fresh_name()
-    staged = server.kit.place(5, server.kit.root.parent / f"staged-{name}")
-    ruin(staged, server.kit.model)
+    staged = server.fixtures.place(5, server.fixtures.root.parent / f"staged-{name}")
+    ruin(staged, server.fixtures.model)
     staged.rename(server.adapters / name)
     return name
 
@@ -83,7 +83,9 @@ def test_a_folder_that_was_mended_is_served(server: Server, stock: Stock) -> Non
 
     async def mend(client: Connection) -> tuple[Reply, Reply]:
         before = await client.ask(question)
-        shutil.copyfile(server.kit.path(5) / WEIGHTS_NAME, server.adapters / name / WEIGHTS_NAME)
+        shutil.copyfile(
+            server.fixtures.path(5) / WEIGHTS_NAME, server.adapters / name / WEIGHTS_NAME
+        )
         return before, await client.ask(question)
 
     name = put_broken(server, take_weights)
@@ -122,12 +124,12 @@ def test_a_load_that_fails_ends_the_requests_that_wait_for_it(
     """
 
     async def ask_beside_streams(client: Connection) -> tuple[list[Reply], list[list[Reply]]]:
-        folder = server.kit.place(6, tmp_path / "adapter")
+        folder = server.fixtures.place(6, tmp_path / "adapter")
         if ruin is widen:  # nothing in the adapter itself shows it
-            ruin(folder, server.kit.model)
+            ruin(folder, server.fixtures.model)
         assert OK == await load(client, folder)
         if ruin is not widen:  # it was sound when it was offered
-            ruin(folder, server.kit.model)
+            ruin(folder, server.fixtures.model)
         doomed = Question(name, PROMPTS[0])
         async with client.streaming(others) as undisturbed:
             failed = await asyncio.gather(

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
+from faults.adapter_fixtures import SERVED
 from tests.live.client import OK, Connection, Question, Reply, until
-from tests.live.servers import SERVED, SHARED, Server
+from tests.live.servers import SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, TALE, Stock
 
 pytestmark = [
@@ -103,7 +104,7 @@ def test_replaced_weights_answer_from_then_on(
 
     async def replace_while_asking(client: Connection) -> list[tuple[int, ...]]:
         answers = [(await client.ask(question)).tokens for _ in range(2)]
-        server.kit.replace_weights(new, server.adapters / name)
+        server.fixtures.replace_weights(new, server.adapters / name)
 
         async def is_new() -> bool:
             answers.append((await client.ask(question)).tokens)
@@ -131,7 +132,7 @@ def test_replacing_weights_leaves_streams_under_way_as_they_are(
 
     async def replace_under_a_stream(client: Connection) -> tuple[list[Reply], Reply]:
         async with client.streaming([Question(name, TALE, 320)]) as replies:
-            server.kit.replace_weights(3, server.adapters / name)
+            server.fixtures.replace_weights(3, server.adapters / name)
             new = stock.answer(3, PROMPTS[0], ANSWER_TOKENS)
 
             async def is_new() -> bool:

@@ -42,7 +42,7 @@ BAD_REQUEST, NOT_FOUND = 400, 404
 )
 def test_a_name_that_is_no_adapters_is_not_found(server: Server, name: str) -> None:
     """The name gets 404 in OpenAI's form, though files may lie where it points."""
-    server.kit.place(1, server.adapters.parent / "outside") if name == "../outside" else None
+    server.fixtures.place(1, server.adapters.parent / "outside") if name == "../outside" else None
     (reply,) = server.ask([Question(name, PROMPTS[0])])
     assert NOT_FOUND == reply.status
     assert reply.error is not None
@@ -53,7 +53,7 @@ def test_a_name_that_is_no_adapters_is_not_found(server: Server, name: str) -> N
 
 def test_an_absolute_path_is_not_found(server: Server) -> None:
     """The path of an adapter's folder is no name for it, inside the served folder or outside."""
-    paths = [server.adapters / "a1", server.kit.path(1)]
+    paths = [server.adapters / "a1", server.fixtures.path(1)]
     replies = server.ask([Question(str(path), PROMPTS[0]) for path in paths])
     assert [NOT_FOUND, NOT_FOUND] == [reply.status for reply in replies]
 
@@ -61,7 +61,7 @@ def test_an_absolute_path_is_not_found(server: Server) -> None:
 def test_a_link_that_leads_outside_is_not_found(server: Server) -> None:
     """A link in the folder to an adapter outside of it is neither served nor listed."""
     name = server.fresh_name()
-    (server.adapters / name).symlink_to(server.kit.path(1))
+    (server.adapters / name).symlink_to(server.fixtures.path(1))
     (reply,) = server.ask([Question(name, PROMPTS[0])])
     assert NOT_FOUND == reply.status
     assert name not in server.run(lambda client: client.models())
@@ -72,7 +72,7 @@ def test_a_file_that_leads_outside_is_refused(server: Server) -> None:
     name = server.put(1)
     weights = server.adapters / name / WEIGHTS_NAME
     staged = weights.with_name(".staged")
-    staged.symlink_to(server.kit.path(1) / WEIGHTS_NAME)
+    staged.symlink_to(server.fixtures.path(1) / WEIGHTS_NAME)
     staged.replace(weights)
     replies: list[Reply] = []
 

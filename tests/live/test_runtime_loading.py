@@ -39,7 +39,7 @@ def test_an_adapter_can_be_loaded_by_its_path(server: Server, stock: Stock, tmp_
         reply = await client.ask(Question(name, PROMPTS[0], ANSWER_TOKENS))
         return first, reply, await load(client, name, path)
 
-    name, path = server.fresh_name(), server.kit.place(10, tmp_path / "adapter")
+    name, path = server.fresh_name(), server.fixtures.place(10, tmp_path / "adapter")
     loaded, reply, again = server.run(load_then_ask)
     assert (OK, f"Success: LoRA adapter '{name}' added successfully.") == loaded
     assert stock.answer(10, PROMPTS[0], ANSWER_TOKENS) == reply.tokens
@@ -53,7 +53,7 @@ def test_loading_a_broken_adapter_is_refused(server: Server, tmp_path: Path) -> 
     async def load_then_ask(client: Connection) -> tuple[tuple[int, str], Reply]:
         return await load(client, name, path), await client.ask(Question(name, PROMPTS[0]))
 
-    name, path = server.fresh_name(), server.kit.place(10, tmp_path / "adapter")
+    name, path = server.fresh_name(), server.fixtures.place(10, tmp_path / "adapter")
     (path / WEIGHTS_NAME).write_bytes(b"\x10\x00")
     (status, text), reply = server.run(load_then_ask)
     assert BAD_REQUEST == status
@@ -81,11 +81,11 @@ def test_loading_in_place_answers_with_the_new_weights(
     async def replace(client: Connection) -> list[Reply]:
         assert OK == (await load(client, name, path))[0]
         replies = [await client.ask(question), await client.ask(question)]
-        server.kit.replace_weights(11, path)
+        server.fixtures.replace_weights(11, path)
         assert OK == (await load(client, name, path, load_inplace=True))[0]
         return [*replies, *await client.ask_all([question] * 4, at_once=4)]
 
-    name, path = server.fresh_name(), server.kit.place(8, tmp_path / "adapter")
+    name, path = server.fresh_name(), server.fixtures.place(8, tmp_path / "adapter")
     question = Question(name, prompt, ANSWER_TOKENS)
     old, new = (stock.answer(number, prompt, ANSWER_TOKENS) for number in (8, 11))
     assert [old, old, new, new, new, new] == [reply.tokens for reply in server.run(replace)]
@@ -106,13 +106,13 @@ def test_an_unloaded_name_loaded_anew_has_the_new_weights(
         assert OK == (await unload(client, name))[0]
         replies.append(await client.ask(question))
         if is_same_path:
-            server.kit.replace_weights(9, first)
+            server.fixtures.replace_weights(9, first)
         assert OK == (await load(client, name, first if is_same_path else second))[0]
         return [*replies, await client.ask(question)]
 
     name = server.fresh_name()
-    first = server.kit.place(6, tmp_path / "first")
-    second = server.kit.place(9, tmp_path / "second")
+    first = server.fixtures.place(6, tmp_path / "first")
+    second = server.fixtures.place(9, tmp_path / "second")
     question = Question(name, BOOK, ANSWER_TOKENS)
     replies = server.run(unload_then_load)
     assert [OK, NOT_FOUND, OK] == [reply.status for reply in replies]
