@@ -32,7 +32,7 @@ def admitted(policy: Scheduler, room: StepBudget = ROOM) -> list[str]:
 
 def held(policy: Scheduler) -> Sequence[Held | None]:
     """Why each lane's head waits."""
-    return [state.held for state in policy.lane_states()]
+    return [state.held for state in policy.view(0.0).lanes]
 
 
 class TestAlgorithmOne:
@@ -104,7 +104,7 @@ class TestOversized:
         two_lanes(policy, Quota(300, 4), Quota(1000, 4))
         policy.arrived(request("large", tokens=1600, output=16), 0.0)
         assert ["large"] == admitted(policy)
-        assert [300, 1000] == [state.used_tokens for state in policy.lane_states()]
+        assert [300, 1000] == [state.used_tokens for state in policy.view(0.0).lanes]
 
     def test_waits_while_its_lane_has_something_in_flight(self) -> None:
         """It goes only when what its lane lent has come back."""

@@ -150,21 +150,20 @@ class OfflineEngine:
             use_tqdm=False,
         )
         seconds = stopwatch_s() - start
-        device = self._driver.policy.device if self._driver else None
-        entries = self._driver.policy.residency.entries.values() if self._driver else ()
+        view = self._driver.view() if self._driver else None
         return WaveResult(
             answers=[_answer(request) for request in done],
             steps=self._steps,
             preemptions=self._preemptions,
             seconds=seconds,
             cached_tokens=sum(request.num_cached_tokens or 0 for request in done),
-            held_blocks=device.held_blocks if device else 0,
-            held_adapters=sum(entry.is_on_device for entry in entries),
+            held_blocks=view.device.held_blocks if view else 0,
+            held_adapters=sum(known.is_on_device for known in view.adapters) if view else 0,
         )
 
     def result(self, waves: list[WaveResult]) -> OfflineResult:
         """Them, with the counters as they are now."""
-        device = self._driver.policy.device if self._driver else None
+        device = self._driver.view().device if self._driver else None
         return OfflineResult(
             waves=waves,
             counts=self._driver.telemetry.counts() if self._driver else {},
