@@ -137,6 +137,9 @@ def check_prefetch(policy: Scheduler) -> None:
     for adapter_id, sequence in prefetcher._missing.items():
         assert entries[adapter_id].tier is Tier.DISK
         assert entries[adapter_id].queued or sequence == NEVER
+    for adapter_id, entry in entries.items():
+        if entry.is_pinned and entry.tier is Tier.DISK and not entry.is_leaving:
+            assert adapter_id in prefetcher._missing.keys() | prefetcher._retry_s.keys()
     expected = {adapter_id for adapter_id, entry in entries.items() if entry.is_expected}
     habits = prefetcher._forecast._habits if prefetcher._forecast else {}
     assert expected == {adapter_id for adapter_id, habit in habits.items() if habit.is_expected}

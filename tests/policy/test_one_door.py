@@ -1,6 +1,7 @@
 """Nobody outside of the policy goes in by another door than `policy.scheduler.Scheduler`."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ def private_names() -> frozenset[str]:
     return frozenset(name for name in dir(scheduler) if re.match("_[a-z]", name))
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -59,6 +59,18 @@ def test_no_more_than_max_loading_at_a_time() -> None:
     assert [2] == planned(prefetcher)
 
 
+def test_those_no_longer_wanted_are_forgotten() -> None:
+    """Though the first one, for which there is no room, keeps the heap from being looked through."""
+    prefetcher, residency, entries = make(10, *([1] * 50), budget=5)
+    want(prefetcher, residency, entries[0], 0)
+    assert [] == planned(prefetcher)
+    for sequence in range(1, 1000):
+        entry = entries[1 + sequence % 50]
+        prefetcher.want(entry, sequence)
+        prefetcher.unwant(entry)
+    assert len(prefetcher._oldest_first) <= 2 * len(entries)
+
+
 def test_a_load_that_takes_too_long_leaves_its_place_to_another() -> None:
     """Two whose disk hangs hold up a third for `stall_s`, and never the loads after that."""
     prefetcher, residency, entries = make(10, 10, 10, 10)
