@@ -229,6 +229,18 @@ class TestBypass:
             policy.arrived(request(name, 1, output=SHORT), 0.0)
         assert ["a", "b", "c"] == admitted(policy)
 
+    def test_who_is_refused_stays_as_it_was(self) -> None:
+        """It kept its promise until it was put back, and is now too long to promise that again."""
+        policy = with_held_head(Bypass.BACKFILL)
+        policy.arrived(request("short", 1, output=SHORT), 0.0)
+        assert ["short"] == admitted(policy)
+        state = policy._backlog.states[request("short").id]
+        head = policy._backlog.states[request("head").id]
+        policy.requeued(state.request.id, 0)
+        policy.passed(45)
+        assert [] == admitted(policy)
+        assert (head.sequence, None) == (state.promised_to, state.charge)
+
     def test_the_slot_that_comes_free_first_is_reserved(self) -> None:
         """Of two busy slots, only the one that ends sooner is closed to long requests."""
         policy = make(AdmissionSettings(order=Order.FIFO, squash_limit=0), slots=2).policy
