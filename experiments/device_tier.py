@@ -37,7 +37,7 @@ IN_TURN: dict[str, Any] = {"preset": "vllm", "serving": {"slot_parts": 1}}
 """First come, first served: an order that does not hang on the clock."""
 EAGER: dict[str, Any] = {
     "preset": "vllm",
-    "device": {"max_bytes": -1, "promotions_per_s": 1000.0, "headroom_share": 0.0},
+    "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
     "serving": {"debug_checks": True, "slot_parts": 1},
 }
 

@@ -12,14 +12,18 @@ import random
 from dataclasses import dataclass, field, replace
 from time import thread_time_ns
 
-from chameleon_lora.policy.memory.eviction import KeepRule
-from chameleon_lora.policy.memory.forecast import Forecast, ForecastSettings
-from chameleon_lora.policy.memory.prefetch import PrefetchSettings
-from chameleon_lora.policy.memory.residency import CacheSettings
+from chameleon_lora.policy.memory.forecast import Forecast
 from chameleon_lora.policy.plan import StepBudget
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.scheduler import Scheduler
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings
+from chameleon_lora.policy.settings import (
+    CacheSettings,
+    EngineLimits,
+    ForecastSettings,
+    KeepRule,
+    PolicySettings,
+    PrefetchSettings,
+)
 
 ADAPTERS = 200
 ADAPTER_BYTES = 16 << 20
@@ -74,7 +78,7 @@ def run(requests: list[tuple[float, int]], settings: PolicySettings) -> Result:
             number, count = requests[count][1], count + 1
             if now_s > WARM_UP * end_s:
                 result.asked[number % 2] += 1
-                result.hits[number % 2] += policy.residency.entries[AdapterId(number)].is_in_host
+                result.hits[number % 2] += policy.adapter(AdapterId(number)).is_in_host
             request = Request(RequestId(f"r{count}"), AdapterId(number), 100, 10, 10)
             start_ns = thread_time_ns()
             policy.arrived(request, now_s)

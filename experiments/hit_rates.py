@@ -30,10 +30,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chameleon_lora.policy.memory.eviction import KeepRule
-from chameleon_lora.policy.memory.residency import CacheSettings, Residency
+from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.memory.slots import SlotTable
 from chameleon_lora.policy.request import Adapter, AdapterId
+from chameleon_lora.policy.settings import CacheSettings, KeepRule
 from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthScale, draw_lengths
 from chameleon_lora.workload.popularity import draw_ranks, power_law_shares
 

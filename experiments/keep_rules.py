@@ -12,8 +12,7 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from chameleon_lora.policy.memory.eviction import KeepRule
-from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.policy.settings import KeepRule, PolicySettings
 from chameleon_lora.reproduce.arms import on_vllm
 from chameleon_lora.reproduce.finding import Effort
 from chameleon_lora.reproduce.testbed import a40

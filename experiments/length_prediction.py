@@ -26,9 +26,9 @@ from statistics import fmean
 from time import process_time_ns
 from zlib import crc32
 
-from chameleon_lora.policy.estimate.length import LengthEstimator, LengthSettings, Predictor
-from chameleon_lora.policy.estimate.words import excerpt
-from chameleon_lora.policy.request import AdapterId, Request, RequestId
+from chameleon_lora.policy.estimate.length import LengthEstimator
+from chameleon_lora.policy.request import AdapterId, Request, RequestId, excerpt
+from chameleon_lora.policy.settings import LengthSettings, Predictor
 from chameleon_lora.workload.foretold import (
     SSJF_CLASSES,
     SSJF_CUTS_TOKENS,

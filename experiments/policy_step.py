@@ -53,7 +53,7 @@ class Load:
         self.times_ns: dict[str, list[int]] = defaultdict(list)
         self._rng = random.Random(seed)
         self._weights = list(accumulate(1.0 / (n + 1) for n in range(adapters)))
-        self._step, self._count = 0, 0
+        self._step, self._count, self._unfinished = 0, 0, 0
         self._ends: list[tuple[int, int, RequestId, int]] = []
         self._loads: list[tuple[int, AdapterId]] = []
         self._promotions: deque[tuple[int, int]] = deque()
@@ -65,45 +65,51 @@ class Load:
         self._kv: dict[RequestId, int] = {}
         self._output: dict[RequestId, int] = {}
 
+    @property
+    def now_s(self) -> float:
+        """The time of the step under way."""
+        return self._step * STEP_S
+
     def arrive(self) -> None:
         """One request of a popular adapter, rarely of an unpopular one or the base model."""
         rng, self._count = self._rng, self._count + 1
+        self._unfinished += 1
         rank = bisect(self._weights, rng.random() * self._weights[-1])
         adapter_id = None if rng.random() < 0.05 else AdapterId(rank)
         tokens = max(1, min(4000, int(rng.lognormvariate(5.5, 1.0))))
         output = max(1, min(1000, int(rng.lognormvariate(3.5, 0.9))))
         request = Request(RequestId(f"r{self._count}"), adapter_id, tokens, 2 * output)
         self._kv[request.id], self._output[request.id] = tokens + output, output
-        self._timed("arrived", request, self._step * STEP_S)
+        self._timed("arrived", request, self.now_s)
 
     def step(self) -> None:
         """One engine step; afterwards what is due has ended and loaded."""
         self._step += 1
-        running = self.policy.backlog.running
+        running, held_blocks = self.policy.running, self.policy.held_blocks
         used = sum(self._kv[request_id] for request_id in running)
-        total, device = LIMITS.kv_blocks.count, self.policy.device
+        total = LIMITS.kv_blocks.count
         used_blocks = -(-used // LIMITS.block_tokens)
-        if device.held_blocks > total - used_blocks:
-            self._timed("reclaim", device.held_blocks - total + used_blocks, self._step * STEP_S)
+        if held_blocks > total - used_blocks:
+            self._timed("make_room", held_blocks - total + used_blocks, self.now_s)
         room = StepBudget(
             seats=64 - len(running),
             kv_tokens=LIMITS.kv_tokens - used,
             batch_tokens=8192,
             is_empty=not running,
-            free_blocks=total - used_blocks - device.held_blocks,
+            free_blocks=total - used_blocks - self.policy.held_blocks,
             growth_blocks=len(running) // LIMITS.block_tokens,
         )
-        plan = self._timed("step", self._step * STEP_S, room)
+        plan = self._timed("step", self.now_s, room)
         self._carry_out(plan)
 
     def fill(self, waiting: int) -> None:
         """Afterwards this many requests wait."""
-        backlog = self.policy.backlog
-        while len(backlog.states) - len(backlog.running) < waiting:
+        missing = waiting - (self._unfinished - len(self.policy.running))
+        for _ in range(missing):
             self.arrive()
 
     def _carry_out(self, plan: StepPlan) -> None:
-        now_s = self._step * STEP_S
+        now_s = self.now_s
         for request_id in plan.squash:
             self._timed("requeued", request_id, 1)
         for admission in plan.admit:
@@ -112,7 +118,7 @@ class Load:
         for promotion in plan.promotions:
             self._promotions.append((self._step + PROMOTION_STEPS, promotion.serial))
         while self._promotions and self._promotions[0][0] <= self._step:
-            self.policy.device.promoted(self._promotions.popleft()[1])
+            self.policy.promoted(self._promotions.popleft()[1])
         for load in plan.loads:
             heapq.heappush(self._loads, (self._step + LOAD_STEPS, load.adapter_id))
         while self._loads and self._loads[0][0] <= self._step:
@@ -121,12 +127,13 @@ class Load:
             self._timed("loaded", adapter_id, nbytes, nbytes // BYTES_PER_RANK, now_s)
         while self._ends and self._ends[0][0] <= self._step:
             _, admitted, request_id, _ = heapq.heappop(self._ends)
-            ticket = self.policy.backlog.running.get(request_id)
-            if ticket is not None and ticket.admitted_step == admitted:  # not squashed since
+            is_running = request_id in self.policy.running
+            if is_running and self.policy.request(request_id).admitted_step == admitted:
                 self._timed("finished", request_id, self._output[request_id], now_s)
+                self._unfinished -= 1  # else it was squashed since
 
     def _timed(self, name: str, *args: object) -> StepPlan:
-        call = getattr(self.policy.device if name == "reclaim" else self.policy, name)
+        call = getattr(self.policy, name)
         start_ns = self._clock_ns()
         answer = call(*args)
         self.times_ns[name].append(self._clock_ns() - start_ns)
@@ -153,7 +160,7 @@ def main() -> None:
             load.step()
         if not measured:
             gc.collect()
-    device = load.policy.device
+    device = load.policy.device(load.now_s)
     print(
         f"{device.promotions} promotions, {device.held_blocks} of {device.limit_blocks} blocks held"
     )

@@ -157,7 +157,7 @@ def _is_choice(hint: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return f"`{_toml(value)}`"
+    return "unset" if value is None else f"`{_toml(value)}`"
 
 
 def _toml(value: Any) -> str:

@@ -9,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.admission.rules import Bypass
-from chameleon_lora.policy.memory.eviction import KeepRule, KeepWeights
-from chameleon_lora.policy.settings import PolicySettings, Preset, preset
+from chameleon_lora.policy.settings import (
+    Bypass,
+    KeepRule,
+    KeepWeights,
+    PolicySettings,
+    Preset,
+    preset,
+)
 from chameleon_lora.settings import ServingSettings, Settings, parse_settings
 
 SECTIONS = [f.name for f in fields(PolicySettings) if f.name != "seed"]

@@ -83,7 +83,7 @@ LENGTHS = (33, 64)
 CROWD_TOKENS, CHURN_TOKENS = 48, 2
 SETTINGS: dict[str, Any] = {
     "preset": "vllm",  # requests are admitted as stock admits them: batches are the same
-    "device": {"max_bytes": -1, "promotions_per_s": 1000.0, "headroom_share": 0.0},
+    "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
     "serving": {"debug_checks": True, "slot_parts": 1},
 }
 Answers = list[list[int]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
-from chameleon_lora.policy.memory.slots import SlotTable
+from chameleon_lora.policy.settings import EngineLimits
 
 PARTS = st.sampled_from((1, 2, 4, 8, 16))
 
@@ -36,7 +36,9 @@ def test_needed_cells_cover_the_rank_and_half_of_them_do_not(
 def test_the_policy_counts_the_same_cells(parts: int, max_rank: int, rank: int) -> None:
     """Where the parts divide the rank, as they always do in an engine."""
     max_rank *= parts
-    assert SlotTable(1, parts, max_rank).needed(rank) == Cells(1, parts, max_rank).needed(rank)
+    table = EngineLimits(1, 1, 16, 1, slot_parts=parts, max_rank=max_rank).slot_table()
+    assert table is not None
+    assert table.needed(rank) == Cells(1, parts, max_rank).needed(rank)
 
 
 @given(divisions())

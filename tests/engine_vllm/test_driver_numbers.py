@@ -43,7 +43,7 @@ def test_a_hint_counts_only_if_it_is_trusted_and_a_number(
     """Otherwise the estimate starts from the belief of 128 tokens."""
     driver = make_driver(trusts_hints=trusts_hints)
     driver.arrived(FakeRequest("r", max_tokens=500, sampling_params=FakeParams(extra_args)))
-    assert expected == driver.policy.backlog.states[RequestId("r")].output_tokens
+    assert expected == driver.policy.request(RequestId("r")).output_tokens
 
 
 @pytest.mark.parametrize("max_tokens", [129, 1 << 31, (1 << 63) - 1])
@@ -70,4 +70,4 @@ def test_a_request_without_sampling_parameters_has_no_hint() -> None:
     """Pooling requests have none."""
     driver = make_driver(trusts_hints=True)
     driver.arrived(FakeRequest("r", sampling_params=None))
-    assert 20 == driver.policy.backlog.states[RequestId("r")].output_tokens
+    assert 20 == driver.policy.request(RequestId("r")).output_tokens

@@ -24,7 +24,7 @@ def test_a_share_counts_only_on_a_server_with_tenants(
     """Elsewhere a client may have written it; here the admin's requests are in one of their own."""
     driver = Driver(make_driver().policy, ServingSettings(tenants=tenants))
     driver.arrived(FakeRequest("r", sampling_params=FakeParams(extra_args)))
-    assert expected == driver.policy.backlog.states[RequestId("r")].request.share
+    assert expected == driver.policy.request(RequestId("r")).request.share
 
 
 def test_a_request_for_embeddings_has_its_share_in_its_own_parameters() -> None:
@@ -32,4 +32,4 @@ def test_a_request_for_embeddings_has_its_share_in_its_own_parameters() -> None:
     driver = Driver(make_driver().policy, ServingSettings(tenants="tenants.toml"))
     pooling = FakePooling({SHARE: ["acme", 2.0]})
     driver.arrived(FakeRequest("r", sampling_params=None, pooling_params=pooling))
-    assert Share("acme", 2.0) == driver.policy.backlog.states[RequestId("r")].request.share
+    assert Share("acme", 2.0) == driver.policy.request(RequestId("r")).request.share

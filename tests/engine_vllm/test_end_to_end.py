@@ -157,7 +157,7 @@ def test_the_cache_costs_no_step_and_no_preemption(
     warm_up = [OfflineQuestion(prompt=[5, 6, 7], adapter=adapter, tokens=1) for adapter in adapters]
     waves = [Wave(questions=asked, before="nothing") for asked in (warm_up, longer)]
     found = {}
-    for max_bytes in (0, -1):
+    for max_bytes in (0, 1 << 60):
         settings = {
             "preset": "vllm",  # an order that does not hang on the clock
             "serving": EAGER["serving"],
@@ -167,11 +167,11 @@ def test_the_cache_costs_no_step_and_no_preemption(
             model=str(model), scheduler=SCHEDULER, settings=settings, engine=engine, waves=waves
         )
         found[max_bytes] = run_offline(job)
-    without, with_cache = (found[b]["waves"][-1] for b in (0, -1))
+    without, with_cache = (found[b]["waves"][-1] for b in (0, 1 << 60))
     assert 0 < without["preemptions"]
     assert (without["steps"], without["preemptions"]) == (
         with_cache["steps"],
         with_cache["preemptions"],
     )
-    assert tokens_of(found[0], 1) == tokens_of(found[-1], 1)
-    assert 0 < found[-1]["promotions"]
+    assert tokens_of(found[0], 1) == tokens_of(found[1 << 60], 1)
+    assert 0 < found[1 << 60]["promotions"]

@@ -2,9 +2,8 @@
 
 import pytest
 
-from chameleon_lora.policy.estimate.length import LengthSettings, Predictor
 from chameleon_lora.policy.request import RequestId
-from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.policy.settings import LengthSettings, PolicySettings, Predictor
 from tests.engine_vllm.fake_requests import FakeRequest, carry_out, make_driver
 
 
@@ -19,7 +18,7 @@ def test_both_ends_of_a_prompt_are_told() -> None:
     """Of 1,000 token ids the first and the last 64."""
     driver = make_driver()
     driver.arrived(FakeRequest("r", num_prompt_tokens=1000, prompt_token_ids=list(range(1000))))
-    told = driver.policy.backlog.states[RequestId("r")].request
+    told = driver.policy.request(RequestId("r")).request
     assert (*range(64), *range(936, 1000)) == told.words
 
 
@@ -35,8 +34,8 @@ def test_what_a_request_taught_is_known_of_the_next_with_its_words() -> None:
     carry_out(driver, 100.0)
     for word in (7, 8):
         driver.arrived(FakeRequest(f"of {word}", max_tokens=500, prompt_token_ids=[1, word]))
-    tickets = driver.policy.backlog.states
-    long, short = (tickets[RequestId(f"of {word}")].output_tokens for word in (7, 8))
+    told = (driver.policy.request(RequestId(f"of {word}")) for word in (7, 8))
+    long, short = (request.output_tokens for request in told)
     assert short * 3 < long
 
 
@@ -45,7 +44,7 @@ def test_a_prompt_of_embeddings_has_no_words(token_ids: list[int] | None) -> Non
     """Its output is foretold by its adapter's alone."""
     driver = make_driver()
     driver.arrived(FakeRequest("r", prompt_token_ids=token_ids))
-    assert () == driver.policy.backlog.states[RequestId("r")].request.words
+    assert () == driver.policy.request(RequestId("r")).request.words
 
 
 def test_another_predictor_reads_no_prompt() -> None:
@@ -53,4 +52,4 @@ def test_another_predictor_reads_no_prompt() -> None:
     settings = PolicySettings(length=LengthSettings(predictor=Predictor.MEDIAN))
     driver = make_driver(settings=settings)
     driver.arrived(FakeRequest("r", prompt_token_ids=Unread()))
-    assert () == driver.policy.backlog.states[RequestId("r")].request.words
+    assert () == driver.policy.request(RequestId("r")).request.words

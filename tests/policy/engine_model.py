@@ -76,11 +76,9 @@ class EngineModel:
     def preload(self, *adapters: Adapter) -> None:
         """These adapters are registered and in host memory."""
         self.register(*adapters)
-        residency = self.policy.residency
         for known in adapters:
-            entry = residency.entries[known.id]
-            assert residency.try_load(entry, 0, self.now_s) is not None
-            residency.loaded(entry, known.nbytes, known.rank)
+            self.policy.preloaded(known.id, self.now_s)
+            assert self.policy.adapter(known.id).is_in_host
             self.host.add(known.id)
 
     def arrive(self, request: Request, true_output: int) -> None:
@@ -115,7 +113,7 @@ class EngineModel:
             self.policy.load_failed(adapter_id, "its file is truncated", self.now_s)
             return
         self.host.add(adapter_id)
-        foretold = self.policy.residency.entries[adapter_id].adapter
+        foretold = self.policy.adapter(adapter_id).adapter
         nbytes = self.true_bytes.get(adapter_id, foretold.nbytes)
         self.policy.loaded(
             adapter_id, nbytes, self.true_ranks.get(adapter_id, foretold.rank), self.now_s
@@ -166,10 +164,8 @@ class EngineModel:
 
     def take_blocks(self, count: int) -> tuple[AdapterId, ...]:
         """Requests are about to take so many blocks beyond the free ones; answers who gave them."""
-        before = sum(self.lent.values())
-        self.give_back(*self.policy.device.take_released())
-        lacking = count - (before - sum(self.lent.values()))
-        chosen = self.policy.device.reclaim(lacking, self.now_s)
+        untold = sum(self.lent.values()) - self.policy.held_blocks
+        chosen = self.policy.make_room(count - untold, self.now_s)
         self.give_back(*chosen)
         return chosen
 
@@ -179,9 +175,9 @@ class EngineModel:
         """The copy ends now; or it was called off before, and this is its late ack."""
         self.promoting = [item for item in self.promoting if item[1] is not promotion]
         if is_failed:
-            self.policy.device.promotion_failed(promotion.serial, is_final=is_final)
+            self.policy.promotion_failed(promotion.serial, is_final=is_final)
         else:
-            self.policy.device.promoted(promotion.serial)
+            self.policy.promoted(promotion.serial)
 
     def room(self) -> StepBudget:
         """What the policy is told before a step."""
@@ -232,8 +228,8 @@ class EngineModel:
             self._clear(dropped)
         for load in plan.loads:
             assert load.adapter_id not in self.host
-            entry = self.policy.residency.entries[load.adapter_id]
-            assert entry.queued or entry.is_pinned or entry.is_expected, "loaded for nobody"
+            known = self.policy.adapter(load.adapter_id)
+            assert known.queued or known.is_pinned or known.is_expected, "loaded for nobody"
             self.loading.append((self.now_s + self.load_s, load.adapter_id))
         self._lend(plan)
         for activation in plan.activations:
@@ -282,20 +278,20 @@ class EngineModel:
         """A request runs no more. The last one of an adapter may take it out of its slot."""
         if adapter_id is None or adapter_id in self.in_use:
             return
-        is_pinned = self.policy.residency.entries[adapter_id].is_pinned
+        is_pinned = self.policy.adapter(adapter_id).is_pinned
         if not (self.settings.cache.keeps_unused or is_pinned):
             self._clear(adapter_id)
 
     def _page_in(self, activation: Activation) -> None:
         """Requests run with the adapter from its blocks, which it gets if it has none."""
-        nbytes = self.policy.residency.entries[activation.adapter_id].adapter.nbytes
+        nbytes = self.policy.adapter(activation.adapter_id).adapter.nbytes
         self.lent.setdefault(activation.adapter_id, -(-nbytes // self.limits.block_bytes))
 
     def _copy(self, activation: Activation, in_use: set[AdapterId]) -> None:
         """Copy an adapter to its cells; whoever had one of them is in no slot any more."""
         adapter_id, cell, limits = activation.adapter_id, activation.cell, self.limits
         assert adapter_id not in self.cells, "an adapter was copied to a second place"
-        rank, cells = self.policy.residency.entries[adapter_id].adapter.rank, 1
+        rank, cells = self.policy.adapter(adapter_id).adapter.rank, 1
         while cells < limits.slot_parts and cells * limits.max_rank // limits.slot_parts < rank:
             cells *= 2
         assert 0 == cell % cells, "a window is not aligned"
@@ -340,7 +336,7 @@ def cut_lanes(policy: Scheduler, cutoffs: tuple[float, ...], quotas: tuple[Quota
     """Afterwards lanes are cut here and have these quotas, as if the last cut had found them."""
     policy._calibration.cut = Cut(cutoffs, quotas)
     policy._book.relimit(quotas)
-    policy.backlog.recut(cutoffs)
+    policy._backlog.recut(cutoffs)
 
 
 def two_lanes(policy: Scheduler, small: Quota, large: Quota) -> None:

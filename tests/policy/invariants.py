@@ -28,15 +28,15 @@ def check(engine: EngineModel) -> None:
 
 def check_requests(engine: EngineModel) -> None:
     """No request is lost or held twice; each is in the stage it is in at the engine."""
-    policy, backlog = engine.policy, engine.policy.backlog
-    failing = {failure.request_id for failure in policy._next_plan.fail}
+    policy, backlog = engine.policy, engine.policy._backlog
+    failing = {failure.request_id for failure in policy._fail}
     assert not engine.running.keys() & engine.waiting.keys()
     assert backlog.states.keys() == (engine.running.keys() | engine.waiting.keys()) - failing
     assert backlog.running.keys() == engine.running.keys()
     limit = policy.settings.admission.overtake_limit
     for request_id, state in backlog.states.items():
         adapter_id = state.request.adapter_id
-        is_ready = adapter_id is None or policy.residency.entries[adapter_id].is_in_host
+        is_ready = adapter_id is None or policy._residency.entries[adapter_id].is_in_host
         waits_in = Stage.READY if is_ready else Stage.LOADING
         assert (Stage.RUNNING if request_id in engine.running else waits_in) is state.stage
         assert (state.charge is not None) is (state.stage is Stage.RUNNING)
@@ -52,7 +52,7 @@ def ticket_squash_bound(engine: EngineModel, state: RequestState) -> int:
 
 def check_lanes(policy: Scheduler) -> None:
     """Each ready ticket stands in its lane once, in both orders; nothing is counted below zero."""
-    backlog = policy.backlog
+    backlog = policy._backlog
     ready = [t for t in backlog.states.values() if t.stage is Stage.READY]
     assert len(ready) == sum(lane.ready for lane in backlog.lanes)
     for index, lane in enumerate(backlog.lanes):
@@ -66,7 +66,7 @@ def check_lanes(policy: Scheduler) -> None:
         assert min(places, default=None) == (lane.place(head) if (head := lane.head()) else None)
     by_age = Counter(t.request.id for _, t in backlog._by_age if t.stage is Stage.READY)
     assert by_age == Counter(t.request.id for t in ready)
-    assert all(state.waiting >= 0 <= state.loading for state in policy.lane_states())
+    assert all(state.waiting >= 0 <= state.loading for state in policy.view(0.0).lanes)
 
 
 def members(heaps: Iterable[_Ready]) -> Counter[str]:
@@ -77,15 +77,15 @@ def members(heaps: Iterable[_Ready]) -> Counter[str]:
 
 def check_shares(policy: Scheduler) -> None:
     """Each share counts its requests that wait, and nothing is kept of requests without one."""
-    states = [t for t in policy.backlog.states.values() if t.stage is not Stage.RUNNING]
+    states = [t for t in policy._backlog.states.values() if t.stage is not Stage.RUNNING]
     waiting = Counter(share.name for t in states if (share := t.request.share))
-    assert waiting == policy.backlog._shares._waiting
+    assert waiting == policy._backlog._shares._waiting
 
 
 def check_quota(policy: Scheduler) -> None:
     """What lanes lent is what running tickets borrowed; never above the limits they were lent under."""
     book = policy._book
-    charges = [t.charge for t in policy.backlog.running.values() if t.charge]
+    charges = [t.charge for t in policy._backlog.running.values() if t.charge]
     lanes = range(len(book.limits))
     used = [book.used(lane) for lane in lanes]
     assert sum(q.tokens for q in used) == sum(n for charge in charges for _, n in charge.parts)
@@ -98,12 +98,12 @@ def check_quota(policy: Scheduler) -> None:
 
 def check_adapters(policy: Scheduler) -> None:
     """Counts, bytes and cells of every entry are those of the tickets and of one another."""
-    residency, states = policy.residency, policy.backlog.states.values()
+    residency, states = policy._residency, policy._backlog.states.values()
     queued = Counter(t.request.adapter_id for t in states if t.stage is not Stage.RUNNING)
     running = Counter(t.request.adapter_id for t in states if t.stage is Stage.RUNNING)
     for adapter_id, entry in residency.entries.items():
         assert queued[adapter_id] == entry.queued
-        oldest = min((t.sequence for t in policy.backlog.waiting_for(adapter_id)), default=NEVER)
+        oldest = min((t.sequence for t in policy._backlog.waiting_for(adapter_id)), default=NEVER)
         assert oldest == entry.oldest
         assert running[adapter_id] == entry.running
         assert (entry.cell is not None) is (entry.tier is Tier.SLOT)
@@ -133,10 +133,13 @@ def check_slots(residency: Residency) -> None:
 
 def check_prefetch(policy: Scheduler) -> None:
     """Only what is on disk and wanted is to be loaded; only a forecast makes an adapter expected."""
-    prefetcher, entries = policy._prefetcher, policy.residency.entries
+    prefetcher, entries = policy._prefetcher, policy._residency.entries
     for adapter_id, sequence in prefetcher._missing.items():
         assert entries[adapter_id].tier is Tier.DISK
         assert entries[adapter_id].queued or sequence == NEVER
+    for adapter_id, entry in entries.items():
+        if entry.is_pinned and entry.tier is Tier.DISK and not entry.is_leaving:
+            assert adapter_id in prefetcher._missing.keys() | prefetcher._retry_s.keys()
     expected = {adapter_id for adapter_id, entry in entries.items() if entry.is_expected}
     habits = prefetcher._forecast._habits if prefetcher._forecast else {}
     assert expected == {adapter_id for adapter_id, habit in habits.items() if habit.is_expected}
@@ -145,8 +148,8 @@ def check_prefetch(policy: Scheduler) -> None:
 
 def check_engine_agrees(engine: EngineModel) -> None:
     """Host memory, loads and slots are at the engine as the policy believes, but for drops to come."""
-    residency = engine.policy.residency
-    to_drop = set(engine.policy._next_plan.drops)
+    residency = engine.policy._residency
+    to_drop = set(engine.policy._drops)
     in_host = {adapter_id for adapter_id, e in residency.entries.items() if e.is_in_host}
     loading = {adapter_id for adapter_id, e in residency.entries.items() if e.tier is Tier.LOADING}
     assert in_host | to_drop == engine.host
@@ -163,18 +166,18 @@ def check_engine_agrees(engine: EngineModel) -> None:
 
 def check_device(engine: EngineModel) -> None:
     """KV blocks are free, a request's or an adapter's; policy and engine agree whose they are."""
-    policy, device = engine.policy, engine.policy.device
-    entries = policy.residency.entries
+    policy, device = engine.policy, engine.policy._device
+    entries = policy._residency.entries
     holders = {adapter_id: entry.blocks for adapter_id, entry in entries.items() if entry.blocks}
     assert sum(holders.values()) == device.held_blocks
-    assert device.held_blocks - device.busy_blocks <= device.limit_blocks or device.is_paged
+    assert device.held_blocks - device.busy_blocks <= device.limit_blocks or policy.limits.is_paged
     assert engine.busy_blocks == device.busy_blocks
-    assert not device.is_paged or engine.in_use <= holders.keys()
+    assert not policy.limits.is_paged or engine.in_use <= holders.keys()
     to_free = {adapter_id: engine.lent[adapter_id] for adapter_id in device._released}
     assert holders | to_free == engine.lent
     assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())
     assert engine.free_blocks >= 0
-    assert not device.is_paged or engine.lacking_blocks <= 0 or len(engine.running) == 1
+    assert not policy.limits.is_paged or engine.lacking_blocks <= 0 or len(engine.running) == 1
     under_way = {e.promotion: e for e in entries.values() if e.promotion}
     assert under_way == device._under_way
     assert len(under_way) <= policy.settings.device.max_promoting
@@ -186,17 +189,17 @@ def check_device(engine: EngineModel) -> None:
 
 def check_groups(policy: Scheduler) -> None:
     """Each adapter stands in the one group it belongs to, if the tier is on."""
-    groups = policy.device._groups
-    if not (policy.device.limit_blocks or policy.device.is_paged):
+    groups = policy._device._groups
+    if not (policy._device.limit_blocks or policy.limits.is_paged):
         assert not groups.holders()
         return
-    for adapter_id, entry in policy.residency.entries.items():
-        fits = entry.is_packed and policy.device.can_hold(entry.adapter.nbytes)
+    for adapter_id, entry in policy._residency.entries.items():
+        fits = entry.is_packed and policy._device.can_hold(entry.adapter.nbytes)
         group = _group_of(entry, may_hold=fits)
         assert groups._group_of.get(adapter_id) is group
         found = [g for g, members in zip(Group, groups._members, strict=True) if entry in members]
         assert found == [group] * (group is not None)
-    assert groups._group_of.keys() <= policy.residency.entries.keys()
+    assert groups._group_of.keys() <= policy._residency.entries.keys()
 
 
 def check_rate(engine: EngineModel) -> None:
@@ -211,9 +214,9 @@ def check_idle(engine: EngineModel) -> None:
     """Nothing is left: every request ended and gave back what it had borrowed."""
     policy = engine.policy
     check(engine)
-    assert not policy.backlog.states
+    assert not policy._backlog.states
     assert all(done.end_s is not None or done.failure for done in engine.done.values())
     for lane in range(len(policy._book.limits)):
         assert (0, 0) == (policy._book.used(lane).tokens, policy._book.used(lane).seats)
-    left: set[AdapterId] = {i for i, e in policy.residency.entries.items() if e.is_leaving}
+    left: set[AdapterId] = {i for i, e in policy._residency.entries.items() if e.is_leaving}
     assert not left

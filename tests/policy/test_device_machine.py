@@ -23,7 +23,7 @@ from tests.policy.test_scheduler_machine import (
 BLOCK_BYTES = 40  # adapters of 500 to 3,700 bytes fill 13 to 93 of 128 blocks
 DEVICES = st.builds(
     DeviceSettings,
-    max_bytes=st.sampled_from((-1, -1, -1, -1, -1, 2000, 4000, 0)),
+    max_bytes=st.sampled_from((None, None, None, None, None, 2000, 4000, 0)),
     headroom_share=st.sampled_from((0.0, 0.1, 0.5)),
     promotions_per_s=st.sampled_from((2.0, 20.0, 1000.0)),
     max_promoting=st.integers(1, 3),
@@ -69,7 +69,7 @@ class DeviceMachine(SchedulerMachine):
 
     def load(self, count: int) -> None:
         """So many adapters are in host memory, or as many as its budget takes without evictions."""
-        residency, budget = self.engine.policy.residency, self.engine.settings.cache.host_bytes
+        residency, budget = self.engine.policy._residency, self.engine.settings.cache.host_bytes
         for adapter_id in self.registered[:count]:
             entry = residency.entries[adapter_id]
             if not budget or residency.host_bytes + entry.adapter.nbytes <= budget:
@@ -89,15 +89,16 @@ class DeviceMachine(SchedulerMachine):
     def plan_and_check(self) -> StepPlan:
         """One plan; its promotions leave what they are to leave."""
         engine = self.engine
-        engine.give_back(*engine.policy.device.take_released())
-        free, growth, device = engine.free_blocks, engine.growth_blocks, engine.policy.device
+        engine.give_back(*engine.policy._device.take_released())
+        free, growth, device = engine.free_blocks, engine.growth_blocks, engine.policy._device
+        headroom = device.headroom.blocks(engine.now_s)
         lent = dict(engine.lent)
         plan = engine.plan()
         for promotion in plan.promotions:
             gained = sum(lent[evicted] for evicted in promotion.evicts)
             left = free + gained - promotion.blocks
-            assert left >= device.headroom.last_blocks + growth or gained >= promotion.blocks
-        assert not plan.promotions or (device.block_bytes and engine.settings.device.max_bytes)
+            assert left >= headroom + growth or gained >= promotion.blocks
+        assert not plan.promotions or (device.block_bytes and engine.settings.device.max_bytes != 0)
         check_rate(engine)
         return plan
 
@@ -108,7 +109,7 @@ class DeviceMachine(SchedulerMachine):
         is_final=st.sampled_from((False,) * 9 + (True,)),
     )
     def end_promotion(self, pick: int, is_failed: bool, is_final: bool) -> None:
-        engine, device = self.engine, self.engine.policy.device
+        engine, device = self.engine, self.engine.policy._device
         promotion = self.pick([promotion for _, promotion in engine.promoting], pick)
         is_called_off = promotion.serial not in device._under_way
         before = (dict(engine.lent), device.held_blocks, list(device._released))
@@ -121,7 +122,7 @@ class DeviceMachine(SchedulerMachine):
     @rule(blocks=st.integers(1, 40) | st.integers(1, 200))
     def reclaim(self, blocks: int) -> None:
         """Requests take blocks: enough are given back, in order, and no more than needed."""
-        engine, device = self.engine, self.engine.policy.device
+        engine, device = self.engine, self.engine.policy._device
         engine.give_back(*device.take_released())
         held = dict(engine.lent)
         groups = {i: device._groups._group_of[i] for i in held}
@@ -138,7 +139,7 @@ class DeviceMachine(SchedulerMachine):
     @rule()
     def reset(self) -> None:
         """The KV cache is emptied: nobody holds a block."""
-        engine, device = self.engine, self.engine.policy.device
+        engine, device = self.engine, self.engine.policy._device
         engine.give_back(*device.take_released(), *device.reset())
         assert ({}, 0) == (engine.lent, device.held_blocks)
 

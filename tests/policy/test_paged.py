@@ -53,7 +53,7 @@ class TestRunning:
         assert [ONE] == [activation.adapter_id for activation in engine.step().activations]
         engine.arrive(request("b", 1), 9)
         assert () == engine.step().activations
-        assert ({ONE: 40}, 40) == (engine.lent, engine.policy.device.busy_blocks)
+        assert ({ONE: 40}, 40) == (engine.lent, engine.policy._device.busy_blocks)
 
     def test_more_adapters_than_slots_run_at_a_time(self) -> None:
         """The limits name one slot; both run in the same step."""
@@ -72,7 +72,7 @@ class TestRunning:
         engine.step()
         engine.arrive(request("third", 3), 2)
         assert () == engine.step().admit
-        assert [Held.KV_MEMORY] == [state.held for state in engine.policy.lane_states()]
+        assert [Held.KV_MEMORY] == [state.held for state in engine.policy.view(0.0).lanes]
         engine.run_until_idle()
         check_idle(engine)
 
@@ -81,7 +81,7 @@ class TestRunning:
         engine = make()
         engine.arrive(request("a"), 9)
         engine.step()
-        assert ({}, 0) == (engine.lent, engine.policy.device.busy_blocks)
+        assert ({}, 0) == (engine.lent, engine.policy._device.busy_blocks)
 
 
 class TestAfterwards:
@@ -89,7 +89,7 @@ class TestAfterwards:
         """Idle it keeps its 40 blocks, which requests may take at any time."""
         engine = make()
         serve(engine, "a", 1)
-        assert ({ONE: 40}, 0) == (engine.lent, engine.policy.device.busy_blocks)
+        assert ({ONE: 40}, 0) == (engine.lent, engine.policy._device.busy_blocks)
         assert (ONE,) == engine.take_blocks(1 + engine.free_blocks)
 
     def test_the_next_request_finds_it(self) -> None:
@@ -120,7 +120,7 @@ class TestAfterwards:
         """Belady's rule: of two idle ones, that goes whose next request is further away."""
         for first_s, second_s, stays in ((5.0, 9.0, ONE), (9.0, 5.0, TWO)):
             engine = make(keep=KeepRule.BELADY)
-            entries = engine.policy.residency.entries
+            entries = engine.policy._residency.entries
             entries[ONE].next_use_s, entries[TWO].next_use_s = first_s, second_s
             for number in (1, 2):
                 serve(engine, f"r{number}", number)
@@ -136,10 +136,10 @@ class TestPressure:
         engine.arrive(request("a", 1), 9)
         engine.step()
         engine.policy.pin(ONE, is_pinned=True)
-        assert () == engine.policy.device.reclaim(1000, engine.now_s)
+        assert () == engine.policy._device.reclaim(1000, engine.now_s)
         engine.policy.pin(ONE, is_pinned=False)
-        assert () == engine.policy.device.reclaim(1000, engine.now_s)
-        assert 40 == engine.policy.device.busy_blocks
+        assert () == engine.policy._device.reclaim(1000, engine.now_s)
+        assert 40 == engine.policy._device.busy_blocks
 
     def test_a_copy_under_way_is_used_by_the_request_that_runs(self) -> None:
         """It is not called off any more, and counts as in use; its late ack changes nothing."""
@@ -149,7 +149,7 @@ class TestPressure:
         engine.arrive(request("a", 1), 9)
         engine.plan()
         assert {ONE: 40} == engine.lent
-        assert () == engine.policy.device.reclaim(1000, engine.now_s)
+        assert () == engine.policy._device.reclaim(1000, engine.now_s)
         engine.end_promotion(promotion)
         check(engine)
         engine.run_until_idle()
@@ -160,16 +160,16 @@ class TestDue:
     def test_infinity_without_anything_to_promote(self) -> None:
         """Nobody wishes, or the tier is off: a driver need not wake for it."""
         engine = EngineModel(PolicySettings(), PAGED)
-        assert float("inf") == engine.policy.device.due_s()
-        assert float("inf") == make().policy.device.due_s()
+        assert float("inf") == engine.policy._device.due_s()
+        assert float("inf") == make().policy._device.due_s()
 
     def test_as_fast_as_the_rate_allows(self) -> None:
         """At 20 a second, a twentieth of a second after the last one began."""
         engine = EngineModel(PolicySettings(), PAGED)
         engine.preload(*(adapter(number, BLOCK) for number in (1, 2)))
-        assert 0.0 == engine.policy.device.due_s()
+        assert 0.0 == engine.policy._device.due_s()
         engine.plan()
-        assert 0.05 == engine.policy.device.due_s()
+        assert 0.05 == engine.policy._device.due_s()
 
 
 class TestPassed:
@@ -182,7 +182,7 @@ class TestPassed:
         for _ in range(5):
             asked.step()
         told.policy.passed(5)
-        left = [e.policy.backlog.left_tokens(e.policy._interval.step) for e in (asked, told)]
+        left = [e.policy._backlog.left_tokens(e.policy._interval.step) for e in (asked, told)]
         assert left[0] == left[1] == {None: 5}
 
 
@@ -245,7 +245,7 @@ class PagedMachine(SchedulerMachine):
         self.engine.promote_s = 0.0
         self.engine.promoting = [(0.0, promotion) for _, promotion in self.engine.promoting]
         super().teardown()
-        assert 0 == self.engine.policy.device.busy_blocks
+        assert 0 == self.engine.policy._device.busy_blocks
 
 
 TestPagedMachine = PagedMachine.TestCase

@@ -144,7 +144,7 @@ class TestSjf:
         for name, output in (("long", 90), ("short", 3), ("middle", 30)):
             model.arrive(request(name, output=output), 3)
         model.step()
-        head = model.policy.backlog.lanes[0].head()
+        head = model.policy._backlog.lanes[0].head()
         assert head is not None
         assert "short" == head.request.id
 
@@ -154,7 +154,7 @@ class TestSjf:
         model.arrive(request("long", 1, output=400), 1)
         model.now_s += 60.0
         model.arrive(request("short", 1, output=2), 1)
-        states = model.policy.backlog.states
+        states = model.policy._backlog.states
         assert states[request("long").id].order < states[request("short").id].order
 
 

@@ -1,5 +1,6 @@
 """The facade: facts about adapters and requests, and what the plans make of them."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,7 +103,7 @@ class TestWayOfARequest:
         for _ in range(3):
             model.step()
         model.preempt(request("a").id)
-        assert 13 == model.policy.backlog.states[request("a").id].prefill_tokens
+        assert 13 == model.policy._backlog.states[request("a").id].prefill_tokens
 
 
 class TestBrokenAdapters:
@@ -203,7 +204,7 @@ class TestHostMemory:
 
 def states(model: EngineModel) -> list[LaneState]:
     """The lanes."""
-    return model.policy.lane_states()
+    return list(model.policy.view(0.0).lanes)
 
 
 class TestUnregister:
@@ -214,7 +215,7 @@ class TestUnregister:
         model.run_until_idle()
         model.policy.unregistered(ONE)
         assert (ONE,) == model.step().drops
-        assert ONE not in model.policy.residency.entries
+        assert ONE not in model.policy._residency.entries
 
     def test_adapter_in_use_goes_when_its_last_request_ends(self) -> None:
         """Requests that name it run to their end."""
@@ -238,10 +239,10 @@ class TestUnregister:
         model.step()
         model.abort(request("a").id)
         model.policy.unregistered(ONE)
-        assert Tier.LOADING is model.policy.residency.entries[ONE].tier
+        assert Tier.LOADING is model.policy._residency.entries[ONE].tier
         model.end_load(ONE, is_broken=is_broken)
         model.step()
-        assert ONE not in model.policy.residency.entries
+        assert ONE not in model.policy._residency.entries
         assert ONE not in model.host
 
 
@@ -253,7 +254,7 @@ def test_lanes_are_cut_while_requests_wait_and_run() -> None:
         model.arrive(request(f"r{number}", tokens=(10, 900)[number % 2]), 3)
         model.step()
         check(model)
-    assert 2 <= len(model.policy.lane_states())
+    assert 2 <= len(model.policy.view(0.0).lanes)
     model.run_until_idle()
     check_idle(model)
 
@@ -297,7 +298,7 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
         subprocess.run(
             [sys.executable, "-c", program],
             cwd=ROOT,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
             capture_output=True,
             text=True,
             check=True,

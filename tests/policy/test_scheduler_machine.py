@@ -104,10 +104,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count += 1
         named = None if is_base or not self.registered else self.pick(self.registered, pick)
         limit = output + slack
-        request = Request(RequestId(f"r{self.count}"), named, tokens, limit, hint, share=share)
-        if named is not None:
-            entry = self.engine.policy.residency.entries[named]
-            entry.next_use_s = self.engine.now_s + again_s
+        again_s += self.engine.now_s
+        request = Request(
+            RequestId(f"r{self.count}"), named, tokens, limit, hint, share=share, next_use_s=again_s
+        )
         self.engine.arrive(request, output)
 
     @rule(steps=st.integers(1, 4))
@@ -161,7 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def end_load(self, pick: int, is_broken: bool, growth: int, rank: int | None) -> None:
         adapter_id = self.pick([loading for _, loading in self.engine.loading], pick)
         if growth and not is_broken:
-            foretold = self.engine.policy.residency.entries[adapter_id].adapter.nbytes
+            foretold = self.engine.policy.adapter(adapter_id).adapter.nbytes
             self.engine.true_bytes[adapter_id] = foretold + growth
         if rank:
             self.engine.true_ranks[adapter_id] = rank

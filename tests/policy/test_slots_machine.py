@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from chameleon_lora.policy.memory.entry import Entry
-from chameleon_lora.policy.memory.slots import SlotTable, overlap
+from chameleon_lora.policy.memory.slots import SlotTable
+from chameleon_lora.policy.plan import overlap
 from chameleon_lora.policy.request import AdapterId
 from tests.policy.engine_model import adapter
 
@@ -142,7 +143,7 @@ class SlotTableMachine(RuleBasedStateMachine):
             assert [entry] == self.table.at(window)
             taken += window
         assert len(set(taken)) == len(taken) <= self.count
-        assert {e.adapter.id for e in self.table.tenants()} == {
+        assert {e.adapter.id for e in self.table.at(range(self.count))} == {
             number for number, e in self.entries.items() if e.cell is not None
         }
         users = [entry for entry in self.entries.values() if entry.running]

@@ -98,7 +98,7 @@ def test_slots_held_by_requests_that_outlive_their_prediction(limit: int, bypass
 
     siege.lasts(send, 20)  # never mind the victim yet: both slots are taken
     siege.admitted = 0
-    older = len(siege.engine.policy.backlog.states)
+    older = len(siege.engine.policy._backlog.states)
     siege.arrive(3, 10)
     assert (limit == WITHOUT_LIMIT) is siege.lasts(send)
     if limit == LIMIT:
@@ -116,7 +116,7 @@ def test_slots_held_though_seats_are_plenty(limit: int, bypass: Bypass) -> None:
 
     siege.lasts(send, 20)
     siege.admitted = 0
-    older = len(siege.engine.policy.backlog.states)
+    older = len(siege.engine.policy._backlog.states)
     siege.arrive(3, 10)
     assert (limit == WITHOUT_LIMIT) is siege.lasts(send)
     if limit == LIMIT:
@@ -172,7 +172,7 @@ def test_host_memory_filled_by_adapters_always_in_use(limit: int) -> None:
 
     siege.lasts(send, 20)
     siege.admitted = 0
-    older = len(siege.engine.policy.backlog.states)
+    older = len(siege.engine.policy._backlog.states)
     siege.arrive(3, 10)
     assert (limit == WITHOUT_LIMIT) is siege.lasts(send)
     if limit == LIMIT:
@@ -209,12 +209,12 @@ class Watchers:
 
     def arrive(self, request: Request, output: int) -> None:
         """A request comes in."""
-        self.watches[request.id] = Watch(frozenset(self.engine.policy.backlog.states))
+        self.watches[request.id] = Watch(frozenset(self.engine.policy._backlog.states))
         self.engine.arrive(request, output)
 
     def step(self) -> None:
         """One step, counted for all; whoever is let in has kept its bound."""
-        backlog = self.engine.policy.backlog
+        backlog = self.engine.policy._backlog
         limit = self.engine.settings.admission.overtake_limit
         held_back = {i for i, t in backlog.states.items() if t.stage is Stage.READY}
         plan = self.engine.step()

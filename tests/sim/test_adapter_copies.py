@@ -1,15 +1,14 @@
 """Where an adapter is found, and how long a step waits for it."""
 
-from chameleon_lora.policy.plan import Activation, Load, Promotion
-from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.plan import Activation, Promotion, StepBudget
+from chameleon_lora.policy.request import AdapterId, Request, RequestId
 from chameleon_lora.policy.scheduler import Scheduler
-from chameleon_lora.policy.settings import EngineLimits
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from chameleon_lora.sim.adapter_copies import AdapterCopies
 from chameleon_lora.sim.kernel import Kernel
 from chameleon_lora.sim.outcome import Found
 from chameleon_lora.sim.profile import Basis, Link, Memory, Profile, StepCosts
 from tests.policy.engine_model import adapter
-from tests.sim.setups import VLLM
 
 ONE, TWO = AdapterId(1), AdapterId(2)
 PROFILE = Profile(
@@ -29,10 +28,11 @@ PROFILE = Profile(
 def make(*, is_paged: bool) -> tuple[AdapterCopies, Kernel, Scheduler]:
     """Adapter 1 of 100 bytes, 2 of 200: 1 and 2 s on the host link, a tenth on the device."""
     limits = EngineLimits(4, 2, 1000, 1, block_bytes=16, is_paged=is_paged)
-    policy, kernel = Scheduler(VLLM, limits), Kernel()
-    policy.registered(adapter(1, 100))
-    policy.registered(adapter(2, 200))
-    return AdapterCopies(PROFILE, policy, kernel), kernel, policy
+    policy, kernel = Scheduler(PolicySettings(), limits), Kernel()
+    adapters = {ONE: adapter(1, 100), TWO: adapter(2, 200)}
+    for known in adapters.values():
+        policy.registered(known)
+    return AdapterCopies(PROFILE, policy, kernel, adapters), kernel, policy
 
 
 def use(traffic: AdapterCopies, now_s: float, adapter_id: AdapterId = ONE) -> tuple[Found, float]:
@@ -98,21 +98,25 @@ class TestPaged:
 def test_reads_queue_for_the_disk_and_the_policy_is_told() -> None:
     """100 and 200 bytes at 50 a second: in host memory after 2 s and after 6 s."""
     traffic, kernel, policy = make(is_paged=True)
-    entries = policy.residency.entries
     for adapter_id in (ONE, TWO):
-        assert () == policy.residency.try_load(entries[adapter_id], 0, 0.0)
-        traffic.load(Load(adapter_id, ()), 0.0)
+        policy.pin(adapter_id, is_pinned=True)
+    for load in policy.step(0.0, StepBudget(0, 0, 0)).loads:
+        traffic.load(load, 0.0)
     assert 2.0 == kernel.next_s()
     kernel.run()
-    assert (6.0, [True, True]) == (kernel.now_s, [e.is_in_host for e in entries.values()])
+    assert (6.0, [True, True]) == (
+        kernel.now_s,
+        [known.is_in_host for known in policy.view(6.0).adapters],
+    )
 
 
 def test_the_policy_is_told_when_a_copy_is_complete() -> None:
     """The event carries the promotion's serial."""
     traffic, kernel, policy = make(is_paged=True)
-    entry = policy.residency.entries[ONE]
-    entry.blocks, entry.promotion = 7, 1
-    policy.device._under_way[1] = entry
-    promote(traffic, 0.0)
+    policy.preloaded(ONE, 0.0)
+    policy.arrived(Request(RequestId("r"), ONE, 1, 1), 0.0)
+    (promotion,) = policy.step(0.0, StepBudget(0, 0, 0, free_blocks=60)).promotions
+    traffic.promote(promotion, 0.0)
+    assert not policy.adapter(ONE).is_on_device
     kernel.run()
-    assert (1.0, True) == (kernel.now_s, entry.is_on_device)
+    assert (1.0, True) == (kernel.now_s, policy.adapter(ONE).is_on_device)

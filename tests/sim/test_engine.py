@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.memory.residency import CacheSettings
-from chameleon_lora.policy.settings import PolicySettings, Preset, preset
+from chameleon_lora.policy.settings import CacheSettings, PolicySettings, Preset, preset
 from chameleon_lora.sim.outcome import Found, SimOutcome
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.sim.setup import EngineStyle, Setup, foretell_truth
@@ -199,7 +198,7 @@ class TestMemory:
         given = requests((0.0, "a0", 10, 1), (5.0, None, 16, 40), (5.0, None, 16, 40))
         outcome, engine = watched(paged, given)
         assert 0 == outcome.preemptions
-        assert 0 == engine._device.held_blocks
+        assert 0 == engine.policy.held_blocks
 
     def test_a_preempted_requests_adapter_goes_before_a_second_is_preempted(self) -> None:
         """Three grow in 24 blocks; the last one's adapter gives 8, which is enough for the others."""

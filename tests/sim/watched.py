@@ -20,18 +20,17 @@ class Watched(Engine):
 
     def _end_at(self, now_s: float, end_s: float, growth: int, action: Action) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         super()._end_at(now_s, end_s, growth, action)
-        batch, device = self._batch, self._device
+        batch, policy = self._batch, self.policy
         assert now_s <= end_s
         assert self._lacking_blocks() <= 0 or len(batch.runs) == 1
-        taken = batch.used_blocks + growth + device.held_blocks
+        taken = batch.used_blocks + growth + policy.held_blocks
         assert taken <= self._kv_blocks or len(batch.runs) == 1
-        assert 0 <= device.busy_blocks <= device.held_blocks
+        assert 0 <= policy.busy_blocks <= policy.held_blocks
         assert len(batch.runs) <= self._style.seats
-        assert self.policy.backlog.running.keys() == batch.runs.keys()
+        assert policy.running == batch.runs.keys()
         in_use = {run.adapter_id for run in batch.runs.values()} - {None}
-        entries = self.policy.residency.entries
-        held = sum(entry.blocks for entry in entries.values() if entry.adapter.id in in_use)
-        assert not device.is_paged or held == device.busy_blocks
+        held = sum(policy.adapter(adapter_id).blocks for adapter_id in in_use if adapter_id)
+        assert not policy.limits.is_paged or held == policy.busy_blocks
 
     def _carry_out(self, plan: StepPlan, now_s: float) -> float:  # type: ignore[explicit-override]  # as above
         ready_s = super()._carry_out(plan, now_s)
@@ -69,5 +68,5 @@ def check_complete(outcome: SimOutcome, engine: Watched) -> None:
     assert abs(seconds - sum(gap_s * count for gap_s, count in outcome.gaps)) < 1e-6
     assert not engine._batch.runs
     assert not engine._waiting
-    assert 0 == engine._batch.used_blocks == engine._device.busy_blocks
+    assert 0 == engine._batch.used_blocks == engine.policy.busy_blocks
     assert (outcome.preemptions or outcome.squashes) or not any(r.returns for r in outcome.records)

@@ -10,7 +10,7 @@ belongs to its neighbours is masked out between A and B.
 from dataclasses import dataclass
 from typing import Any
 
-from chameleon_lora.policy.memory.slots import cells_needed
+from chameleon_lora.policy.plan import cells_needed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """The policy's answer to one engine step: plain data, carried out by a driver."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from chameleon_lora.policy.request import AdapterId, RequestId
@@ -61,6 +60,22 @@ class Activation:
     is_cold: bool = False
 
 
+def cells_needed(rank: int, parts: int, max_rank: int) -> int:
+    """How many cells an adapter takes: the smallest power of two whose ranks cover its own.
+
+    A slot of `max_rank` has `parts` cells; at most it is a whole slot.
+    """
+    needed = 1
+    while needed < parts and needed * max(1, max_rank // parts) < rank:
+        needed *= 2
+    return needed
+
+
+def overlap(one: range, other: range) -> bool:
+    """True if two windows of cells share one."""
+    return one.start < other.stop and other.start < one.stop
+
+
 @dataclass(frozen=True, slots=True)
 class Promotion:
     """Copy this adapter from host memory into `blocks` KV blocks, in the background.
@@ -96,6 +111,7 @@ class LaneState:
     quota_tokens: int
     used_tokens: int
     head: RequestId | None
+    head_adapter: AdapterId | None
     held: Held | None
 
 
@@ -120,33 +136,6 @@ class StepPlan:
     fail: tuple[Failure, ...] = ()
     demotions: tuple[AdapterId, ...] = ()
     promotions: tuple[Promotion, ...] = ()
-
-
-@dataclass(slots=True)
-class PlanBuilder:
-    """What the next plan will say; facts between steps add to it."""
-
-    admit: list[Admission] = field(default_factory=list)
-    drops: list[AdapterId] = field(default_factory=list)
-    activations: list[Activation] = field(default_factory=list)
-    fail: list[Failure] = field(default_factory=list)
-
-    def activate(self, adapter_id: AdapterId, cell: int, *, is_cold: bool) -> None:
-        """An adapter is to be copied into its slot."""
-        self.activations.append(Activation(adapter_id, cell, is_cold))
-
-    def plan(
-        self,
-        squash: tuple[RequestId, ...],
-        loads: Iterable[Load],
-        demotions: tuple[AdapterId, ...],
-        promotions: tuple[Promotion, ...],
-    ) -> StepPlan:
-        """The plan, with what was decided in this step besides."""
-        return StepPlan(
-            tuple(self.admit), squash, tuple(loads), tuple(self.drops),
-            tuple(self.activations), tuple(self.fail), demotions, promotions,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +166,7 @@ class KvBlocks:
     Attributes:
         count: blocks in all.
         nbytes: of one block on one rank, over all layers; 0 if blocks cannot hold adapters.
-        is_paged: adapters run from their blocks, without slots (ADR 0020).
     """
 
     count: int
     nbytes: int
-    is_paged: bool = False

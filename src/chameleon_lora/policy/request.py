@@ -1,10 +1,12 @@
 """What the policy is told about: adapters and the requests that name them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
 
 AdapterId = NewType("AdapterId", int)
 RequestId = NewType("RequestId", str)
+MOST_WORDS = 128  # of a prompt are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,10 @@ class Request:
         max_output_tokens: the client's limit, >= 1.
         output_hint_tokens: output length foretold from outside, or None to let the policy estimate.
         words: numbers >= 0 that stand for the prompt's words, such as token ids; at most those that
-            `words.excerpt` leaves. Empty if they are unknown or not wanted.
+            `excerpt` leaves. Empty if they are unknown or not wanted.
         share: None where requests are not told apart.
+        next_use_s: when the next request that names the adapter will come, for a driver that knows the
+            future; None: unknown.
     """
 
     id: RequestId
@@ -55,3 +59,12 @@ class Request:
     output_hint_tokens: int | None = None
     words: tuple[int, ...] = ()
     share: Share | None = None
+    next_use_s: float | None = None
+
+
+def excerpt(words: Sequence[int]) -> tuple[int, ...]:
+    """The words of a prompt that are looked at: all, or the first and the last 64."""
+    if len(words) <= MOST_WORDS:
+        return tuple(words)
+    half = MOST_WORDS // 2
+    return (*words[:half], *words[-half:])

@@ -1,33 +1,25 @@
-"""The policy as one state machine: facts in, step plan out.
+"""The policy as one state machine: facts in, step plan out. The one door to it.
 
 A driver tells what happened (`arrived`, `loaded`, `finished`, ...) and asks `step` what to do now.
 Time is an argument in seconds and never runs backwards. The same facts and seed give the same plans.
 """
 
-from chameleon_lora.policy.admission.aging import AdmissionInterval, OvertakeGuard
-from chameleon_lora.policy.admission.peak import Peak
-from chameleon_lora.policy.admission.reservations import promise_breakers
-from chameleon_lora.policy.admission.rules import Reserve
-from chameleon_lora.policy.admission.step import AdmissionStep
+from collections.abc import KeysView
+
+from chameleon_lora.policy.admission.aging import AdmissionInterval
+from chameleon_lora.policy.admission.step import AdmissionStep, Instant
 from chameleon_lora.policy.estimator import Estimator
 from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
 from chameleon_lora.policy.memory.prefetch import Prefetcher
 from chameleon_lora.policy.memory.residency import Residency
-from chameleon_lora.policy.plan import (
-    Admission,
-    Failure,
-    Held,
-    LaneState,
-    PlanBuilder,
-    StepBudget,
-    StepPlan,
-)
+from chameleon_lora.policy.plan import Failure, Held, StepBudget, StepPlan
 from chameleon_lora.policy.queues.backlog import Backlog
 from chameleon_lora.policy.queues.calibration import Calibration
 from chameleon_lora.policy.queues.lanes import RequestState, Stage
 from chameleon_lora.policy.queues.quota import Quota, QuotaBook
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
+from chameleon_lora.policy.view import AdapterView, DeviceView, PolicyView, RequestView
 
 
 class Scheduler:
@@ -41,29 +33,34 @@ class Scheduler:
     def __init__(self, settings: PolicySettings, limits: EngineLimits) -> None:
         self.settings = settings
         self.limits = limits
-        self.residency = Residency(
+        self._residency = Residency(
             settings.cache, limits.slot_table(), settings.seed, settings.device, limits.kv_blocks
         )
-        self.device = self.residency.device
-        self.backlog = Backlog()
+        self._device = self._residency.device
+        self._backlog = Backlog()
         self._calibration = Calibration(settings.lanes, Quota(limits.kv_tokens, limits.seats))
         self._estimator = Estimator(settings, limits.kv_bytes_per_token)
-        self._prefetcher = Prefetcher(settings.prefetch, self.residency)
+        self._prefetcher = Prefetcher(settings.prefetch, self._residency)
         self._book = QuotaBook(self._calibration.cut.quotas)
-        self._held: list[Held | None] = [None]
-        self._next_plan = PlanBuilder()
         self._interval = AdmissionInterval(settings.admission.every_steps)
+        self._held: list[Held | None] = [None]
+        self._drops: list[AdapterId] = []  # for the next plan
+        self._fail: list[Failure] = []  # likewise
 
     # Facts about adapters
 
     def registered(self, adapter: Adapter) -> None:
         """An adapter became known; it is on disk."""
-        self.residency.register(adapter)
+        self._residency.register(adapter)
         self._estimator.registered(adapter)
+
+    def preloaded(self, adapter_id: AdapterId, now_s: float) -> None:
+        """An adapter is in host memory from the start, if there is room; it was not read for anyone."""
+        self._residency.preload(self._residency.entries[adapter_id], now_s)
 
     def unregistered(self, adapter_id: AdapterId) -> None:
         """An adapter is withdrawn: requests that name it run to their end, then it is forgotten."""
-        entry = self.residency.entries[adapter_id]
+        entry = self._residency.entries[adapter_id]
         entry.is_leaving = True
         self._prefetcher.withdrawn(entry)
         self._forget_if_done(entry)
@@ -72,35 +69,61 @@ class Scheduler:
         self, adapter_id: AdapterId, nbytes: int, rank: int, now_s: float, *, is_packed: bool = True
     ) -> None:
         """An adapter is in host memory, of this true size; packed, KV blocks can hold it too."""
-        self._prefetcher.ended(adapter_id)
-        entry = self.residency.entries[adapter_id]
-        self.residency.loaded(entry, nbytes, rank, is_packed=is_packed)
-        entry.failure = None
-        self.backlog.unpark(adapter_id)
-        self._next_plan.drops += self.residency.overflow(now_s)
+        entry = self._residency.entries[adapter_id]
+        self._prefetcher.ended(entry)
+        self._residency.loaded(entry, nbytes, rank, is_packed=is_packed)
+        self._backlog.unpark(adapter_id)
+        self._drops += self._residency.overflow(now_s)
         self._forget_if_done(entry)
 
     def load_failed(self, adapter_id: AdapterId, reason: str, now_s: float) -> None:
         """An adapter cannot be loaded: exactly the requests that wait for it end with this reason."""
-        self._prefetcher.ended(adapter_id)
-        entry = self.residency.entries[adapter_id]
-        self.residency.evict(entry)
+        entry = self._residency.entries[adapter_id]
+        self._residency.evict(entry)
+        self._prefetcher.failed(entry, now_s)
         entry.failure = (reason, now_s)
         self._fail_waiting(entry, reason)
 
     def pin(self, adapter_id: AdapterId, *, is_pinned: bool) -> None:
         """Keep the adapter in memory from now on, reading it if need be; or no longer."""
-        entry = self.residency.entries[adapter_id]
-        self.residency.pin(entry, is_pinned=is_pinned)
+        entry = self._residency.entries[adapter_id]
+        self._residency.pin(entry, is_pinned=is_pinned)
         if is_pinned:
             self._prefetcher.want(entry, NEVER)
+
+    # Facts about KV blocks
+
+    def promoted(self, serial: int) -> None:
+        """A promotion's copy is complete, unless it was called off meanwhile."""
+        self._device.promoted(serial)
+
+    def promotion_failed(self, serial: int, *, is_final: bool) -> None:
+        """A promotion's copy cannot be made; with `is_final` none can, and there will be no more."""
+        self._device.promotion_failed(serial, is_final=is_final)
+
+    def prefix_missed(self, blocks: int, now_s: float) -> None:
+        """A request would have found so many blocks cached, had adapters not taken them."""
+        self._device.headroom.missed(blocks, now_s)
+
+    def make_room(self, blocks: int, now_s: float) -> tuple[AdapterId, ...]:
+        """Who gives KV blocks back at once: requests need so many more than are left by `held_blocks`.
+
+        Who gave blocks back since the last plan is answered first, and is not told again.
+        """
+        return (*self._device.take_released(), *self._device.reclaim(blocks, now_s))
+
+    def cache_emptied(self) -> tuple[AdapterId, ...]:
+        """The KV cache is emptied: afterwards no adapter holds a block; answers who gives any back."""
+        return (*self._device.take_released(), *self._device.reset())
 
     # Facts about requests
 
     def arrived(self, request: Request, now_s: float) -> None:
         """A request came in. Its id is new, its adapter registered."""
-        assert request.id not in self.backlog.states, f"request {request.id} arrived twice"
-        entry = None if request.adapter_id is None else self.residency.entries[request.adapter_id]
+        assert request.id not in self._backlog.states, f"request {request.id} arrived twice"
+        entry = None if request.adapter_id is None else self._residency.entries[request.adapter_id]
+        if entry is not None and request.next_use_s is not None:
+            entry.next_use_s = request.next_use_s
         state = self._estimator.state(request, entry, now_s)
         state.lane = self._calibration.arrived(state.size, state.cost_tokens, now_s)
         self._prefetcher.arrived(entry, now_s)
@@ -110,7 +133,7 @@ class Scheduler:
 
     def requeued(self, request_id: RequestId, generated_tokens: int) -> None:
         """A running request is to run later: preempted, squashed, or not admitted after all."""
-        state = self.backlog.running[request_id]
+        state = self._backlog.running[request_id]
         self._stop(state)
         state.goes_back(generated_tokens)
         self._wait(state)
@@ -120,7 +143,7 @@ class Scheduler:
 
         `output_tokens` teaches the length estimate if the request ran; 0 for an aborted one.
         """
-        state = self.backlog.states.get(request_id)
+        state = self._backlog.states.get(request_id)
         if state is None:
             return
         entry = state.entry
@@ -130,12 +153,14 @@ class Scheduler:
                 self._estimator.ended(state, output_tokens, now_s)
                 self._calibration.finished(state.size, now_s - state.admitted_s)
         elif entry is not None:
-            self.residency.queue(entry, -1)
-        self.backlog.remove(state)
+            self._residency.queue(entry, -1)
+        self._backlog.remove(state)
         if entry is not None:
             self._forget_if_done(entry)
 
-    # The decision
+    def passed(self, steps: int) -> None:
+        """The engine ran so many steps without a question, because nobody waited."""
+        self._interval.passed(steps)
 
     def step(self, now_s: float, room: StepBudget) -> StepPlan:
         """What to do now. The plan is taken as carried out; `requeued` takes parts back."""
@@ -143,83 +168,100 @@ class Scheduler:
         if self._calibration.is_due(now_s):
             cut = self._calibration.recut(now_s)
             self._book.relimit(cut.quotas)
-            self.backlog.recut(cut.cutoffs)
+            self._backlog.recut(cut.cutoffs)
         loads = self._prefetcher.plan(now_s)
         for evicted in (adapter_id for load in loads for adapter_id in load.evicts):
             self._park(evicted)
-        squash, taken_blocks = self._admit(now_s, room, self._oldest_blocked())
-        growth = room.growth_blocks + taken_blocks
+        admission = self._admit(now_s, room)
+        growth = room.growth_blocks + admission.taken_tokens // self.limits.block_tokens
         may_promote = self._interval.is_prefetching
-        promotions = self.device.plan(now_s, room.free_blocks, growth) if may_promote else ()
-        next_plan, self._next_plan = self._next_plan, PlanBuilder()
-        return next_plan.plan(squash, loads, self.device.take_released(), promotions)
-
-    def _admit(
-        self, now_s: float, room: StepBudget, blocked: RequestState | None
-    ) -> tuple[tuple[RequestId, ...], int]:
-        """Let in whom the round admits; answers whom it squashes, and what KV blocks it takes."""
-        settings = self.settings.admission
-        if not (self._interval.is_admitting or room.is_empty):
-            self._held = [Held.INTERVAL] * len(self.backlog.lanes)
-            return (), 0
-        free_tokens = self.limits.kv_tokens - self.device.busy_blocks * self.limits.block_tokens
-        running, step = self.backlog.running.values(), self._interval.step
-        turn = AdmissionStep(
-            self.backlog.lanes, self._book, self.residency, room, settings, self.limits.block_tokens,
-            lambda state, cell: self._run(state, cell, now_s),
+        promotions = self._device.plan(now_s, room.free_blocks, growth) if may_promote else ()
+        drops, self._drops = tuple(self._drops), []
+        fail, self._fail = tuple(self._fail), []
+        return StepPlan(
+            tuple(admission.admissions), admission.squash, tuple(loads), drops,
+            tuple(admission.activations), fail, self._device.take_released(), promotions,
         )  # fmt: skip
-        turn.run(
-            lambda: self.backlog.left_tokens(step),
-            OvertakeGuard(self.backlog.oldest, blocked, settings.overtake_limit),
-            now_s,
-            Peak(running, step, free_tokens) if settings.reserve is Reserve.PEAK else None,
-        )
-        self._held = turn.held
-        if turn.admitted:
-            self._interval.admitted()
-        squashed = promise_breakers(self.backlog, turn.held, turn.admitted, settings.squash_limit)
-        return squashed, turn.taken_tokens // self.limits.block_tokens
 
-    def passed(self, steps: int) -> None:
-        """The engine ran so many steps without a question, because nobody waited."""
-        self._interval.passed(steps)
+    def _admit(self, now_s: float, room: StepBudget) -> AdmissionStep:
+        """Let in whom this step lets in."""
+        kv_tokens = self.limits.kv_tokens - self._device.busy_blocks * self.limits.block_tokens
+        admission = AdmissionStep(
+            self.settings.admission, self._interval, self._backlog, self._book, self._residency,
+            self.limits.block_tokens, Instant(now_s, room, kv_tokens, self._oldest_blocked(now_s)),
+        )  # fmt: skip
+        admission.run()
+        self._held = admission.held
+        for state in admission.admitted:
+            self._estimator.admitted(state, now_s)
+            state.admitted_step, state.admitted_s = self._interval.step, now_s
+        return admission
 
-    def _oldest_blocked(self) -> RequestState | None:
+    # Questions
+
+    @property
+    def adapters(self) -> KeysView[AdapterId]:
+        """The adapters that are known, as they come and go. O(1)."""
+        return self._residency.entries.keys()
+
+    @property
+    def running(self) -> KeysView[RequestId]:
+        """The requests that run, by admission, as they come and go. O(1)."""
+        return self._backlog.running.keys()
+
+    @property
+    def held_blocks(self) -> int:
+        """KV blocks that adapters hold. O(1)."""
+        return self._device.held_blocks
+
+    @property
+    def busy_blocks(self) -> int:
+        """Of them, whose adapters run from them: 0 for engines with slots. O(1)."""
+        return self._device.busy_blocks
+
+    def promotion_due_s(self) -> float:
+        """When a promotion may begin at the earliest; infinity while there is nothing to promote."""
+        return self._device.due_s()
+
+    def work_due_s(self) -> float:
+        """When `step` has adapters to drop or read at the earliest, though no request comes or ends.
+
+        0: now, as while a read is under way; infinity: never, as for what lacks room.
+        """
+        return 0.0 if self._drops or self._fail else self._prefetcher.due_s()
+
+    def adapter(self, adapter_id: AdapterId) -> AdapterView:
+        """A known adapter as it is now. O(1)."""
+        return AdapterView.of(self._residency.entries[adapter_id])
+
+    def request(self, request_id: RequestId) -> RequestView:
+        """An unfinished request as it is now. O(1)."""
+        return RequestView.of(self._backlog.states[request_id])
+
+    def device(self, now_s: float) -> DeviceView:
+        """The KV cache as adapters have it now. O(1)."""
+        return DeviceView.of(self._device, now_s)
+
+    def view(self, now_s: float) -> PolicyView:
+        """Everything as it is now. O(adapters + requests): for pages and tests, not for steps."""
+        lanes = self._backlog.lane_states(self._book, self._held)
+        return PolicyView.of(lanes, self._residency, self._backlog.states.values(), now_s)
+
+    def _oldest_blocked(self, now_s: float) -> RequestState | None:
         """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
         entry = self._prefetcher.blocked
         if entry is None:
             return None
-        if reason := self.residency.why_too_large(entry):
+        if reason := self._residency.why_too_large(entry):
+            self._prefetcher.failed(entry, now_s)
             self._fail_waiting(entry, reason)
-        return None if reason else self.backlog.oldest_for(entry.adapter.id)
-
-    def _run(self, state: RequestState, cell: int | None, now_s: float) -> None:
-        """Carry out one admission; its adapter goes to this cell if it is in no slot yet."""
-        entry = state.entry
-        is_bypass = self.backlog.run(state)
-        self._estimator.admitted(state, now_s)
-        state.admitted_step, state.admitted_s = self._interval.step, now_s
-        if entry is not None:
-            if cell is not None:
-                self._next_plan.activate(entry.adapter.id, cell, is_cold=entry.is_cold)
-                self.residency.activate(entry, cell)
-            self.residency.start(entry, now_s)
-        request = state.request
-        self._next_plan.admit.append(
-            Admission(request.id, request.adapter_id, state.lane, is_bypass)
-        )
-
-    def lane_states(self) -> list[LaneState]:
-        """Each lane as it stands after the last step. O(waiting): for pages, not for steps."""
-        return self.backlog.lane_states(self._book, self._held)
-
-    # Steps of a request's way
+        return None if reason else self._backlog.oldest_for(entry.adapter.id)
 
     def _wait(self, state: RequestState) -> None:
         entry = state.entry
-        self.backlog.wait(state, is_ready=entry is None or entry.is_in_host)
+        self._backlog.wait(state, is_ready=entry is None or entry.is_in_host)
         if entry is not None:
-            self.residency.queue(entry, 1)
+            self._residency.queue(entry, 1)
             self._prefetcher.want(entry, state.sequence)
 
     def _stop(self, state: RequestState) -> None:
@@ -227,22 +269,22 @@ class Scheduler:
         assert state.charge is not None
         self._book.give_back(state.charge)
         state.charge = None
-        self.backlog.stop(state)
+        self._backlog.stop(state)
         if state.entry is not None:
-            self.residency.stop(state.entry)
+            self._residency.stop(state.entry)
 
     def _fail_waiting(self, entry: Entry, reason: str) -> None:
         """Exactly the requests that wait for the adapter end with this reason."""
-        for state in list(self.backlog.waiting_for(entry.adapter.id)):
-            self.residency.queue(entry, -1)
-            self.backlog.remove(state)
-            self._next_plan.fail.append(Failure(state.request.id, entry.adapter.id, reason))
+        for state in list(self._backlog.waiting_for(entry.adapter.id)):
+            self._residency.queue(entry, -1)
+            self._backlog.remove(state)
+            self._fail.append(Failure(state.request.id, entry.adapter.id, reason))
         self._forget_if_done(entry)
 
     def _park(self, adapter_id: AdapterId) -> None:
         """An adapter that waiting requests need left host memory for an older request's."""
-        self.backlog.park(adapter_id)
-        entry = self.residency.entries[adapter_id]
+        self._backlog.park(adapter_id)
+        entry = self._residency.entries[adapter_id]
         if entry.queued:
             self._prefetcher.want(entry, entry.oldest)
 
@@ -252,7 +294,7 @@ class Scheduler:
             return
         self._prefetcher.unwant(entry)
         if entry.is_in_host and entry.is_leaving:
-            self._next_plan.drops.append(self.residency.evict(entry))
+            self._drops.append(self._residency.evict(entry))
         if entry.is_leaving:
-            self.residency.forget(entry)
+            self._residency.forget(entry)
             self._estimator.lengths.forget(entry.adapter.id)

@@ -1,4 +1,8 @@
-"""Every setting of the policy, and the published policies as values of it."""
+"""Every setting of the policy, and the published policies as values of it.
+
+A group of settings and its words stand in the file of the room that obeys them; from outside of the
+policy they are named here.
+"""
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -11,16 +15,42 @@ from chameleon_lora.policy.admission.rules import (
     Order,
     Reserve,
 )
-from chameleon_lora.policy.estimate.length import LengthSettings
-from chameleon_lora.policy.estimate.size import SizeSettings
-from chameleon_lora.policy.memory.eviction import KeepRule
+from chameleon_lora.policy.estimate.length import LengthSettings, Predictor
+from chameleon_lora.policy.estimate.size import SizeRule, SizeSettings
+from chameleon_lora.policy.memory.eviction import KeepRule, KeepWeights
+from chameleon_lora.policy.memory.forecast import ForecastSettings
 from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.memory.prefetch import PrefetchSettings
 from chameleon_lora.policy.memory.residency import CacheSettings
-from chameleon_lora.policy.memory.slots import Paged, Slots, SlotTable
+from chameleon_lora.policy.memory.slots import SlotTable
 from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.queues.calibration import LaneSettings
-from chameleon_lora.policy.queues.clusters import ClusterSettings
+from chameleon_lora.policy.queues.clusters import ClusterSettings, KRule
+
+__all__ = [
+    "AdmissionSettings",
+    "Bypass",
+    "CacheSettings",
+    "ClusterSettings",
+    "DeviceSettings",
+    "EngineLimits",
+    "ForecastSettings",
+    "KRule",
+    "KeepRule",
+    "KeepWeights",
+    "LaneOrder",
+    "LaneSettings",
+    "LengthSettings",
+    "Order",
+    "PolicySettings",
+    "Predictor",
+    "PrefetchSettings",
+    "Preset",
+    "Reserve",
+    "SizeRule",
+    "SizeSettings",
+    "preset",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +96,14 @@ class EngineLimits:
     block_bytes: int = 0
     is_paged: bool = False
 
-    def slot_table(self) -> Slots:
-        """The slots, empty."""
-        if self.is_paged:
-            return Paged()
-        return SlotTable(self.slots, self.slot_parts, self.max_rank)
+    def slot_table(self) -> SlotTable | None:
+        """The slots, empty; None for an engine without."""
+        return None if self.is_paged else SlotTable(self.slots, self.slot_parts, self.max_rank)
 
     @property
     def kv_blocks(self) -> KvBlocks:
         """The KV cache as adapters see it."""
-        return KvBlocks(self.kv_tokens // self.block_tokens, self.block_bytes, self.is_paged)
+        return KvBlocks(self.kv_tokens // self.block_tokens, self.block_bytes)
 
 
 class Preset(Enum):

@@ -3,12 +3,18 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chameleon_lora.policy.admission.rules import Order
-from chameleon_lora.policy.memory.eviction import KeepRule
-from chameleon_lora.policy.memory.residency import CacheSettings
-from chameleon_lora.policy.queues.calibration import LaneSettings
-from chameleon_lora.policy.queues.clusters import ClusterSettings, KRule
-from chameleon_lora.policy.settings import QUEUED_ONLY, PolicySettings, Preset, preset
+from chameleon_lora.policy.settings import (
+    QUEUED_ONLY,
+    CacheSettings,
+    ClusterSettings,
+    KeepRule,
+    KRule,
+    LaneSettings,
+    Order,
+    PolicySettings,
+    Preset,
+    preset,
+)
 from chameleon_lora.sim.setup import S_LORA, EngineStyle
 
 

@@ -1,6 +1,6 @@
 """What the adapter cache is worth: loads on the way, eviction, prefetch, many adapters."""
 
-from chameleon_lora.policy.memory.eviction import KeepRule
+from chameleon_lora.policy.settings import KeepRule
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms

@@ -1,9 +1,9 @@
 """Where adapters' copies are, and how long a step waits for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from chameleon_lora.policy.plan import Activation, Load, Promotion
-from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.request import Adapter, AdapterId
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.sim.kernel import Kernel, Priority
 from chameleon_lora.sim.outcome import Found
@@ -16,8 +16,15 @@ class AdapterCopies:
     Device copies are those in KV blocks; an engine with slots has another in the slot.
     """
 
-    def __init__(self, profile: Profile, policy: Scheduler, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        policy: Scheduler,
+        kernel: Kernel,
+        adapters: Mapping[AdapterId, Adapter],
+    ) -> None:
         self._policy = policy
+        self._adapters = adapters
         self._kernel = kernel
         self._is_paged = policy.limits.is_paged
         self._to_slot = profile.device_copy
@@ -33,7 +40,7 @@ class AdapterCopies:
     def load(self, load: Load, now_s: float) -> None:
         """An adapter is read from disk; the policy is told when it is in host memory."""
         self.gone(load.evicts)
-        adapter = self._policy.residency.entries[load.adapter_id].adapter
+        adapter = self._adapters[load.adapter_id]
         self._kernel.at(
             self.disk.copy(adapter.nbytes, now_s),
             Priority.COPY,
@@ -43,15 +50,13 @@ class AdapterCopies:
     def promote(self, promotion: Promotion, now_s: float) -> None:
         """An adapter is copied into KV blocks; the policy is told when that is done."""
         self.gone(promotion.evicts)
-        nbytes = self._policy.residency.entries[promotion.adapter_id].adapter.nbytes
+        nbytes = self._adapters[promotion.adapter_id].nbytes
         end_s = self._complete_s[promotion.adapter_id] = self.link.copy(nbytes, now_s)
-        self._kernel.at(
-            end_s, Priority.COPY, lambda _: self._policy.device.promoted(promotion.serial)
-        )
+        self._kernel.at(end_s, Priority.COPY, lambda _: self._policy.promoted(promotion.serial))
 
     def activate(self, activation: Activation, now_s: float) -> tuple[Found, float]:
         """Where the adapter was, and when it can be used, at `now_s` or later."""
-        nbytes = self._policy.residency.entries[activation.adapter_id].adapter.nbytes
+        nbytes = self._adapters[activation.adapter_id].nbytes
         complete_s = self._complete_s.get(activation.adapter_id)
         if self._is_paged:
             if complete_s is None:

@@ -30,11 +30,11 @@ class Engine:
         self._step_s = setup.profile.step.step_s
         limits = setup.limits
         self.policy = Scheduler(setup.policy, limits)
-        self._device = self.policy.device
         self._batch = Batch(limits.block_tokens)
         self._gaps = TokenGaps(outcome.gaps)
         self._kv_blocks = outcome.kv_blocks = limits.kv_blocks.count
-        self.traffic = AdapterCopies(setup.profile, self.policy, kernel)
+        self._adapters: dict[AdapterId, Adapter] = {}
+        self.traffic = AdapterCopies(setup.profile, self.policy, kernel, self._adapters)
         self._ids: dict[str, AdapterId] = {}
         self._waiting: dict[RequestId, Waiting] = {}
         self._records: dict[RequestId, SimRecord] = {}
@@ -47,15 +47,14 @@ class Engine:
 
     def _register(self) -> None:
         """All adapters are known, and in host memory if the engine begins so."""
-        residency = self.policy.residency
         for number, adapter in enumerate(self._setup.adapters, start=1):
             nbytes = self._setup.profile.adapter_bytes(adapter.rank)
             adapter_id = self._ids[adapter.name] = AdapterId(number)
-            self.policy.registered(Adapter(adapter_id, adapter.name, adapter.rank, nbytes))
-            entry = residency.entries[adapter_id]
-            if self._style.is_preloaded and residency.try_load(entry, 0, 0.0) is not None:
-                residency.loaded(entry, nbytes, adapter.rank)
-                entry.is_cold = False
+            known = Adapter(adapter_id, adapter.name, adapter.rank, nbytes)
+            self._adapters[adapter_id] = known
+            self.policy.registered(known)
+            if self._style.is_preloaded:
+                self.policy.preloaded(adapter_id, 0.0)
 
     def arrive(self, request: TimedRequest, next_use_s: float, now_s: float) -> None:
         """A client's request comes in; the next one that names its adapter will at `next_use_s`."""
@@ -64,12 +63,17 @@ class Engine:
         record = self._records[request_id] = SimRecord(request)
         self._outcome.records.append(record)
         self._waiting[request_id] = (request, 0, None)
-        if adapter_id is not None:
-            self.policy.residency.entries[adapter_id].next_use_s = next_use_s
         limit = max(self._setup.output_limit_tokens or 0, request.output_tokens)
-        foretold = self._setup.foretell(request)
         self.policy.arrived(
-            Request(request_id, adapter_id, request.input_tokens, limit, foretold), now_s
+            Request(
+                id=request_id,
+                adapter_id=adapter_id,
+                input_tokens=request.input_tokens,
+                max_output_tokens=limit,
+                output_hint_tokens=self._setup.foretell(request),
+                next_use_s=next_use_s,
+            ),
+            now_s,
         )
         if not self._is_awake:
             self._is_awake = True
@@ -80,7 +84,7 @@ class Engine:
     def _begin(self, now_s: float) -> None:
         """Ask for a plan, if there is anything to plan, carry it out, and compute."""
         batch, ready_s = self._batch, now_s
-        if self._waiting or self._looks_ahead or self._device.due_s() <= now_s:
+        if self._waiting or self._looks_ahead or self.policy.promotion_due_s() <= now_s:
             ready_s = self._carry_out(self.policy.step(now_s, self._room()), now_s)
         else:
             self.policy.passed(1)
@@ -97,14 +101,14 @@ class Engine:
 
     def _room(self) -> StepBudget:
         """What the policy is told before a step."""
-        batch, device, size = self._batch, self._device, self._setup.profile.memory.block_tokens
+        batch, policy, size = self._batch, self.policy, self._setup.profile.memory.block_tokens
         planned = batch.decoding + sum(run.left_tokens for run in batch.prefilling.values())
         return StepBudget(
             seats=self._style.seats - len(batch.runs),
-            kv_tokens=(self._kv_blocks - batch.used_blocks - device.busy_blocks) * size,
+            kv_tokens=(self._kv_blocks - batch.used_blocks - policy.busy_blocks) * size,
             batch_tokens=self._style.batch_tokens - (planned if self._style.mixes_prefill else 0),
             is_empty=not batch.runs,
-            free_blocks=self._kv_blocks - batch.used_blocks - device.held_blocks,
+            free_blocks=self._kv_blocks - batch.used_blocks - policy.held_blocks,
             growth_blocks=batch.growth(),
         )
 
@@ -136,9 +140,9 @@ class Engine:
         """
         batch = self._batch
         most = 1 if self._waiting else batch.steps_to_end()
-        if batch.growth_in(most) > self._kv_blocks - batch.used_blocks - self._device.held_blocks:
+        if batch.growth_in(most) > self._kv_blocks - batch.used_blocks - self.policy.held_blocks:
             most = 1
-        until_s = min(self._kernel.next_s(), self._device.due_s())
+        until_s = min(self._kernel.next_s(), self.policy.promotion_due_s())
         if self._looks_ahead:
             until_s = min(until_s, now_s + LOOK_AHEAD_S)
         step_s, steps = self._step_s(work), 1
@@ -156,7 +160,7 @@ class Engine:
         outcome, used = self._outcome, self._batch.used_blocks
         outcome.used_block_s += (used + growth / 2) * (end_s - now_s)
         outcome.peak_blocks = max(outcome.peak_blocks, used + growth)
-        outcome.held_block_s += self._device.held_blocks * (end_s - now_s)
+        outcome.held_block_s += self.policy.held_blocks * (end_s - now_s)
         self._kernel.at(end_s, Priority.STEP, action)
 
     def _end_prefill(self, now_s: float) -> None:
@@ -226,7 +230,7 @@ class Engine:
                 found = Found.IN_USE if self._batch.has(adapter_id) else Found.DEVICE
                 record.found, record.load_s = uses.get(adapter_id, (found, 0.0))
         if adapter_id is not None:
-            rank = self.policy.residency.entries[adapter_id].adapter.rank
+            rank = self._adapters[adapter_id].rank
             rank = max(rank, self._style.max_rank) if self._style.pads_ranks else rank
         self._batch.admit(
             RunningRequest(
@@ -243,7 +247,7 @@ class Engine:
     def _make_room(self, now_s: float) -> None:
         """KV blocks for all who run and for what they grow by: adapters give theirs, then preemption."""
         while (lacking := self._lacking_blocks()) > 0:
-            self.traffic.gone(self._device.reclaim(lacking, now_s))
+            self.traffic.gone(self.policy.make_room(lacking, now_s))
             if self._lacking_blocks() <= 0 or len(self._batch.runs) == 1:
                 return
             self._outcome.preemptions += 1
@@ -252,7 +256,7 @@ class Engine:
     def _lacking_blocks(self) -> int:
         """By how much those who run, what they grow by and adapters are above the pool."""
         batch = self._batch
-        return batch.growth() + batch.used_blocks + self._device.held_blocks - self._kv_blocks
+        return batch.growth() + batch.used_blocks + self.policy.held_blocks - self._kv_blocks
 
     def _requeue(self, run: RunningRequest) -> None:
         """Take a request out of the batch; it goes on later where it stopped."""

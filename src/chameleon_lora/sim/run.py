@@ -22,7 +22,7 @@ def simulate(setup: Setup, requests: Sequence[TimedRequest]) -> SimOutcome:
     _Arrivals(setup, requests, kernel, engine).plan_next()
     kernel.run()
     outcome.link_busy_s, outcome.link_bytes = engine.traffic.link.busy_s, engine.traffic.link.nbytes
-    outcome.promotions = engine.policy.device.promotions
+    outcome.promotions = engine.policy.device(kernel.now_s).promotions
     return outcome
 
 

@@ -98,7 +98,7 @@ class Server:
         """What the policy holds of it."""
         version = self.core.driver.catalog.current(name)
         assert version is not None
-        return bool(self.core.driver.policy.residency.entries[version.id].is_pinned)
+        return bool(self.core.driver.policy.adapter(version.id).is_pinned)
 
 
 def error_of(answer: Answer) -> tuple[int, str, str]:

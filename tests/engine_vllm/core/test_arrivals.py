@@ -5,6 +5,7 @@ import json
 import pytest
 
 from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog
+from chameleon_lora.policy.view import Place
 from tests.engine_vllm.api.test_routes import Server
 from tests.engine_vllm.asgi_client import ask
 from tests.engine_vllm.fake_requests import ROOM, announced, make_driver, request_for
@@ -14,7 +15,7 @@ def noted(*tiers: str, kept: int = 10) -> ArrivalLog:
     """Requests 1, 2, ... that found their adapters there."""
     arrivals = ArrivalLog(kept)
     for number, tier in enumerate(tiers, start=1):
-        arrivals.note(str(number), tier)
+        arrivals.note(str(number), Place(tier))
     return arrivals
 
 

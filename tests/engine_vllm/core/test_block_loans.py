@@ -21,9 +21,8 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
-from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.scheduler import Scheduler
-from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.policy.settings import DeviceSettings, PolicySettings
 from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.block_pools import cache, make_pool
 from tests.engine_vllm.fake_requests import LIMITS, ROOM, FakeRequest, announced, request_for
@@ -97,7 +96,7 @@ class TestTrades:
         _, commands = lab.step(takes=18)
         assert [] == commands
         assert (0, 2) == (lab.blocks.held, lab.blocks.free)
-        assert 1 == lab.driver.policy.device.promotions
+        assert 1 == lab.driver.view().device.promotions
 
     def test_called_off_later_it_is_demoted(self) -> None:
         """Workers know of it: they hear in the step whose requests take the blocks."""
@@ -139,7 +138,7 @@ class TestTrades:
         lab.pool.get_new_blocks(17)
         assert 3 == lab.blocks.held
         assert [DropAdapter(gone), DemoteAdapter(gone)] == lab.step()[1]
-        assert lab.driver.policy.residency.entries[lab.versions["b"].id].blocks
+        assert lab.driver.policy.adapter(lab.versions["b"].id).blocks
         assert stays == lab.versions["b"].id
 
     def test_a_reset_empties_the_cache(self) -> None:
@@ -160,8 +159,8 @@ class TestTrades:
         lab.bring("a", 3)
         lab.step()
         lab.driver.check_balance()
-        lab.driver.policy.device.held_blocks += 1
-        with pytest.raises(AssertionError, match="adapters hold 3 KV blocks, the policy counts 4"):
+        assert lab.driver.policy.make_room(1, lab.now_s)  # told to nobody
+        with pytest.raises(AssertionError, match="adapters hold 3 KV blocks, the policy counts 0"):
             lab.driver.check_balance()
 
 
@@ -174,11 +173,10 @@ class TestAcks:
         taken, _ = lab.step(takes=20)
         lab.pool.free_blocks(taken)
         lab.step()
-        entry = lab.driver.policy.residency.entries[lab.versions["a"].id]
-        lab.driver.acknowledge([Promoted(number, 1, 0.1)], lab.now_s)
-        assert (3, 2) == (entry.blocks, entry.promotion)
-        lab.driver.acknowledge([Promoted(number, 2, 0.1)], lab.now_s)
-        assert entry.is_on_device
+        for serial, is_on_device in ((1, False), (2, True)):
+            lab.driver.acknowledge([Promoted(number, serial, 0.1)], lab.now_s)
+            known = lab.driver.policy.adapter(lab.versions["a"].id)
+            assert (3, is_on_device) == (known.blocks, known.is_on_device)
 
     @pytest.mark.parametrize("is_final", [False, True])
     def test_a_failed_copy_gives_its_blocks_back(self, is_final: bool) -> None:

@@ -121,7 +121,7 @@ class TestReconcile:
             request = FakeRequest("r", max_tokens=500)
             driver.arrived(request)
             carry_out(driver, 2.0)
-        estimate = driver.policy.backlog.states[RequestId("r")].output_tokens
+        estimate = driver.policy.request(RequestId("r")).output_tokens
         assert taught == pytest.approx(estimate, abs=10)
 
     def test_an_ended_request_gives_its_seat_back(self) -> None:
@@ -156,7 +156,7 @@ class TestReconcile:
         request.num_output_tokens = 5
         driver.returned(request)
         assert (1, [request]) == (driver.num_waiting, list(driver.waiting_requests()))
-        assert 15 == driver.policy.backlog.states[RequestId("r")].prefill_tokens
+        assert 15 == driver.policy.request(RequestId("r")).prefill_tokens
         assert ["r"] == carry_out(driver, 2.0)[1]
 
     def test_a_preempted_request_may_come_back_as_an_arrival(self) -> None:
@@ -263,7 +263,7 @@ class TestAdapters:
         driver = make_driver()
         version = driver.announce(announced("a"))
         assert version is driver.announce(announced("a"))
-        assert [version.id] == list(driver.policy.residency.entries)
+        assert [version.id] == list(driver.policy.adapters)
 
 
 class DriverMachine(RuleBasedStateMachine):
@@ -355,10 +355,9 @@ class DriverMachine(RuleBasedStateMachine):
     @invariant()
     def no_adapter_outlives_its_use(self) -> None:
         known = {self.driver.catalog.current(name) for name in self.driver.catalog.names()}
-        entries = self.driver.policy.residency.entries.values()
         strays = [
             entry
-            for entry in entries
+            for entry in self.driver.view().adapters
             if entry.adapter.id not in {version.id for version in known if version}
             and not (entry.running or entry.queued)
             and entry.adapter.id not in {load.adapter_id for load in self.loading}

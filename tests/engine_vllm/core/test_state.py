@@ -8,11 +8,11 @@ import pytest
 
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.state import explain, metrics_of, state_of
-from chameleon_lora.engine_vllm.core.telemetry import TIERS
 from chameleon_lora.engine_vllm.core.versions import Version
 from chameleon_lora.engine_vllm.messages import Promoted
 from chameleon_lora.policy.plan import Held, LaneState, Promotion
 from chameleon_lora.policy.request import RequestId
+from chameleon_lora.policy.view import Place
 from tests.engine_vllm.fake_requests import (
     LIMITS,
     MIB,
@@ -35,7 +35,7 @@ def run_one(driver: Driver, request_id: str, version: Version, now_s: float) -> 
     driver.arrived(request)
     for _ in range(2):
         carry_out(driver, now_s)
-    assert RequestId(request_id) in driver.policy.backlog.running
+    assert RequestId(request_id) in driver.policy.running
     return request
 
 
@@ -76,7 +76,7 @@ def test_each_adapter_is_counted_at_its_fastest_place() -> None:
     driver.end_step()
     expected = {"disk": 1, "loading": 1, "host": 1, "device": 0, "slot": 1}
     tiers = state_of(driver)["tiers"]
-    assert list(TIERS) == list(tiers)
+    assert [place.value for place in Place] == list(tiers)
     assert expected == {tier: found["adapters"] for tier, found in tiers.items()}
     assert {tier: n * MIB for tier, n in expected.items()} == {
         tier: found["bytes"] for tier, found in tiers.items()
@@ -127,8 +127,8 @@ def test_a_copy_in_kv_blocks_counts_when_it_is_complete() -> None:
     assert ("device", 4, False) == tuple(
         adapters(driver)["a"][key] for key in ("tier", "blocks", "is_promoting")
     )
-    shown, device = state_of(driver)["device"], driver.policy.device
-    assert (8, device.limit_blocks, device.headroom.last_blocks, BLOCK_BYTES) == tuple(
+    shown, device = state_of(driver)["device"], driver.view().device
+    assert (8, device.limit_blocks, device.headroom_blocks, BLOCK_BYTES) == tuple(
         shown[key] for key in ("held_blocks", "limit_blocks", "headroom_blocks", "block_bytes")
     )
     numbers = metrics_of(driver)
@@ -136,7 +136,7 @@ def test_a_copy_in_kv_blocks_counts_when_it_is_complete() -> None:
         found["name"]: found["level"] for found in numbers["adapters"]
     }
     assert (8, 8 * BLOCK_BYTES) == (numbers["borrowed_blocks"], numbers["borrowed_bytes"])
-    driver.policy.device.reset()
+    driver.policy.cache_emptied()
     demotions = state_of(driver)["device"]["demotions"]
     assert (2, 2) == (demotions["reset"], sum(demotions.values()))
     assert demotions == metrics_of(driver)["demotions"]
@@ -170,7 +170,9 @@ def test_a_base_model_request_at_the_head_has_no_adapter() -> None:
 @pytest.mark.parametrize("held", Held)
 def test_each_reason_has_a_sentence(held: Held) -> None:
     """It is one sentence, and the numbers it gives are the lane's and the engine's."""
-    state = LaneState(1, 2, 3, 4, quota_tokens=500, used_tokens=60, head=None, held=held)
+    state = LaneState(
+        1, 2, 3, 4, quota_tokens=500, used_tokens=60, head=None, head_adapter=None, held=held
+    )
     why = explain(held, state, LIMITS)
     assert why[0].isupper()
     assert why.endswith(".")

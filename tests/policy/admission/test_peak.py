@@ -126,7 +126,7 @@ class TestAdmission:
         for name in "abcd":
             engine.arrive(request(name, 1, limit=300), 20)
         assert ["a", "b", "c"] == [admission.request_id for admission in engine.step().admit]
-        assert [Held.KV_MEMORY] == [state.held for state in engine.policy.lane_states()]
+        assert [Held.KV_MEMORY] == [state.held for state in engine.policy.view(0.0).lanes]
 
     @pytest.mark.parametrize(("limit", "expected"), [(789, 11), (790, 21)])
     def test_one_of_those_that_run_is_paid_for_in_later_steps(

@@ -32,7 +32,7 @@ def admitted(policy: Scheduler, room: StepBudget = ROOM) -> list[str]:
 
 def held(policy: Scheduler) -> Sequence[Held | None]:
     """Why each lane's head waits."""
-    return [state.held for state in policy.lane_states()]
+    return [state.held for state in policy.view(0.0).lanes]
 
 
 class TestAlgorithmOne:
@@ -104,7 +104,7 @@ class TestOversized:
         two_lanes(policy, Quota(300, 4), Quota(1000, 4))
         policy.arrived(request("large", tokens=1600, output=16), 0.0)
         assert ["large"] == admitted(policy)
-        assert [300, 1000] == [state.used_tokens for state in policy.lane_states()]
+        assert [300, 1000] == [state.used_tokens for state in policy.view(0.0).lanes]
 
     def test_waits_while_its_lane_has_something_in_flight(self) -> None:
         """It goes only when what its lane lent has come back."""
@@ -228,6 +228,18 @@ class TestBypass:
         for name in "abc":
             policy.arrived(request(name, 1, output=SHORT), 0.0)
         assert ["a", "b", "c"] == admitted(policy)
+
+    def test_who_is_refused_stays_as_it_was(self) -> None:
+        """It kept its promise until it was put back, and is now too long to promise that again."""
+        policy = with_held_head(Bypass.BACKFILL)
+        policy.arrived(request("short", 1, output=SHORT), 0.0)
+        assert ["short"] == admitted(policy)
+        state = policy._backlog.states[request("short").id]
+        head = policy._backlog.states[request("head").id]
+        policy.requeued(state.request.id, 0)
+        policy.passed(45)
+        assert [] == admitted(policy)
+        assert (head.sequence, None) == (state.promised_to, state.charge)
 
     def test_the_slot_that_comes_free_first_is_reserved(self) -> None:
         """Of two busy slots, only the one that ends sooner is closed to long requests."""

@@ -6,12 +6,10 @@ import pytest
 
 from chameleon_lora.policy.estimate.words import (
     CELL_BITS,
-    MOST_WORDS,
     OWN_AFTER,
     WordLearner,
-    excerpt,
 )
-from chameleon_lora.policy.request import AdapterId, Request, RequestId
+from chameleon_lora.policy.request import MOST_WORDS, AdapterId, Request, RequestId, excerpt
 
 LIST, POEM, NOISE = 1, 2, range(10, 60)
 

@@ -333,7 +333,7 @@ class TestScheduler:
         """2,500 bytes hold two adapters of ten blocks."""
         engine = self.engine(PolicySettings(device=DeviceSettings(max_bytes=2500)))
         self.serve(engine)
-        assert (25, 20) == (engine.policy.device.limit_blocks, engine.policy.device.held_blocks)
+        assert (25, 20) == (engine.policy._device.limit_blocks, engine.policy._device.held_blocks)
 
     def test_a_pinned_cold_adapter_is_read_and_promoted(self) -> None:
         """Pinning is enough, no request names it; of complete copies it goes last under pressure."""
@@ -341,7 +341,7 @@ class TestScheduler:
         engine.policy.pin(AdapterId(3), is_pinned=True)
         for _ in range(20):
             engine.step()
-        entry = engine.policy.residency.entries[AdapterId(3)]
+        entry = engine.policy._residency.entries[AdapterId(3)]
         assert entry.is_on_device
         self.serve(engine)
         assert len(engine.lent) > 1
@@ -357,7 +357,7 @@ class TestScheduler:
         for _ in range(20):
             engine.step()
         engine.policy.pin(AdapterId(3), is_pinned=False)
-        assert engine.policy.residency.entries[AdapterId(3)].is_on_device
+        assert engine.policy._residency.entries[AdapterId(3)].is_on_device
         assert (AdapterId(3),) == engine.take_blocks(1)
 
     def test_unregistering_gives_blocks_back(self) -> None:
@@ -375,7 +375,7 @@ class TestScheduler:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_bytes", -2),
+        ("max_bytes", -1),
         ("headroom_share", -0.1),
         ("headroom_share", 1.1),
         ("promotions_per_s", 0.0),
@@ -389,9 +389,10 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_bytes", "share", "expected"), [(-1, 0.0, 100), (-1, 0.1, 90), (0, 0.1, 0), (950, 0.1, 9)]
+    ("max_bytes", "share", "expected"),
+    [(None, 0.0, 100), (None, 0.1, 90), (1 << 60, 0.1, 90), (0, 0.1, 0), (950, 0.1, 9)],
 )
-def test_limit_of_what_adapters_hold(max_bytes: int, share: float, expected: int) -> None:
+def test_limit_of_what_adapters_hold(max_bytes: int | None, share: float, expected: int) -> None:
     """-1 is all but the headroom, 0 nothing, else whole blocks of so many bytes."""
     settings = DeviceSettings(max_bytes=max_bytes, headroom_share=share)
     residency, _ = make(settings=settings)

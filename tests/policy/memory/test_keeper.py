@@ -53,17 +53,25 @@ def test_equals_go_by_id() -> None:
 
 def test_uses_before_the_window_do_not_count() -> None:
     """Under LFU an adapter used often, but long ago, is worth less than one used lately."""
-    often, lately = entries = used(1.0, 9.0)
-    often.uses_s.extend((1.0, 1.0, 1.0))
+    entries = used(1.0, 9.0)
+    entries[0].uses_s.extend((1.0, 1.0, 1.0))
     evictor = make(KeepRule.LFU, window_s=5.0)
     values = evictor.keep_score(entries, 10.0)
     assert values[0] < values[1]
-    assert (0, 1) == (len(often.uses_s), len(lately.uses_s))
 
 
-def test_only_gdsf_has_a_clock_and_it_never_goes_back() -> None:
+def test_asking_for_a_score_changes_nothing() -> None:
+    """Uses that left the window are forgotten at the next use, not by a question."""
+    often, lately = entries = used(1.0, 9.0)
+    make(KeepRule.LFU, window_s=5.0).keep_score(entries, 10.0)
+    assert ([1.0], [9.0]) == (list(often.uses_s), list(lately.uses_s))
+    often.used(10.0, 5.0)
+    assert ([10.0], 10.0) == (list(often.uses_s), often.last_use_s)
+
+
+def test_the_clock_never_goes_back() -> None:
     """It stands at the highest value that went."""
-    evictor, lru = make(KeepRule.GDSF), make()
+    evictor = make(KeepRule.GDSF)
     rich, poor = entries = used(1.0, 1.0)
     rich.inflation = 50.0
     assert [1, 0] == cheapest(evictor, entries, 2)
@@ -71,5 +79,3 @@ def test_only_gdsf_has_a_clock_and_it_never_goes_back() -> None:
     before = evictor.inflation
     assert [1] == cheapest(evictor, [poor], 1)
     assert before == evictor.inflation
-    cheapest(lru, entries, 2)
-    assert 0.0 == lru.inflation

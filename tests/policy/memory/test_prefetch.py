@@ -55,8 +55,20 @@ def test_no_more_than_max_loading_at_a_time() -> None:
         want(prefetcher, residency, entry, sequence)
     assert [0, 1] == planned(prefetcher)
     assert [] == planned(prefetcher)
-    prefetcher.ended(AdapterId(0))
+    prefetcher.ended(entries[0])
     assert [2] == planned(prefetcher)
+
+
+def test_those_no_longer_wanted_are_forgotten() -> None:
+    """Though the first one, for which there is no room, keeps the heap from being looked through."""
+    prefetcher, residency, entries = make(10, *([1] * 50), budget=5)
+    want(prefetcher, residency, entries[0], 0)
+    assert [] == planned(prefetcher)
+    for sequence in range(1, 1000):
+        entry = entries[1 + sequence % 50]
+        prefetcher.want(entry, sequence)
+        prefetcher.unwant(entry)
+    assert len(prefetcher._oldest_first) <= 2 * len(entries)
 
 
 def test_a_load_that_takes_too_long_leaves_its_place_to_another() -> None:
@@ -77,7 +89,7 @@ def test_loads_that_hang_are_not_heaped_up() -> None:
         want(prefetcher, residency, entry, sequence)
     begun = [len(prefetcher.plan(3.0 * round_)) for round_ in range(MOST_LOADING)]
     assert MOST_LOADING == sum(begun)
-    prefetcher.ended(AdapterId(0))
+    prefetcher.ended(entries[0])
     assert [MOST_LOADING] == [load.adapter_id for load in prefetcher.plan(1e6)]
 
 
@@ -88,7 +100,7 @@ def test_not_queued_loads_one_at_a_time() -> None:
         want(prefetcher, residency, entry, sequence)
     assert [0] == planned(prefetcher)
     assert [] == planned(prefetcher)
-    prefetcher.ended(AdapterId(0))
+    prefetcher.ended(entries[0])
     assert [1] == planned(prefetcher)
 
 
@@ -128,7 +140,7 @@ def test_blocked_is_forgotten_when_there_is_room() -> None:
     assert [0] == planned(prefetcher)
     want(prefetcher, residency, entries[1], 2)
     assert [] == planned(prefetcher)
-    prefetcher.ended(AdapterId(0))
+    prefetcher.ended(entries[0])
     residency.loaded(entries[0], 60, 8)
     residency.queue(entries[0], -1)
     assert [1] == planned(prefetcher)
@@ -210,7 +222,7 @@ class TestPredicted:
         assert [0] == [planned_load.adapter_id for planned_load in prefetcher.plan(SOON_S)]
         assert two.is_expected
         assert [] == prefetcher.plan(LATE_S)
-        prefetcher.ended(AdapterId(0))
+        prefetcher.ended(residency.entries[AdapterId(0)])
         assert [] == prefetcher.plan(LATE_S)
         assert (False, False) == (one.is_expected, two.is_expected)
         assert [] == prefetcher._oldest_first
@@ -269,7 +281,7 @@ class TestPredicted:
         assert [2] == [planned_load.adapter_id for planned_load in prefetcher.plan(SOON_S)]
         assert (None, small) == (prefetcher.blocked, residency.entries[small.adapter.id])
         residency.pin(used, is_pinned=False)
-        prefetcher.ended(AdapterId(0))
+        prefetcher.ended(residency.entries[AdapterId(0)])
         assert [] == prefetcher.plan(SOON_S)
 
     def test_a_withdrawn_adapter_is_not_expected(self) -> None:
@@ -352,7 +364,7 @@ class TestEffect:
         )
         engine = EngineModel(settings, self.LIMITS, step_s=0.2)
         engine.register(*(adapter(number, 1000) for number in range(1, 4 * self.TURNS)))
-        entry, found = engine.policy.residency.entries[AdapterId(1)], []
+        entry, found = engine.policy._residency.entries[AdapterId(1)], []
         for turn in range(self.TURNS):
             while engine.now_s < 10.0 * turn:
                 engine.step()

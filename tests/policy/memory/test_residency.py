@@ -117,7 +117,7 @@ class TestHostMemory:
         use(residency, a)
         residency.stop(a)
         assert (a.adapter.id,) == residency.try_load(b, LAST, 0.0)
-        assert [] == residency.slots.tenants()
+        assert [] == residency.slots.at(range(1))
 
     def test_evicting_an_adapter_in_use_is_a_fault(self) -> None:
         """It would pull weights from under a running request."""

@@ -129,3 +129,15 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     """The message names the setting, its value and what is allowed."""
     with pytest.raises(ConfigError, match=f"lanes.{name} is {value}; use"):
         LaneSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_static_lanes_wait_for_enough_to_cut_them_from() -> None:
+    """However long that takes; then they are cut once."""
+    calibration = make(is_static=True)
+    feed(calibration, 3)
+    assert not calibration.is_due(1000.0)
+    feed(calibration, 1, 1000.0)
+    assert calibration.is_due(1000.0)
+    assert 2 == len(calibration.recut(1000.0).quotas)
+    feed(calibration, 100, 2000.0)
+    assert not calibration.is_due(1e9)

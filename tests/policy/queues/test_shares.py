@@ -107,9 +107,9 @@ def test_one_that_goes_back_is_charged_once() -> None:
     model.arrive(ask("b", BULK), 10)
     model.plan()
     model.preempt(RequestId("b"))
-    assert 0 == model.policy.backlog._shares.had(BULK)
+    assert 0 == model.policy._backlog._shares.had(BULK)
     model.plan()
-    assert 20 == model.policy.backlog._shares.had(BULK)
+    assert 20 == model.policy._backlog._shares.had(BULK)
 
 
 def test_requests_without_a_share_leave_no_trace() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.messages import Command, DemoteAdapter, PromoteAdapter
 from chameleon_lora.errors import UnsupportedLayoutError
-from chameleon_lora.policy.memory.device import DeviceCache
 from chameleon_lora.policy.plan import StepPlan
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.scheduler import Scheduler
 
 
 class PrefixWatch:
@@ -134,8 +134,8 @@ class BlockLoans:
     Invariant: after `trade` the blocks that the policy counts for an adapter are those it holds.
     """
 
-    def __init__(self, device: DeviceCache, blocks: LoanedBlocks) -> None:
-        self._device = device
+    def __init__(self, policy: Scheduler, blocks: LoanedBlocks) -> None:
+        self.policy = policy
         self._blocks = blocks
         self._demoted: list[AdapterId] = []
         self._promotions: dict[AdapterId, PromoteAdapter] = {}
@@ -151,7 +151,7 @@ class BlockLoans:
         """A request came whose full prompt blocks have these hashes."""
         missed = self._blocks.prefixes.missed(block_hashes)
         if missed:
-            self._device.headroom.missed(missed, now_s)
+            self.policy.prefix_missed(missed, now_s)
 
     def trade(self, plan: StepPlan, now_s: float) -> None:
         """Blocks change hands as planned."""
@@ -166,7 +166,7 @@ class BlockLoans:
 
     def empty(self) -> None:
         """Every adapter gives its blocks back at once."""
-        self._give_back(*self._device.take_released(), *self._device.reset())
+        self._give_back(*self.policy.cache_emptied())
 
     def take_commands(self) -> tuple[Command, ...]:
         """What the workers are to do about the trades since the last call, in this order."""
@@ -181,16 +181,15 @@ class BlockLoans:
         Raises:
             AssertionError: naming the counts.
         """
-        self._give_back(*self._device.take_released())
+        self._make_room(0)
         self._blocks.check_balance()
-        held, counted = self._blocks.held, self._device.held_blocks
+        held, counted = self._blocks.held, self.policy.held_blocks
         assert held == counted, f"adapters hold {held} KV blocks, the policy counts {counted}"
 
     def _make_room(self, lacking: int) -> None:
         """vLLM is about to take so many blocks more than are free."""
-        wanted = self._blocks.free + lacking
-        self._give_back(*self._device.take_released())
-        self._give_back(*self._device.reclaim(wanted - self._blocks.free, self._now_s))
+        untold = self._blocks.held - self.policy.held_blocks  # given back, but not told yet
+        self._give_back(*self.policy.make_room(lacking - untold, self._now_s))
 
     def _give_back(self, *adapter_ids: AdapterId) -> None:
         """Their blocks are free; a copy that no worker was told of yet is not begun."""

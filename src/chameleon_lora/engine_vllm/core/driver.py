@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from chameleon_lora.engine_vllm.core.block_loans import BlockLoans, LoanedBlocks
-from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog, Source, Telemetry, tier_of
+from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog, Source, Telemetry
 from chameleon_lora.engine_vllm.core.versions import AdapterVersions, Version
 from chameleon_lora.engine_vllm.event_log import EventLog
 from chameleon_lora.engine_vllm.messages import (
@@ -28,16 +28,17 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
-from chameleon_lora.policy.estimate.length import Predictor
-from chameleon_lora.policy.estimate.words import excerpt
 from chameleon_lora.policy.plan import StepBudget, StepPlan
-from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId, Share
+from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId, Share, excerpt
 from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.settings import Predictor
+from chameleon_lora.policy.view import PolicyView
 from chameleon_lora.settings import ServingSettings
 
 _logger = logging.getLogger(__name__)
 # Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
 OTHERS = Share("")
+SLACK = 16  # versions no longer known that are not worth a clean-up
 
 
 class Driver:
@@ -64,9 +65,11 @@ class Driver:
         self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
         self._requests: dict[RequestId, Any] = {}
         self._versions: dict[AdapterId, Version] = {}
-        self.lending = None if blocks is None else BlockLoans(policy.device, blocks)
+        self.lending = None if blocks is None else BlockLoans(policy, blocks)
         self._log = log
         self._cold: set[AdapterId] = set()
+        # When requests arrived whose adapter was not in host memory, and has not been since.
+        self._absent: dict[AdapterId, dict[RequestId, float]] = {}
         self._load_waits_s: dict[AdapterId, float] = {}  # until the adapter is in a slot
         self._now_s = 0.0
 
@@ -76,15 +79,23 @@ class Driver:
         """Serve this content under this name from now on; requests under way keep the former."""
         version, former = self.catalog.announce(source)
         if version.id not in self._versions:
-            self._versions[version.id] = version
+            self._remember(version)
             self.policy.registered(
                 Adapter(version.id, version.inner_name, source.rank, max(1, source.nbytes))
             )
         if former is not None:
-            is_pinned = self.policy.residency.entries[former.id].is_pinned
+            is_pinned = self.policy.adapter(former.id).is_pinned
             self.policy.pin(version.id, is_pinned=is_pinned)
             self.policy.unregistered(former.id)
         return version
+
+    def _remember(self, version: Version) -> None:
+        """Keep the version, and forget those that the policy forgot. O(1) amortised."""
+        self._versions[version.id] = version
+        known = self.policy.adapters
+        if len(self._versions) > 2 * len(known) + SLACK:
+            kept = {i: v for i, v in self._versions.items() if i in known}
+            self._versions = {**kept, version.id: version}
 
     def withdraw(self, name: str) -> bool:
         """Serve this name no longer; requests under way run to their end. False if it is unknown."""
@@ -98,14 +109,13 @@ class Driver:
         version = self.catalog.current(name)
         if version is None:
             return f"The lora adapter '{name}' cannot be found."
-        entries = self.policy.residency.entries
         budget = self.policy.settings.cache.host_bytes
-        pinned = {i: e.adapter.nbytes for i, e in entries.items() if e.is_pinned}
-        pinned[version.id] = entries[version.id].adapter.nbytes
-        if is_pinned and budget and sum(pinned.values()) > budget:
+        views = self.view().adapters
+        nbytes = sum(a.adapter.nbytes for a in views if a.is_pinned or a.adapter.id == version.id)
+        if is_pinned and budget and nbytes > budget:
             return (
-                f"With '{name}', {sum(pinned.values())} bytes would be pinned, but host memory for "
-                f"adapters ends at cache.host_bytes = {budget}: unpin others or raise it."
+                f"With '{name}', {nbytes} bytes would be pinned, but host memory for adapters ends at "
+                f"cache.host_bytes = {budget}: unpin others or raise it."
             )
         self.policy.pin(version.id, is_pinned=is_pinned)
         return ""
@@ -124,10 +134,12 @@ class Driver:
         self._requests[request_id] = request
         adapter = request.lora_request
         if adapter is not None:
-            entry = self.policy.residency.entries[AdapterId(adapter.lora_int_id)]
-            self.arrivals.note(request.request_id, tier_of(entry))
-            if entry.is_in_host:
+            known = self.policy.adapter(AdapterId(adapter.lora_int_id))
+            self.arrivals.note(request.request_id, known.place)
+            if known.is_in_host:
                 self.telemetry.waited(0.0)
+            else:
+                self._absent.setdefault(known.adapter.id, {})[request_id] = self._now_s
         if self.lending is not None:
             self.lending.arrived(request.block_hashes, self._now_s)
         self.policy.arrived(
@@ -146,7 +158,7 @@ class Driver:
     def returned(self, request: Any) -> None:
         """vLLM put a request back: preempted, squashed, or planned and skipped."""
         request_id = RequestId(request.request_id)
-        if request_id in self.policy.backlog.running:
+        if request_id in self.policy.running:
             self.policy.requeued(request_id, request.num_output_tokens)
 
     def withdrawn(self, request: Any) -> None:
@@ -156,11 +168,11 @@ class Driver:
     @property
     def num_waiting(self) -> int:
         """Requests that vLLM does not run yet; those that failed too, until vLLM was told."""
-        return len(self._requests) - len(self.policy.backlog.running) + len(self.planned)
+        return len(self._requests) - len(self.policy.running) + len(self.planned)
 
     def waiting_requests(self) -> Iterator[Any]:
         """Them, by arrival."""
-        running = self.policy.backlog.running
+        running = self.policy.running
         planned = {request.request_id for request in self.planned}
         return (r for i, r in self._requests.items() if i not in running or i in planned)
 
@@ -169,7 +181,7 @@ class Driver:
     def begin_step(self, room: StepBudget, now_s: float) -> StepPlan:
         """Tell the policy who ended, ask it for the plan, and line up whom vLLM is to admit."""
         self._now_s = now_s
-        for request_id in list(self.policy.backlog.running):
+        for request_id in list(self.policy.running):
             request = self._requests[request_id]
             if request.is_finished():
                 self._finish(request_id, request)
@@ -186,7 +198,14 @@ class Driver:
 
     def forget(self, request_id: RequestId) -> Any | None:
         """The policy ended this request itself. Answers it, None if vLLM ended it before."""
-        return self._requests.pop(request_id, None)
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._waits_no_more(request_id, request)
+        return request
+
+    def view(self) -> PolicyView:
+        """What the policy knows, as of the last step or arrival. O(adapters + requests)."""
+        return self.policy.view(self._now_s)
 
     def tick(self, now_s: float) -> None:
         """It is this late: for arrivals between two steps."""
@@ -215,11 +234,11 @@ class Driver:
                     self._activated(ack)
                 case Promoted():
                     self.telemetry.promoted(ack.seconds)
-                    self.policy.device.promoted(ack.serial)
+                    self.policy.promoted(ack.serial)
                 case PromotionFailed():
                     _logger.warning("Not kept in the KV cache: %s", ack.reason)
                     self.telemetry.promotion_failed()
-                    self.policy.device.promotion_failed(ack.serial, is_final=ack.is_final)
+                    self.policy.promotion_failed(ack.serial, is_final=ack.is_final)
 
     def empty_device(self) -> None:
         """Every adapter gives its KV blocks back: the KV cache is to be emptied."""
@@ -236,13 +255,13 @@ class Driver:
     def _loaded(self, ack: Loaded, now_s: float) -> None:
         adapter_id = AdapterId(ack.adapter_id)
         self.telemetry.loaded(ack.seconds)
-        waits_s = [now_s - t.arrived_s for t in self.policy.backlog.waiting_for(adapter_id)]
+        waits_s = [now_s - since_s for since_s in self._absent.pop(adapter_id, {}).values()]
         for wait_s in waits_s:
             self.telemetry.waited(wait_s)
         self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
         self.policy.loaded(adapter_id, ack.nbytes, ack.rank, now_s, is_packed=ack.is_packed)
-        device = self.policy.device
-        if device.limit_blocks and ack.is_packed and not device.can_hold(ack.nbytes):
+        device = self.policy.device(now_s)
+        if ack.is_packed and 0 < device.limit_bytes < ack.nbytes:
             _logger.warning(
                 "Adapter %r is served from host memory only: its %d bytes are more than the KV "
                 "cache has for adapters, %d blocks of %d bytes. Raise --gpu-memory-utilization "
@@ -272,6 +291,16 @@ class Driver:
         output_tokens = request.num_output_tokens if has_ended_well else 0
         self.policy.finished(request_id, output_tokens, self._now_s)
         self._requests.pop(request_id, None)
+        self._waits_no_more(request_id, request)
+
+    def _waits_no_more(self, request_id: RequestId, request: Any) -> None:
+        """A request ended; it did not live to see its adapter in host memory, if it was absent."""
+        if request.lora_request is not None:
+            adapter_id = AdapterId(request.lora_request.lora_int_id)
+            waiting = self._absent.get(adapter_id, {})
+            waiting.pop(request_id, None)
+            if not waiting:
+                self._absent.pop(adapter_id, None)
 
     def _hint(self, request: Any) -> int | None:
         params = request.sampling_params

@@ -7,68 +7,67 @@ from collections.abc import Iterable
 from typing import Any, assert_never
 
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.telemetry import DEVICE, TIERS, tier_of
 from chameleon_lora.engine_vllm.messages import CPU, GPU
-from chameleon_lora.policy.memory.entry import Entry, Tier
-from chameleon_lora.policy.plan import DemotionReason, Held, LaneState
-from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.plan import Held, LaneState
+from chameleon_lora.policy.request import Adapter, AdapterId
 from chameleon_lora.policy.settings import EngineLimits
+from chameleon_lora.policy.view import AdapterView, DeviceView, Place
 
 
 def state_of(driver: Driver) -> dict[str, Any]:
     """Everything GET /chameleon/state shows: lanes, tiers, device cache, adapters beyond disk."""
-    policy = driver.policy
-    entries = policy.residency.entries
+    view, limits = driver.view(), driver.policy.limits
     public = _public_names(driver)
+    names = {a.adapter.id: _names(a.adapter, public) for a in view.adapters}
     return {
-        "lanes": [_lane(driver, state, public) for state in policy.lane_states()],
-        "tiers": _tiers(entries.values()),
+        "lanes": [
+            {
+                **_lane(state),
+                "head": state.head,
+                "head_adapter": names[state.head_adapter]["name"]
+                if state.head_adapter is not None
+                else None,
+                "why": explain(state.held, state, limits) if state.held else None,
+            }
+            for state in view.lanes
+        ],
+        "tiers": _tiers(view.adapters),
         "host": {
-            "bytes": policy.residency.host_bytes,
-            "limit_bytes": policy.settings.cache.host_bytes or None,
+            "bytes": view.host_bytes,
+            "limit_bytes": driver.policy.settings.cache.host_bytes or None,
         },
-        "device": _device(driver),
-        "slots": policy.limits.slots,
-        "seats": policy.limits.seats,
-        "kv_blocks": policy.limits.kv_tokens // policy.limits.block_tokens,
+        "device": _device(view.device),
+        "slots": limits.slots,
+        "seats": limits.seats,
+        "kv_blocks": limits.kv_blocks.count,
         "adapters": [
-            _adapter(entry, public) for entry in entries.values() if entry.tier is not Tier.DISK
+            {**names[known.adapter.id], **_adapter(known)}
+            for known in view.adapters
+            if known.place is not Place.DISK
         ],
     }
 
 
 def metrics_of(driver: Driver) -> dict[str, Any]:
     """What the metrics page needs. Adapters are those that new requests can name."""
-    policy = driver.policy
+    view = driver.view()
     public = _public_names(driver)
-    entries = policy.residency.entries
     return {
-        "lanes": [
-            {
-                "lane": state.lane,
-                "waiting": state.waiting,
-                "loading": state.loading,
-                "running": state.running,
-                "quota_tokens": state.quota_tokens,
-                "used_tokens": state.used_tokens,
-                "held": state.held.value if state.held else None,
-            }
-            for state in policy.lane_states()
-        ],
+        "lanes": [_lane(state) for state in view.lanes],
         "adapters": [
             {
-                "name": name,
-                "level": GPU if tier_of(entry) in (DEVICE, "slot") else CPU,
-                "is_pinned": entry.is_pinned,
-                "rank": entry.adapter.rank,
+                "name": public[known.adapter.id],
+                "level": GPU if known.place in (Place.DEVICE, Place.SLOT) else CPU,
+                "is_pinned": known.is_pinned,
+                "rank": known.adapter.rank,
             }
-            for adapter_id, name in public.items()
-            if (entry := entries[adapter_id]).is_in_host
+            for known in view.adapters
+            if known.is_in_host and known.adapter.id in public
         ],
-        "slots": policy.limits.slots,
-        "borrowed_blocks": policy.device.held_blocks,
-        "borrowed_bytes": policy.device.held_blocks * policy.device.block_bytes,
-        "demotions": _demotions(driver),
+        "slots": driver.policy.limits.slots,
+        "borrowed_blocks": view.device.held_blocks,
+        "borrowed_bytes": view.device.held_blocks * view.device.block_bytes,
+        "demotions": _demotions(view.device),
         "counts": driver.telemetry.counts(),
     }
 
@@ -102,11 +101,7 @@ def _public_names(driver: Driver) -> dict[AdapterId, str]:
     return {version.id: name for name in catalog.names() if (version := catalog.current(name))}
 
 
-def _lane(driver: Driver, state: LaneState, public: dict[AdapterId, str]) -> dict[str, Any]:
-    adapter = None
-    if state.head is not None:
-        entry = driver.policy.backlog.states[state.head].entry
-        adapter = None if entry is None else _names(entry, public)["name"]
+def _lane(state: LaneState) -> dict[str, Any]:
     return {
         "lane": state.lane,
         "waiting": state.waiting,
@@ -114,61 +109,54 @@ def _lane(driver: Driver, state: LaneState, public: dict[AdapterId, str]) -> dic
         "running": state.running,
         "quota_tokens": state.quota_tokens,
         "used_tokens": state.used_tokens,
-        "head": state.head,
-        "head_adapter": adapter,
         "held": state.held.value if state.held else None,
-        "why": explain(state.held, state, driver.policy.limits) if state.held else None,
     }
 
 
-def _tiers(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
+def _tiers(adapters: Iterable[AdapterView]) -> dict[str, dict[str, int]]:
     """Adapters and their bytes, each counted once, at the fastest place."""
-    tiers = {tier: {"adapters": 0, "bytes": 0} for tier in TIERS}
-    for entry in entries:
-        tier = tiers[tier_of(entry)]
+    tiers = {place.value: {"adapters": 0, "bytes": 0} for place in Place}
+    for known in adapters:
+        tier = tiers[known.place.value]
         tier["adapters"] += 1
-        tier["bytes"] += entry.adapter.nbytes
+        tier["bytes"] += known.adapter.nbytes
     return tiers
 
 
-def _device(driver: Driver) -> dict[str, Any]:
-    device = driver.policy.device
-    entries = driver.policy.residency.entries.values()
+def _device(device: DeviceView) -> dict[str, Any]:
     return {
         "held_blocks": device.held_blocks,
         "limit_blocks": device.limit_blocks,
-        "headroom_blocks": device.headroom.last_blocks,
+        "headroom_blocks": device.headroom_blocks,
         "block_bytes": device.block_bytes,
-        "promoting": sum(entry.promotion > 0 for entry in entries),
+        "promoting": device.promoting,
         "promotions": device.promotions,
-        "demotions": _demotions(driver),
+        "demotions": _demotions(device),
     }
 
 
-def _demotions(driver: Driver) -> dict[str, int]:
+def _demotions(device: DeviceView) -> dict[str, int]:
     """Adapters that gave KV blocks back, by each reason there is."""
-    demotions = driver.policy.device.demotions
-    return {reason.value: demotions[reason] for reason in DemotionReason}
+    return {reason.value: count for reason, count in device.demotions.items()}
 
 
-def _adapter(entry: Entry, public: dict[AdapterId, str]) -> dict[str, Any]:
+def _adapter(known: AdapterView) -> dict[str, Any]:
     return {
-        **_names(entry, public),
-        "rank": entry.adapter.rank,
-        "bytes": entry.adapter.nbytes,
-        "tier": tier_of(entry),
-        "blocks": entry.blocks,
-        "is_promoting": entry.promotion > 0,
-        "running": entry.running,
-        "queued": entry.queued,
-        "is_pinned": entry.is_pinned,
-        "is_leaving": entry.is_leaving,
-        "cell": entry.cell,
+        "rank": known.adapter.rank,
+        "bytes": known.adapter.nbytes,
+        "tier": known.place.value,
+        "blocks": known.blocks,
+        "is_promoting": known.is_promoting,
+        "running": known.running,
+        "queued": known.queued,
+        "is_pinned": known.is_pinned,
+        "is_leaving": known.is_leaving,
+        "cell": known.cell,
     }
 
 
-def _names(entry: Entry, public: dict[AdapterId, str]) -> dict[str, str]:
+def _names(adapter: Adapter, public: dict[AdapterId, str]) -> dict[str, str]:
     """The client's name, and the version's where it differs; a replaced version has only its own."""
-    inner = entry.adapter.name
-    name = public.get(entry.adapter.id, inner)
+    inner = adapter.name
+    name = public.get(adapter.id, inner)
     return {"name": name} if name == inner else {"name": name, "version": inner}

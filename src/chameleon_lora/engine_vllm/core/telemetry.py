@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from chameleon_lora.engine_vllm.messages import HistogramCounts
-from chameleon_lora.policy.memory.entry import Entry, Tier
+from chameleon_lora.policy.view import Place
 
 Source = Literal["device", "host", "disk"]
 SOURCES: tuple[Source, ...] = ("device", "host", "disk")
@@ -42,7 +42,7 @@ class Telemetry:
     """The counters of one engine. Owner: the driver; they only rise, and live as long as it.
 
     Seconds are measured by those who call; there is no clock here. Demotions are counted by the
-    policy, which alone knows their reasons (`DeviceCache.demotions`).
+    policy, which alone knows their reasons (`DeviceView.demotions`).
     """
 
     def __init__(self) -> None:
@@ -113,9 +113,9 @@ class ArrivalLog:
         self._last: deque[tuple[str, str]] = deque(maxlen=kept)
         self._count = 0
 
-    def note(self, request_id: str, tier: str) -> None:
-        """One arrived; `tier` is one of `tiers.TIERS`."""
-        self._last.append((request_id, tier))
+    def note(self, request_id: str, place: Place) -> None:
+        """One arrived, whose adapter was there."""
+        self._last.append((request_id, place.value))
         self._count += 1
 
     def after(self, number: int) -> dict[str, Any]:
@@ -123,14 +123,3 @@ class ArrivalLog:
         wanted = min(max(0, self._count - number), len(self._last))
         newest = list(islice(reversed(self._last), wanted))
         return {"next": self._count, "arrivals": [list(pair) for pair in reversed(newest)]}
-
-
-DEVICE = "device"
-TIERS = ("disk", "loading", "host", DEVICE, "slot")
-
-
-def tier_of(entry: Entry) -> str:
-    """The fastest place where the adapter is, of TIERS; a copy under way does not count."""
-    if entry.tier is Tier.HOST and entry.is_on_device:
-        return DEVICE
-    return entry.tier.name.lower()

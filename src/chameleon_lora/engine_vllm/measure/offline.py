@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from chameleon_lora.engine_vllm.config import CONFIG_KEY
+from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.worker.packed_adapter import stacked_tensors
 from chameleon_lora.errors import BenchError
@@ -101,7 +102,11 @@ class OfflineResult(TypedDict):
 
 
 class OfflineEngine:
-    """vLLM's LLM in this process, its scheduler watched. Not for use beside another one."""
+    """vLLM's LLM in this process, its scheduler watched. Not for use beside another one.
+
+    Attributes:
+        driver: Chameleon's, None for vLLM's own scheduler.
+    """
 
     def __init__(self, job: OfflineJob) -> None:
         from vllm import LLM
@@ -118,7 +123,7 @@ class OfflineEngine:
         core: Any = self._llm.llm_engine.engine_core
         self._executor = core.engine_core.model_executor
         self._scheduler = core.engine_core.scheduler
-        self._driver = getattr(self._scheduler, "chameleon", None)
+        self.driver: Driver | None = getattr(self._scheduler, "chameleon", None)
         self._ids: dict[str, int] = {}
         self._steps = self._preemptions = 0
         self._watch("schedule", "_steps", lambda output: output.total_num_scheduled_tokens > 0)
@@ -150,24 +155,23 @@ class OfflineEngine:
             use_tqdm=False,
         )
         seconds = stopwatch_s() - start
-        device = self._driver.policy.device if self._driver else None
-        entries = self._driver.policy.residency.entries.values() if self._driver else ()
+        view = self.driver.view() if self.driver else None
         return WaveResult(
             answers=[_answer(request) for request in done],
             steps=self._steps,
             preemptions=self._preemptions,
             seconds=seconds,
             cached_tokens=sum(request.num_cached_tokens or 0 for request in done),
-            held_blocks=device.held_blocks if device else 0,
-            held_adapters=sum(entry.is_on_device for entry in entries),
+            held_blocks=view.device.held_blocks if view else 0,
+            held_adapters=sum(known.is_on_device for known in view.adapters) if view else 0,
         )
 
     def result(self, waves: list[WaveResult]) -> OfflineResult:
         """Them, with the counters as they are now."""
-        device = self._driver.policy.device if self._driver else None
+        device = self.driver.view().device if self.driver else None
         return OfflineResult(
             waves=waves,
-            counts=self._driver.telemetry.counts() if self._driver else {},
+            counts=self.driver.telemetry.counts() if self.driver else {},
             promotions=device.promotions if device else 0,
             demotions={r.value: n for r, n in device.demotions.items()} if device else {},
             block_bytes=device.block_bytes if device else 0,

@@ -17,7 +17,7 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     slot_matrix,
     stacked_tensors,
 )
-from chameleon_lora.policy.memory.slots import overlap
+from chameleon_lora.policy.plan import overlap
 
 _Place = tuple[str, int, str]
 

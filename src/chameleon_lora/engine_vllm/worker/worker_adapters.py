@@ -28,7 +28,7 @@ from chameleon_lora.engine_vllm.worker.loader import Delivery, Loader, VllmReade
 from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy
 from chameleon_lora.engine_vllm.worker.slot_writer import SlotWriter
 from chameleon_lora.errors import AdapterError
-from chameleon_lora.policy.memory.slots import overlap
+from chameleon_lora.policy.plan import overlap
 
 _logger = logging.getLogger(__name__)
 

@@ -55,23 +55,19 @@ class Reservations:
         """The windows promised to older heads."""
         return [r.window for r in self._promises if r.head.sequence < state.sequence]
 
-    def are_broken_by(self, state: RequestState, head: RequestState | None) -> bool:
-        """True if running the ticket would keep an older head from the window it was promised.
+    def older_promise(self, state: RequestState, head: RequestState | None) -> Reservation | None:
+        """The promise to an older head that holds only if the ticket, were it to run, ends before.
 
-        `head` is the first of its lane. Notes on the ticket whom it promises to end before.
+        `head` is the first of its lane.
         """
-        state.promised_to = None
         if not self._by_entry:
-            return False
+            return None
         reservation = self._by_entry.get(state.entry) if state.entry else None
-        if reservation is None and self._bypass is Bypass.PAPER:
+        if reservation is None and self._bypass.binds_all:
             reservation = next((r for r in self._promises if r.head is head), None)
         if reservation is None or reservation.head.sequence >= state.sequence:
-            return False
-        if state.output_tokens > reservation.left_tokens:
-            return True
-        state.promised_to = reservation.head.sequence
-        return False
+            return None
+        return reservation
 
 
 def promise_breakers(

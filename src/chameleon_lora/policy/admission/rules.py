@@ -14,6 +14,21 @@ class Bypass(Enum):
     BACKFILL = "backfill"  # those, and all that do not keep the slot the head will get
     ANY = "any"  # every one whose adapter is in a slot (vLLM's own rule; may starve the head)
 
+    @property
+    def lets_pass(self) -> bool:
+        """Whether anybody may pass at all."""
+        return self is not Bypass.OFF
+
+    @property
+    def makes_promises(self) -> bool:
+        """Whether the head is promised the slot that comes free first."""
+        return self is not Bypass.ANY
+
+    @property
+    def binds_all(self) -> bool:
+        """Whether those count as in the head's way, too, that do not keep the slot it will get."""
+        return self is Bypass.PAPER
+
 
 class Order(Enum):
     """How requests stand inside a lane."""

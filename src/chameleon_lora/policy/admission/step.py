@@ -3,76 +3,94 @@
 One `AdmissionStep` carries the budgets of one step and dies with it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import assert_never
 
-from chameleon_lora.policy.admission.aging import OvertakeGuard
+from chameleon_lora.policy.admission.aging import AdmissionInterval, OvertakeGuard
 from chameleon_lora.policy.admission.peak import Peak
-from chameleon_lora.policy.admission.reservations import Reservations
-from chameleon_lora.policy.admission.rules import AdmissionSettings, Bypass, LaneOrder
+from chameleon_lora.policy.admission.reservations import Reservations, promise_breakers
+from chameleon_lora.policy.admission.rules import AdmissionSettings, LaneOrder, Reserve
 from chameleon_lora.policy.memory.residency import Residency
-from chameleon_lora.policy.plan import Held, StepBudget
-from chameleon_lora.policy.queues.lanes import Lane, RequestState, Stage
-from chameleon_lora.policy.queues.quota import QuotaBook
-from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.plan import Activation, Admission, Held, StepBudget
+from chameleon_lora.policy.queues.backlog import Backlog
+from chameleon_lora.policy.queues.lanes import RequestState, Stage
+from chameleon_lora.policy.queues.quota import QuotaBook, QuotaCharge
+from chameleon_lora.policy.request import RequestId
 
-LeftTokens = Callable[[], Mapping[AdapterId | None, int]]
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """What one step begins with.
+
+    Attributes:
+        kv_tokens: of the whole KV cache, without what adapters run from.
+        blocked: the oldest request whose adapter lacks room in host memory, or None.
+    """
+
+    now_s: float
+    room: StepBudget
+    kv_tokens: int
+    blocked: RequestState | None
 
 
 class AdmissionStep:
     """One step's admission.
 
-    `admit` is called for each request let in, in order, with the cell its adapter goes to, or None if
-    it is in a slot already or there is none.
-
     Attributes:
+        held: why each lane's head waits.
+        admitted: whom it let in, in order.
+        admissions: likewise, for the plan.
+        activations: the adapters that go into slots for them.
+        squash: who is to make way for a head.
         taken_tokens: of the KV blocks that the admitted take now, if they find none cached.
     """
 
     def __init__(
         self,
-        lanes: Sequence[Lane],
+        settings: AdmissionSettings,
+        interval: AdmissionInterval,
+        backlog: Backlog,
         book: QuotaBook,
         residency: Residency,
-        room: StepBudget,
-        settings: AdmissionSettings,
         block_tokens: int,
-        admit: Callable[[RequestState, int | None], None],
+        instant: Instant,
     ) -> None:
-        self._lanes = lanes
+        self._settings = settings
+        self._interval = interval
+        self._backlog = backlog
+        self._lanes = backlog.lanes
         self._book = book
         self._residency = residency
-        self._settings = settings
         self._block_tokens = block_tokens
-        self._admit = admit
-        self._peak: Peak | None = None
-        self._seats = room.seats
-        self._kv_tokens = room.kv_tokens
-        self._batch_tokens = room.batch_tokens
-        self._is_empty = room.is_empty
-        self._guard = OvertakeGuard(lambda: None, None, 1)
+        self._now_s = instant.now_s
+        self._seats = instant.room.seats
+        self._kv_tokens = instant.room.kv_tokens
+        self._batch_tokens = instant.room.batch_tokens
+        self._is_empty = instant.room.is_empty
+        self._guard = OvertakeGuard(backlog.oldest, instant.blocked, settings.overtake_limit)
         self._urgent_held: Held | None = None
-        self._now_s = 0.0
         self._reservations = Reservations(residency.slots, settings.bypass)
-        self.held: list[Held | None] = [None] * len(lanes)
+        self._peak: Peak | None = None
+        self._peak_tokens = instant.kv_tokens
+        self.held: list[Held | None] = [None] * len(self._lanes)
         self.admitted: list[RequestState] = []
+        self.admissions: list[Admission] = []
+        self.activations: list[Activation] = []
+        self.squash: tuple[RequestId, ...] = ()
         self.taken_tokens = 0
 
-    def run(
-        self,
-        left_tokens: LeftTokens,
-        guard: OvertakeGuard,
-        now_s: float,
-        peak: Peak | None = None,
-    ) -> None:
-        """Admit whom Algorithm 1 admits; afterwards `held` says why each lane's head waits.
-
-        `left_tokens`: for each adapter in use, predicted steps until its last request ends.
-        """
-        self._guard, self._now_s, self._peak = guard, now_s, peak
+    def run(self) -> None:
+        """Admit whom Algorithm 1 admits; afterwards the attributes tell what came of it."""
+        if not (self._interval.is_admitting or self._is_empty):
+            self.held = [Held.INTERVAL] * len(self._lanes)
+            return
+        if self._settings.reserve is Reserve.PEAK:
+            running = self._backlog.running.values()
+            self._peak = Peak(running, self._interval.step, self._peak_tokens)
         if self._seats > 0 and self._batch_tokens > 0:
-            self._reserve_slots(left_tokens)
-        while (first := guard.urgent) and first.stage is Stage.READY:
+            self._reserve_slots()
+        while (first := self._guard.urgent) and first.stage is Stage.READY:
             self._urgent_held = self._try(first, self._from_all(first.lane))
             if self._urgent_held is not None:
                 break
@@ -82,6 +100,10 @@ class AdmissionStep:
         donors = [lane for lane in everybody if lane not in starved]
         if starved:
             self._phase(starved, lambda lane: self._from_donors(lane, donors))
+        if self.admitted:
+            self._interval.admitted()
+        limit = self._settings.squash_limit
+        self.squash = promise_breakers(self._backlog, self.held, self.admitted, limit)
 
     def _from_all(self, lane: int) -> list[int]:
         return [lane, *(other for other in range(len(self._lanes)) if other != lane)]
@@ -90,16 +112,16 @@ class AdmissionStep:
         """Its own quota and the donors'; everybody's if all starve and nothing runs to return any."""
         return (lane, *donors) if donors or not self._is_empty else self._from_all(lane)
 
-    def _reserve_slots(self, left_tokens: LeftTokens) -> None:
+    def _reserve_slots(self) -> None:
         """Promise the windows that come free first to the heads that wait for one, by seniority."""
         heads = [head for lane in self._lanes if (head := lane.head())]
         urgent = self._guard.urgent
         if urgent and urgent.stage is Stage.READY and urgent not in heads:
             heads.append(urgent)
         waiting = [h for h in heads if self._needs_slot(h) and self._find_cell(h) is None]
-        if waiting and self._settings.bypass is not Bypass.ANY:
+        if waiting and self._settings.bypass.makes_promises:
             waiting.sort(key=lambda head: (head is not urgent, head.sequence))
-            self._reservations.promise(waiting, left_tokens())
+            self._reservations.promise(waiting, self._backlog.left_tokens(self._interval.step))
 
     def _needs_slot(self, state: RequestState) -> bool:
         return state.entry is not None and state.entry.cell is None
@@ -118,7 +140,7 @@ class AdmissionStep:
             held = self.held[index] = self._try(head, sources(index))
             if held is None:
                 continue
-            if held is Held.SLOTS and self._settings.bypass is not Bypass.OFF:
+            if held is Held.SLOTS and self._settings.bypass.lets_pass:
                 self._let_pass(index, sources(index))
             open_lanes.remove(index)
 
@@ -156,7 +178,8 @@ class AdmissionStep:
         held = self._lacks_engine(state)
         if held is not None:
             return held
-        if self._reservations.are_broken_by(state, self._lanes[state.lane].head()):
+        promise = self._reservations.older_promise(state, self._lanes[state.lane].head())
+        if promise is not None and state.output_tokens > promise.left_tokens:
             return Held.SLOTS
         cell = self._find_cell(state) if self._needs_slot(state) else None
         if cell is None and self._needs_slot(state):
@@ -165,6 +188,14 @@ class AdmissionStep:
         charge = self._book.try_charge(need, sources)
         if charge is None:
             return Held.QUOTA
+        state.promised_to = None if promise is None else promise.head.sequence
+        self._charge(state, charge)
+        self._run(state, cell)
+        self._guard.admitted(state)
+        return None
+
+    def _charge(self, state: RequestState, charge: QuotaCharge) -> None:
+        """The step's budgets are less by what the ticket takes of them."""
         if self._peak is not None:
             self._peak.add(state, self._adapter_tokens(state))
         state.charge = charge
@@ -174,10 +205,18 @@ class AdmissionStep:
         self.taken_tokens += taken
         self._batch_tokens -= state.prefill_tokens
         self._is_empty = False
+
+    def _run(self, state: RequestState, cell: int | None) -> None:
+        """The ticket runs; its adapter goes to this cell if it is in no slot yet."""
+        entry, request = state.entry, state.request
+        is_bypass = self._backlog.run(state)
+        if entry is not None:
+            if cell is not None:
+                self.activations.append(Activation(entry.adapter.id, cell, entry.is_cold))
+                self._residency.activate(entry, cell)
+            self._residency.start(entry, self._now_s)
         self.admitted.append(state)
-        self._admit(state, cell)
-        self._guard.admitted(state)
-        return None
+        self.admissions.append(Admission(request.id, request.adapter_id, state.lane, is_bypass))
 
     def _blocks(self, state: RequestState) -> int:
         """Tokens of the KV blocks that it takes: for its prefill, first output token and adapter."""
@@ -186,10 +225,9 @@ class AdmissionStep:
 
     def _adapter_tokens(self, state: RequestState) -> int:
         """Of them, for an adapter that begins to be in use: where adapters have no slots."""
-        device, entry = self._residency.device, state.entry
-        if not device.is_paged or entry is None or entry.running:
+        if state.entry is None:
             return 0
-        return device.blocks_for(entry.adapter.nbytes) * self._block_tokens
+        return self._residency.slots.blocks_to_run(state.entry) * self._block_tokens
 
     def _lacks_engine(self, state: RequestState) -> Held | None:
         if self._seats <= 0:

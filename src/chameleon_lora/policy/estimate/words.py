@@ -7,12 +7,10 @@ finished request by AdaGrad (Duchi, Hazan and Singer, JMLR 2011). ADR 0018 says 
 
 import math
 from array import array
-from collections.abc import Sequence
 
 from chameleon_lora.policy.estimate.quantiles import RunningQuantile
 from chameleon_lora.policy.request import AdapterId, Request
 
-MOST_WORDS = 128  # of a prompt are looked at
 OWN_AFTER = 256  # finished requests after which an adapter has weights of its own beside all's
 LEARNING_RATE = 0.1
 FIRST_SQUARE = 0.01  # of the gradients summed before any was seen: rare words step with care
@@ -24,14 +22,6 @@ WORD_MASK = (1 << 32) - 1
 SPREAD = 0x9E3779B1  # 2^32 divided by the golden ratio, odd: Knuth's multiplicative hash
 SALT = 0x85EBCA6B
 BASE_SALT = 0xC2B2AE35  # the base model's
-
-
-def excerpt(words: Sequence[int]) -> tuple[int, ...]:
-    """The words of a prompt that are looked at: all, or the first and the last 64."""
-    if len(words) <= MOST_WORDS:
-        return tuple(words)
-    half = MOST_WORDS // 2
-    return (*words[:half], *words[-half:])
 
 
 class WordLearner:

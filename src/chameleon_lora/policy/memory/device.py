@@ -49,15 +49,19 @@ class DeviceCache:
         self._under_way: dict[int, Entry] = {}  # by serial
         self._next_s = 0.0
         self.block_bytes = kv_blocks.nbytes
-        self.is_paged = kv_blocks.is_paged
-        bound = settings.max_bytes // kv_blocks.nbytes if kv_blocks.nbytes else 0
         fixed = int(settings.headroom_share * kv_blocks.count)
         self.headroom = Headroom(fixed, kv_blocks.count, settings.prefix_half_life_s)
-        most = kv_blocks.count - fixed
-        self.limit_blocks = (most if bound < 0 else min(bound, most)) if kv_blocks.nbytes else 0
+        self.limit_blocks = kv_blocks.count - fixed if kv_blocks.nbytes else 0
+        if settings.max_bytes is not None and kv_blocks.nbytes:
+            self.limit_blocks = min(self.limit_blocks, settings.max_bytes // kv_blocks.nbytes)
         self.held_blocks = self.busy_blocks = 0
         self.promotions = 0
         self.demotions: Counter[DemotionReason] = Counter()
+
+    @property
+    def promoting(self) -> int:
+        """Copies under way."""
+        return len(self._under_way)
 
     def blocks_for(self, nbytes: int) -> int:
         """Blocks that so many bytes fill, the last one perhaps in part."""
@@ -69,9 +73,8 @@ class DeviceCache:
 
     def place(self, entry: Entry) -> None:
         """Something about the adapter changed; it is counted where it belongs now."""
-        if self.limit_blocks or self.is_paged:
-            may_hold = entry.is_packed and self.can_hold(entry.adapter.nbytes)
-            self._groups.place(entry, may_hold=may_hold)
+        may_hold = entry.is_packed and self.can_hold(entry.adapter.nbytes)
+        self._groups.place(entry, may_hold=may_hold)
 
     def plan(self, now_s: float, free_blocks: int, need_blocks: int) -> tuple[Promotion, ...]:
         """The promotion to begin now, if there is time and memory for one.
@@ -100,15 +103,15 @@ class DeviceCache:
             self.held_blocks += entry.blocks
         self._under_way.pop(entry.promotion, None)  # it runs as soon as the copy is there
         entry.promotion = 0
+        entry.is_paged_in = True
         self.busy_blocks += entry.blocks
         self.place(entry)
 
-    def release(self, entry: Entry, *, is_kept: bool) -> None:
-        """Its last request ended: the blocks stay its own until somebody needs them, or go back."""
+    def release(self, entry: Entry) -> None:
+        """Its last request ended: the blocks stay its own until somebody needs them."""
+        entry.is_paged_in = False
         self.busy_blocks -= entry.blocks
         self.place(entry)
-        if not is_kept:
-            self.drop(entry)
 
     def due_s(self) -> float:
         """When a promotion may begin at the earliest; infinity while there is nothing to promote."""
@@ -204,9 +207,9 @@ class DeviceCache:
         return self._evictor.cheapest(cheaper, lacking, _blocks, now_s)
 
     def _can_give(self, group: Group) -> list[Entry]:
-        """Some of a group; on paged engines, of which nobody runs with."""
+        """Some of a group, without those whose blocks requests run from."""
         found = self._groups.sample(group, SAMPLED)
-        return [entry for entry in found if not (self.is_paged and entry.running)]
+        return [entry for entry in found if not entry.is_paged_in]
 
     def _begin(self, wish: Entry, victims: list[Entry]) -> Promotion:
         """The promotion, with the blocks counted for the wish from now on."""

@@ -1,6 +1,7 @@
 """One registered adapter, the tier it is in, and sets of them that can be sampled."""
 
 import random
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,9 +41,10 @@ class Entry:
         is_cold: it came from disk and has been in no slot since.
         blocks: KV blocks that are kept for it; 0 for none.
         promotion: serial of the copy into them that is under way; 0 when it is complete.
+        is_paged_in: requests run with it from these blocks, for want of slots (ADR 0020).
         inflation: GDSF's clock at the last use.
         failure: why and when its last load failed.
-        next_use_s: when it will be asked for next, for a driver that knows the future.
+        next_use_s: when it will be asked for next, if a driver that knows the future said so.
         uses_s: times of use inside the frequency window, oldest first.
     """
 
@@ -60,6 +62,7 @@ class Entry:
     is_cold: bool = False
     blocks: int = 0
     promotion: int = 0
+    is_paged_in: bool = False
     last_use_s: float = 0.0
     inflation: float = 0.0
     failure: tuple[str, float] | None = None
@@ -86,11 +89,16 @@ class Entry:
         reason, failed_s = self.failure or (None, 0.0)
         return reason if now_s < failed_s + RETRY_AFTER_S else None
 
-    def uses_since(self, start_s: float) -> int:
-        """How often it was used since `start_s`; older uses are forgotten."""
-        while self.uses_s and self.uses_s[0] < start_s:
+    def used(self, now_s: float, window_s: float) -> None:
+        """A request begins to run with it; uses that left the frequency window are forgotten."""
+        self.last_use_s = now_s
+        self.uses_s.append(now_s)
+        while self.uses_s[0] < now_s - window_s:
             self.uses_s.popleft()
-        return len(self.uses_s)
+
+    def uses_since(self, start_s: float) -> int:
+        """How often it was used since then, which is no longer ago than the window. O(log n)."""
+        return len(self.uses_s) - bisect_left(self.uses_s, start_s)
 
 
 class EntrySet:

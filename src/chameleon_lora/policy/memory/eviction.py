@@ -154,7 +154,8 @@ class Evictor:
     """The keep rule at work. Owner: the residency; tiers share it.
 
     Attributes:
-        inflation: GDSF's clock, the highest keep value that went so far.
+        inflation: the highest keep value that went so far. It is GDSF's clock; other rules have no
+            use for it, as they have none for the next use.
     """
 
     def __init__(self, rule: KeepRule, weights: KeepWeights, window_s: float) -> None:
@@ -194,6 +195,5 @@ class Evictor:
                 break
             chosen.append(entry)
             lacking -= size(entry)
-            if self._rule is KeepRule.GDSF:
-                self.inflation = max(self.inflation, value)
+            self.inflation = max(self.inflation, value)
         return chosen

@@ -10,14 +10,10 @@ class Headroom:
 
     The second part is forgotten by half in each `half_life_s`, so that adapters come back when
     prefixes do not; with 0 there is none.
-
-    Attributes:
-        last_blocks: the answer when it was last asked for.
     """
 
     def __init__(self, fixed_blocks: int, most_blocks: int, half_life_s: float) -> None:
         self._fixed_blocks = fixed_blocks
-        self.last_blocks = fixed_blocks
         self._most_blocks = most_blocks
         self._half_life_s = half_life_s
         self._missed_blocks = 0.0
@@ -31,8 +27,7 @@ class Headroom:
 
     def blocks(self, now_s: float) -> int:
         """Blocks that are to stay idle now."""
-        self.last_blocks = min(self._most_blocks, self._fixed_blocks + int(self._left(now_s)))
-        return self.last_blocks
+        return min(self._most_blocks, self._fixed_blocks + int(self._left(now_s)))
 
     def is_raised(self, now_s: float) -> bool:
         """Whether anything was missed lately."""
@@ -49,7 +44,8 @@ class DeviceSettings:
     """How adapters are kept in idle KV-cache memory.
 
     Attributes:
-        max_bytes: of KV-cache memory that adapters may hold; 0 is none, -1 all but the headroom.
+        max_bytes: of KV-cache memory that adapters may hold at most, besides the headroom; 0 keeps them
+            out. Unset, there is no bound of its own, as with any number above the KV cache's size.
         headroom_share: of all KV blocks, that many stay idle when adapters are copied: for requests
             that grow, and for the prefix cache, whose last used blocks these are.
         promotions_per_s: adapters copied there in a second at most, so that a nearly full KV cache
@@ -61,7 +57,7 @@ class DeviceSettings:
             rather (S-LoRA, and Chameleon as published).
     """
 
-    max_bytes: int = -1
+    max_bytes: int | None = None
     headroom_share: float = 0.1
     promotions_per_s: float = 20.0
     max_promoting: int = 2
@@ -69,8 +65,11 @@ class DeviceSettings:
     fills: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_bytes < -1:
-            raise ConfigError(f"device.max_bytes is {self.max_bytes}; use -1 (all idle) or more")
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise ConfigError(
+                f"device.max_bytes is {self.max_bytes}; use 0 (none) or more, or leave it out for no "
+                "bound but the headroom"
+            )
         if not 0.0 <= self.headroom_share <= 1.0:
             raise ConfigError(
                 f"device.headroom_share is {self.headroom_share}; use a share from 0 to 1"

@@ -7,13 +7,15 @@ import heapq
 from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
+from chameleon_lora.policy.memory.entry import NEVER, NEVER_S, Entry, Tier
 from chameleon_lora.policy.memory.forecast import Forecast, ForecastSettings
 from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.plan import Load
 from chameleon_lora.policy.request import AdapterId
 
 MOST_LOADING = 16
+RETRY_PINNED_S = 30.0  # a pinned adapter that could not be read is read again after this
+SLACK = 16  # stale items in the heap that are not worth a clean-up
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Prefetcher:
             tuple[int, AdapterId]
         ] = []  # heap; may hold entries no longer missing
         self._began_s: dict[AdapterId, float] = {}  # of the loads under way
+        self._retry_s: dict[AdapterId, float] = {}  # pinned ones that failed, soonest first
         self._forecast = Forecast(settings.forecast) if settings.predicted else None
         self.blocked: Entry | None = None
 
@@ -82,18 +85,38 @@ class Prefetcher:
         if entry.tier is Tier.DISK and (known is None or sequence < known):
             self._missing[entry.adapter.id] = sequence
             heapq.heappush(self._oldest_first, (sequence, entry.adapter.id))
+            if len(self._oldest_first) > 2 * len(self._missing) + SLACK:
+                self._oldest_first = [(oldest, known) for known, oldest in self._missing.items()]
+                heapq.heapify(self._oldest_first)
 
     def unwant(self, entry: Entry) -> None:
-        """Nobody waits for this adapter any more."""
-        self._missing.pop(entry.adapter.id, None)
+        """No request waits for this adapter any more; a pinned one is to be read all the same."""
+        if self._missing.pop(entry.adapter.id, None) is not None:
+            self._want_pinned(entry)
 
-    def ended(self, adapter_id: AdapterId) -> None:
-        """This adapter's load ended, well or not."""
-        self._began_s.pop(adapter_id, None)
+    def ended(self, entry: Entry) -> None:
+        """This adapter's load ended well."""
+        self._began_s.pop(entry.adapter.id, None)
+        self._retry_s.pop(entry.adapter.id, None)
+
+    def failed(self, entry: Entry, now_s: float) -> None:
+        """This adapter's load failed: if it is pinned, it is tried again later."""
+        self.ended(entry)
+        if entry.is_pinned:
+            self._retry_s[entry.adapter.id] = now_s + RETRY_PINNED_S
+
+    def due_s(self) -> float:
+        """When a plan has a load to begin at the earliest, or an end of one to wait for."""
+        is_waiting = self._missing and self.blocked is None
+        if self._began_s or is_waiting:
+            return 0.0
+        retry_s = next(iter(self._retry_s.values()), NEVER_S)
+        return retry_s if self._forecast is None else min(retry_s, self._forecast.next_s())
 
     def plan(self, now_s: float) -> list[Load]:
         """The loads to begin now."""
         self._look_ahead(now_s)
+        self._retry(now_s)
         loads: list[Load] = []
         self.blocked = None
         while (found := self._first()) is not None:
@@ -117,6 +140,18 @@ class Prefetcher:
             self._residency.expect(entry, is_expected=outlook.is_expected)
             if outlook.is_expected:
                 self.want(entry, NEVER)
+
+    def _retry(self, now_s: float) -> None:
+        """Want again the pinned ones whose last failure is long enough ago."""
+        while self._retry_s and (due := next(iter(self._retry_s.items())))[1] <= now_s:
+            del self._retry_s[due[0]]
+            entry = self._residency.entries.get(due[0])
+            if entry is not None:
+                self._want_pinned(entry)
+
+    def _want_pinned(self, entry: Entry) -> None:
+        if entry.is_pinned and not entry.is_leaving and entry.adapter.id not in self._retry_s:
+            self.want(entry, NEVER)
 
     def _first(self) -> tuple[int, Entry] | None:
         """The next that is still wanted, with the sequence of its oldest request."""

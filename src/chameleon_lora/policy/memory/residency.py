@@ -14,7 +14,7 @@ from chameleon_lora.policy.memory.device import DeviceCache
 from chameleon_lora.policy.memory.entry import Entry, EntrySet, Tier
 from chameleon_lora.policy.memory.eviction import Evictor, KeepRule, KeepWeights
 from chameleon_lora.policy.memory.headroom import DeviceSettings
-from chameleon_lora.policy.memory.slots import Slots
+from chameleon_lora.policy.memory.slots import Paged, Slots, SlotTable
 from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.request import Adapter, AdapterId
 
@@ -60,7 +60,7 @@ class Residency:
     def __init__(
         self,
         settings: CacheSettings,
-        slots: Slots,
+        slots: SlotTable | None,
         seed: int,
         device: DeviceSettings = NO_DEVICE,
         kv_blocks: KvBlocks = NO_BLOCKS,
@@ -74,8 +74,8 @@ class Residency:
         self._homes: dict[AdapterId, EntrySet | None] = {}  # which of them each is in
         self._tries = 0
         self.entries: dict[AdapterId, Entry] = {}
-        self.slots = slots
         self.device = DeviceCache(device, kv_blocks, self._evictor, self._rng)
+        self.slots: Slots = Paged(self.device) if slots is None else slots
         self.host_bytes = 0
 
     def register(self, adapter: Adapter) -> Entry:
@@ -101,9 +101,8 @@ class Residency:
         if not entry.running:
             self.slots.busy(entry.cells)
         entry.running += 1
-        entry.last_use_s = now_s
         entry.inflation = self._evictor.inflation
-        entry.uses_s.append(now_s)
+        entry.used(now_s, self._settings.window_s)
         self.queue(entry, -1)
 
     def stop(self, entry: Entry) -> None:
@@ -111,8 +110,12 @@ class Residency:
         entry.running -= 1
         if not entry.running:
             self.slots.busy(-entry.cells)
-            if self.device.is_paged or not (self._settings.keeps_unused or entry.is_pinned):
-                self._vacate(entry)
+            is_kept = self._settings.keeps_unused or entry.is_pinned
+            if not (is_kept and self.slots.keeps_idle):
+                self.slots.remove(entry)
+                entry.tier = Tier.HOST
+            if not is_kept:
+                self.device.drop(entry)
         self._place(entry)
 
     def pin(self, entry: Entry, *, is_pinned: bool) -> None:
@@ -165,8 +168,14 @@ class Residency:
         entry.adapter = Adapter(entry.adapter.id, entry.adapter.name, rank, nbytes)
         entry.cells = self.slots.needed(rank)
         entry.tier = Tier.HOST
-        entry.is_packed, entry.is_cold = is_packed, True
+        entry.is_packed, entry.is_cold, entry.failure = is_packed, True, None
         self._place(entry)
+
+    def preload(self, entry: Entry, now_s: float) -> None:
+        """The adapter is in host memory from the start, if there is room; it was not read for anyone."""
+        if self.try_load(entry, 0, now_s) is not None:
+            self.loaded(entry, entry.adapter.nbytes, entry.adapter.rank)
+            entry.is_cold = False
 
     def evict(self, entry: Entry) -> AdapterId:
         """Afterwards the adapter is on disk only, its bytes, blocks and slot free. Answers its id."""
@@ -206,18 +215,6 @@ class Residency:
         self.slots.put(entry, cell)
         entry.tier = Tier.SLOT
         entry.is_cold = False
-        if self.device.is_paged:
-            self.device.hold(entry)
-
-    def _vacate(self, entry: Entry) -> None:
-        """Nobody runs with the adapter: it leaves its slot, and the device too unless it is kept."""
-        self.slots.remove(entry)
-        entry.tier = Tier.HOST
-        is_kept = self._settings.keeps_unused
-        if self.device.is_paged:
-            self.device.release(entry, is_kept=is_kept)
-        elif not is_kept:
-            self.device.drop(entry)
 
     def _place(self, entry: Entry) -> None:
         home = self._home(entry)

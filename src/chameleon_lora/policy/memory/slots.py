@@ -6,7 +6,9 @@ to its length, never across slots. With one cell a slot this is vLLM's one adapt
 
 from collections.abc import Callable, Mapping, Sequence
 
+from chameleon_lora.policy.memory.device import DeviceCache
 from chameleon_lora.policy.memory.entry import Entry
+from chameleon_lora.policy.plan import cells_needed, overlap
 from chameleon_lora.policy.request import AdapterId
 
 KeepScore = Callable[[Sequence[Entry]], list[float]]
@@ -18,7 +20,12 @@ class SlotTable:
 
     Invariants: an entry's window is `entry.cells` cells from `entry.cell` on, and only there; windows
     do not overlap; `busy_cells` counts the cells whose adapter has a running request.
+
+    Attributes:
+        keeps_idle: an adapter stays when its last request ends, until another takes its place.
     """
+
+    keeps_idle = True
 
     def __init__(self, slots: int, parts: int, max_rank: int) -> None:
         self.count = slots
@@ -33,14 +40,15 @@ class SlotTable:
         """Cells an adapter of this rank takes; at most a whole slot."""
         return cells_needed(rank, self._parts, self._max_rank)
 
-    def tenants(self) -> list[Entry]:
-        """The adapters in slots, by cell."""
-        return [entry for entry in dict.fromkeys(self._cells) if entry is not None]
+    def blocks_to_run(self, _entry: Entry) -> int:
+        """KV blocks that a request's adapter takes in order to run: none, for it runs from its slot."""
+        return 0
 
     def in_use(self) -> list[AdapterId]:
         """The adapters with a running request, by cell."""
         if self._in_use is None:
-            self._in_use = [entry.adapter.id for entry in self.tenants() if entry.running]
+            tenants = dict.fromkeys(self._cells)  # each once, by cell
+            self._in_use = [e.adapter.id for e in tenants if e is not None and e.running]
         return self._in_use
 
     def at(self, window: range) -> list[Entry]:
@@ -160,42 +168,43 @@ def _cheapest(
 class Paged:
     """No slots: adapters run from the KV blocks they lie in (ADR 0020). Owner: Residency.
 
-    It answers like a table in which every adapter finds a place. An entry has cell 0 while requests
-    run with it, and none else.
+    It answers like a table in which every adapter finds a place. An entry has cell 0, and its blocks
+    are in use, while requests run with it.
     """
 
     count = 1
-    busy_cells = 0
+    keeps_idle = False
 
-    def needed(self, rank: int) -> int:  # noqa: ARG002
+    def __init__(self, device: DeviceCache) -> None:
+        self._device = device
+        self.busy_cells = 0
+
+    def needed(self, _rank: int) -> int:
         """Any adapter takes one cell."""
         return 1
 
-    def tenants(self) -> list[Entry]:
-        """Nobody has a slot."""
-        return []
+    def blocks_to_run(self, entry: Entry) -> int:
+        """KV blocks that are in use, beside those that are, once a request runs with it."""
+        return 0 if entry.running else self._device.blocks_for(entry.adapter.nbytes)
 
     def in_use(self) -> list[AdapterId]:
         """Nobody waits for a slot, so nobody asks who uses one."""
         return []
 
-    def at(self, window: range) -> list[Entry]:  # noqa: ARG002
+    def at(self, _window: range) -> list[Entry]:
         """Nobody has to make way."""
         return []
 
-    def try_find(self, needed: int, avoid: Sequence[range], keep_score: KeepScore) -> int | None:  # noqa: ARG002
+    def try_find(self, _needed: int, _avoid: Sequence[range], _keep_score: KeepScore) -> int | None:
         """There is always a place; memory is counted in KV blocks."""
         return 0
 
-    def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:  # noqa: ARG002
+    def by_cell(self, _left_tokens: Mapping[AdapterId | None, int]) -> list[int]:
         """There are no cells to come free."""
         return []
 
     def first_to_end(
-        self,
-        needed: int,  # noqa: ARG002
-        left_tokens: Sequence[int],  # noqa: ARG002
-        avoid: Sequence[range],  # noqa: ARG002
+        self, _needed: int, _left_tokens: Sequence[int], _avoid: Sequence[range]
     ) -> tuple[range, int] | None:
         """There are no cells to come free."""
         return None
@@ -203,10 +212,13 @@ class Paged:
     def put(self, entry: Entry, cell: int) -> None:
         """Requests run with the entry from now on."""
         entry.cell = cell
+        self._device.hold(entry)
 
     def remove(self, entry: Entry) -> None:
         """No request runs with the entry any more."""
-        entry.cell = None
+        if entry.cell is not None:
+            entry.cell = None
+            self._device.release(entry)
 
     def busy(self, change: int) -> None:
         """So many adapters more, or fewer, have a running request."""
@@ -214,16 +226,3 @@ class Paged:
 
 
 Slots = SlotTable | Paged
-
-
-def overlap(one: range, other: range) -> bool:
-    """True if two windows share a cell."""
-    return one.start < other.stop and other.start < one.stop
-
-
-def cells_needed(rank: int, parts: int, max_rank: int) -> int:
-    """The smallest power of two of cells whose ranks cover `rank`; at most a whole slot."""
-    needed = 1
-    while needed < parts and needed * max(1, max_rank // parts) < rank:
-        needed *= 2
-    return needed

@@ -147,6 +147,7 @@ class Backlog:
                     quota_tokens=book.limits[lane].tokens,
                     used_tokens=book.used(lane).tokens,
                     head=head.request.id if head else None,
+                    head_adapter=head.request.adapter_id if head else None,
                     held=held[lane] if head else None,
                 )
             )

@@ -59,7 +59,7 @@ class Calibration:
         self._arrivals: deque[tuple[float, float, int]] = deque(maxlen=4 * CLUSTERED)
         self._durations: deque[tuple[float, float]] = deque(maxlen=4 * CLUSTERED)
         self._seen = 0
-        self._next_count = settings.first_after
+        self._next_count: float = settings.first_after
         self._next_s: float | None = None
         self.cut = Cut((), (self._total,))
 
@@ -68,7 +68,8 @@ class Calibration:
         self._seen += 1
         self._arrivals.append((now_s, size, cost_tokens))
         if self._next_s is None:
-            self._next_s = now_s + self._settings.period_s
+            period_s = math.inf if self._settings.is_static else self._settings.period_s
+            self._next_s = now_s + period_s
         return lane_of(size, self.cut.cutoffs)
 
     def finished(self, size: float, duration_s: float) -> None:
@@ -84,10 +85,10 @@ class Calibration:
     def recut(self, now_s: float) -> Cut:
         """Cut lanes from the last arrivals. Takes milliseconds; a driver calls it once a period."""
         if self._settings.is_static:
-            self._next_s, self._next_count = math.inf, 1 << 62
+            self._next_count = math.inf
         elif self._next_s is not None and now_s >= self._next_s:
             self._next_s = now_s + self._settings.period_s
-            self._next_count = 1 << 62
+            self._next_count = math.inf
         else:
             self._next_count = 2 * self._seen
         arrivals = list(self._arrivals)
