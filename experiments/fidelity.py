@@ -38,8 +38,8 @@ from chameleon_lora.compare.demo_servers import (
     server_environment,
     stock_command,
 )
+from chameleon_lora.engine_vllm.hook_table import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import (
-    STEPS_VARIABLE,
     add_stock_copies,
     read_step_log,
 )

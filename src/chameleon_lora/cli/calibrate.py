@@ -17,8 +17,8 @@ from chameleon_lora.calibrate.fit import MeasuredCopy, MeasuredStep, StepFit, fi
 from chameleon_lora.calibrate.traffic import ALONE, Scope, outside_s, send_alone, send_waves
 from chameleon_lora.compare.demo_adapters import TARGET_MODULES
 from chameleon_lora.engine_vllm.event_log import OBSERVE_VARIABLE
+from chameleon_lora.engine_vllm.hook_table import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import (
-    STEPS_VARIABLE,
     CopyRow,
     StepLog,
     StepRow,

@@ -13,7 +13,13 @@ from chameleon_lora.cli.config import read_settings
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import serve
-from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError, EngineGoneError
+from chameleon_lora.errors import (
+    AdapterError,
+    ChameleonError,
+    ConfigError,
+    EngineGoneError,
+    UnsupportedEngineError,
+)
 from chameleon_lora.settings import parse_settings
 from chameleon_lora.tenants import hash_key
 
@@ -53,7 +59,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped; 1 if its engine died, 2 if a setting is wrong."""
+    """Run the server until it is stopped; 1 if its engine died or vLLM is unknown, 2 if a setting is wrong."""
     try:
         arguments = vllm_arguments(args)
     except ChameleonError as error:
@@ -62,7 +68,7 @@ def serve_command(args: argparse.Namespace) -> int:
     allow_plugin()
     try:
         serve(arguments)
-    except EngineGoneError as error:
+    except (EngineGoneError, UnsupportedEngineError) as error:
         print(f"chameleon serve: {error}", file=sys.stderr)
         return 1
     return 0

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
+from chameleon_lora.engine_vllm.hook_table import CLI_ENV_SETUP, LAUNCHER
+from chameleon_lora.engine_vllm.hooks import require_targets, target_of
 
 DRAIN_FLAGS = ("--shutdown-timeout", "--shutdown_timeout")
 
@@ -15,12 +17,13 @@ def serve(arguments: Sequence[str]) -> None:
 
     Raises:
         EngineGoneError: the engine ended by itself.
+        UnsupportedEngineError: this vLLM's command line is made of other pieces.
     """
+    require_targets(LAUNCHER)
     from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    target_of(CLI_ENV_SETUP)()
     parser = FlexibleArgumentParser(prog="chameleon", description="Chameleon on vLLM")
     subparsers = parser.add_subparsers(required=True, dest="subparser")
     commands = {command.name: command for command in cmd_init()}

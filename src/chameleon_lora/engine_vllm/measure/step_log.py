@@ -7,7 +7,6 @@ between two steps is part of what a step costs. Idle time is not. A line for eac
 it was in the engine process until its first token.
 """
 
-import functools
 import json
 import os
 import time
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
+from chameleon_lora.engine_vllm.hook_table import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loaded
 from chameleon_lora.errors import BenchError
 
-STEPS_VARIABLE = "CHAMELEON_STEPS"
-_MARK = "is_probed"
 _ARRIVED = "probe_arrived_s"
 
 
@@ -84,27 +82,12 @@ class StepLog:
     block_tokens: int = 0
 
 
-def install() -> None:
-    """Afterwards schedulers that this process makes are recorded, if it is to be. Idempotent."""
-    path = os.environ.get(STEPS_VARIABLE)
-    if not path:
-        return
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.engine.core import EngineCore
+def recording(stock: Callable[..., None]) -> Callable[..., None]:
+    """Scheduler.__init__ whose scheduler's steps are written to the file that STEPS_VARIABLE names."""
+    path = os.environ[STEPS_VARIABLE]
 
-    if getattr(Scheduler.__init__, _MARK, False):
-        return
-    init, preprocess = Scheduler.__init__, EngineCore.preprocess_add_request
-
-    @functools.wraps(preprocess)
-    def preprocess_and_stamp(engine: Any, request: Any) -> Any:
-        answer = preprocess(engine, request)  # in the thread that reads, also during a step
-        setattr(answer[0], _ARRIVED, stopwatch_s())
-        return answer
-
-    @functools.wraps(init)
     def init_and_record(scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        init(scheduler, *args, **kwargs)
+        stock(scheduler, *args, **kwargs)
         descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
         def write(line: dict[str, Any]) -> None:
@@ -113,9 +96,18 @@ def install() -> None:
         write({"cache": cache_of(scheduler)})
         StepRecorder(scheduler, write)
 
-    setattr(init_and_record, _MARK, True)
-    Scheduler.__init__ = init_and_record
-    EngineCore.preprocess_add_request = preprocess_and_stamp
+    return init_and_record
+
+
+def stamping(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.preprocess_add_request that notes when a request came to the engine process."""
+
+    def preprocess_and_stamp(engine: Any, request: Any) -> Any:
+        answer = stock(engine, request)  # in the thread that reads, also during a step
+        setattr(answer[0], _ARRIVED, stopwatch_s())
+        return answer
+
+    return preprocess_and_stamp
 
 
 class StepRecorder:

@@ -1,4 +1,4 @@
-"""A shelf over a folder, with stand-ins for what it uses of vLLM's API server and its engine."""
+"""A registry over a folder, with stand-ins for what it uses of vLLM's API server and its engine."""
 
 import asyncio
 import itertools
@@ -71,7 +71,7 @@ class FakeClient:
 
 @dataclass
 class FakeModels:
-    """What the shelf uses of OpenAIServingModels."""
+    """What the registry uses of OpenAIServingModels."""
 
     engine_client: FakeClient = field(default_factory=FakeClient)
     lora_id_counter: FakeCounter = field(default_factory=FakeCounter)
@@ -83,28 +83,28 @@ class FakeModels:
 
 
 @dataclass
-class Desk:
-    """A folder, its shelf, and what clients and the engine know of it."""
+class ServedFolder:
+    """A folder, its registry, and what clients and the engine know of it."""
 
     root: Path
     models: FakeModels = field(default_factory=FakeModels)
     scan_s: float = NEVER_S
 
     def __post_init__(self) -> None:
-        self.shelf = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
+        self.registry = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
         """Put a sound adapter into the folder, in place of one of that name."""
         shutil.rmtree(self.root / name, ignore_errors=True)
         make_adapter(self.root / name, DIMS, rank, seed=seed, target_modules=["q_proj"])
 
-    def look(self, name: str) -> None:
+    def refresh(self, name: str) -> None:
         """A client names an adapter."""
-        asyncio.run(self.shelf.look(name))
+        asyncio.run(self.registry.refresh(name))
 
-    def follow(self) -> None:
-        """The shelf looks at the folder, as it does every `scan_s`."""
-        asyncio.run(self.shelf._follow())
+    def refresh_all(self) -> None:
+        """The registry looks at the folder, as it does every `scan_s`."""
+        asyncio.run(self.registry._refresh_all())
 
     @property
     def engine(self) -> FakeEngine:
