@@ -3,14 +3,15 @@
 import asyncio
 import itertools
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, NameLocks
 
 BASE = "base-model"
 MAX_RANK = 8
@@ -91,6 +92,7 @@ class ServedFolder:
     scan_s: float = NEVER_S
 
     def __post_init__(self) -> None:
+        self.locks = NameLocks()
         self.registry = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
@@ -119,3 +121,22 @@ class ServedFolder:
         ]
         self.engine.calls.clear()
         return calls
+
+
+_OPENED: list[str] = []
+_EVENTS: list[str] = []  # an audit hook lasts as long as the process
+
+
+def opened_by(work: Callable[[], object]) -> list[str]:
+    """The files that were opened, and the folders that were listed, meanwhile."""
+    if not _EVENTS:
+        _EVENTS.extend(("open", "os.listdir", "os.scandir"))
+        sys.addaudithook(_note)
+    _OPENED.clear()
+    work()
+    return list(_OPENED)
+
+
+def _note(event: str, args: tuple[Any, ...]) -> None:
+    if event in _EVENTS:
+        _OPENED.append(str(args[0]))

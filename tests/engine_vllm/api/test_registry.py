@@ -2,9 +2,7 @@
 
 import asyncio
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,14 @@ from chameleon_lora.errors import (
     AdapterNotFoundError,
     AdapterTooLargeError,
 )
-from tests.engine_vllm.served_folder import BASE, MAX_RANK, NEVER_S, FakeModels, ServedFolder
+from tests.engine_vllm.served_folder import (
+    BASE,
+    MAX_RANK,
+    NEVER_S,
+    FakeModels,
+    ServedFolder,
+    opened_by,
+)
 
 pytestmark = pytest.mark.vllm
 
@@ -25,25 +30,6 @@ pytestmark = pytest.mark.vllm
 def _has_vllm() -> None:
     """Listing an adapter takes vLLM's LoRARequest."""
     pytest.importorskip("vllm")
-
-
-OPENED: list[str] = []
-HOOKS: list[str] = []  # whether there is one: an audit hook lasts as long as the process
-
-
-@pytest.fixture
-def watch() -> list[str]:
-    """The folders listed and the files opened from now on."""
-    if not HOOKS:
-        HOOKS.append("open, os.listdir, os.scandir")
-        sys.addaudithook(_note)
-    OPENED.clear()
-    return OPENED
-
-
-def _note(event: str, args: tuple[Any, ...]) -> None:
-    if event in HOOKS[0]:
-        OPENED.append(str(args[0]))
 
 
 @pytest.fixture
@@ -209,9 +195,7 @@ class TestRefresh:
         served.refresh(name)
         assert [] == served.told()
 
-    def test_no_name_costs_a_walk_over_the_folder(
-        self, served: ServedFolder, watch: list[str]
-    ) -> None:
+    def test_no_name_costs_a_walk_over_the_folder(self, served: ServedFolder) -> None:
         """New, half-written, broken and unknown: the folder is not listed, other adapters not seen."""
         served.refresh_all()
         (served.root / "half").mkdir()
@@ -219,24 +203,24 @@ class TestRefresh:
         served.add("broken")
         (served.root / "broken" / CONFIG_NAME).write_text("{")
         served.add("new")
-        watch.clear()
-        for name in ["new", "half", "broken", "broken", "unknown", "../a", "x" * 10_000, "a\nb"]:
-            served.refresh(name)
-        assert ["broken", "half"] == sorted(served.registry.refused)
-        assert [] == [path for path in watch if path == str(served.root)]
-        assert [] == [path for path in watch if path.startswith((f"{served.root}/a/", "/a"))]
+        names = ["new", "half", "broken", "broken", "unknown", "../a", "x" * 10_000, "a\nb"]
 
-    def test_what_is_known_to_be_broken_is_not_read_again(
-        self, served: ServedFolder, watch: list[str]
-    ) -> None:
+        def ask() -> None:
+            for name in names:
+                served.refresh(name)
+
+        opened = opened_by(ask)
+        assert ["broken", "half"] == sorted(served.registry.refused)
+        assert [] == [path for path in opened if path == str(served.root)]
+        assert [] == [path for path in opened if path.startswith((f"{served.root}/a/", "/a"))]
+
+    def test_what_is_known_to_be_broken_is_not_read_again(self, served: ServedFolder) -> None:
         """Its files are looked at for a change, and not opened while there is none."""
         served.add("broken")
         (served.root / "broken" / CONFIG_NAME).write_text("{")
         served.refresh("broken")
-        watch.clear()
-        served.refresh("broken")
+        assert [] == opened_by(lambda: served.refresh("broken"))
         assert ["broken"] == list(served.registry.refused)
-        assert [] == watch
         served.add("broken")
         served.refresh("broken")
         assert {} == served.registry.refused

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.messages import (
     ACKS_ATTRIBUTE,
     COMMANDS_ATTRIBUTE,
@@ -21,11 +22,13 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
+from chameleon_lora.errors import UnsupportedEngineError
 
 torch = pytest.importorskip("torch")
 
 from chameleon_lora.engine_vllm.config import is_chameleon_scheduler  # noqa: E402
 from chameleon_lora.engine_vllm.worker.step_messages import (  # noqa: E402
+    choosing_manager,
     distrusting_slots,
     obeying,
     with_acks,
@@ -182,3 +185,21 @@ def test_messages_survive_pickling() -> None:
         PromotionFailed(1, 7, "reason", is_final=True),
     )
     assert messages == pickle.loads(pickle.dumps(messages))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.usefixtures("hooked")
+def test_a_worker_that_would_not_obey_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its adapters would never be loaded, and requests for them wait for ever."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    def execute_model(_worker: Any, scheduler_output: Any) -> Any:
+        return scheduler_output
+
+    monkeypatch.setattr(Worker, "execute_model", execute_model)
+    config = SimpleNamespace(
+        additional_config={}, scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER)
+    )
+    with pytest.raises(UnsupportedEngineError, match=r"not in place at .*Worker\.execute_model:"):
+        choosing_manager(object)(config)
