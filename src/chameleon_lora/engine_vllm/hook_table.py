@@ -55,29 +55,27 @@ _API, _KEYS, _CORE, _WORKER, _STEPS = Part.API, Part.KEYS, Part.CORE, Part.WORKE
 SCHEDULER = "vllm.v1.core.sched.scheduler"
 _MODELS = "vllm.entrypoints.openai.models.serving"
 _SERVING = "vllm.entrypoints.serve.engine.serving"
-_ASYNC_LLM = "vllm.v1.engine.async_llm"
+_CLIENT = "vllm.v1.engine.async_llm"
 _OUTPUTS = "vllm.v1.engine.output_processor"
-_CORE_PROCESS = "vllm.v1.engine.core"
-_GPU_WORKER = "vllm.v1.worker.gpu_worker"
-_LORA_MANAGER = "vllm.lora.worker_manager"
-_MODEL_MANAGER = "vllm.lora.model_manager"
-_PUNICA = "vllm.lora.punica_wrapper.punica_cpu"
-_PROTOCOL, _OLD_PROTOCOL = (
-    "vllm.entrypoints.serve.engine.protocol",
-    "vllm.entrypoints.openai.engine.protocol",
-)
+_ENGINE = "vllm.v1.engine.core"
+_POOL = "vllm.v1.core.block_pool"
+_WORKERS = "vllm.v1.worker.gpu_worker"  # CPUWorker and XPUWorker inherit from its Worker
+_MIXIN = "vllm.v1.worker.lora_model_runner_mixin"
+_PROTOCOL = "vllm.entrypoints.serve.engine.protocol"
+_OLD_PROTOCOL = "vllm.entrypoints.openai.engine.protocol"  # 0.26
 
+
+def _each(part: Part, module: str, owner: str, *attributes: str) -> tuple[Hook, ...]:
+    """Rows that are stood on as they are."""
+    prefix = f"{owner}." if owner else ""
+    return tuple(Hook(part, module, f"{prefix}{attribute}") for attribute in attributes)
+
+
+# fmt: off
 CLI_ENV_SETUP = Hook(
-    Part.LAUNCHER,
-    "vllm.entrypoints.common.startup",  # from 0.33 on
-    "cli_env_setup",
+    Part.LAUNCHER, "vllm.entrypoints.common.startup", "cli_env_setup",  # there from 0.33 on
     elsewhere=(("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"),),
 )
-ERROR_INFO, ERROR_RESPONSE = (
-    Hook(_API, _PROTOCOL, name, elsewhere=((_OLD_PROTOCOL, name),))  # 0.26
-    for name in ("ErrorInfo", "ErrorResponse")
-)
-
 LAUNCHER = (
     CLI_ENV_SETUP,
     Hook(Part.LAUNCHER, "vllm.entrypoints.cli.serve", "cmd_init"),
@@ -89,58 +87,40 @@ LAUNCHER = (
 ADAPTERS = (
     Hook(_API, _MODELS, "OpenAIServingModels.__init__", "api.serving.with_registry"),
     Hook(_API, _MODELS, "OpenAIServingModels.init_static_loras", "api.serving.starting"),
-    Hook(
-        _API, _MODELS, "OpenAIServingModels.load_lora_adapter", "api.serving.checking", ("request",)
-    ),
-    Hook(
-        _API,
-        _MODELS,
-        "OpenAIServingModels.unload_lora_adapter",
-        "api.serving.withdrawing",
-        ("request",),
-    ),
-    Hook(
-        _API, _MODELS, "OpenAIServingModels.resolve_lora", "api.serving.resolving", ("lora_name",)
-    ),
+    Hook(_API, _MODELS, "OpenAIServingModels.load_lora_adapter", "api.serving.checking", ("request",)),
+    Hook(_API, _MODELS, "OpenAIServingModels.unload_lora_adapter", "api.serving.withdrawing", ("request",)),
+    Hook(_API, _MODELS, "OpenAIServingModels.resolve_lora", "api.serving.resolving", ("lora_name",)),
     Hook(_API, _SERVING, "BaseServing._check_model", "api.serving.explaining", ("request",)),
-    Hook(_API, _ASYNC_LLM, "AsyncLLM.add_lora", "api.serving.publishing", ("lora_request",)),
+    Hook(_API, _CLIENT, "AsyncLLM.add_lora", "api.serving.publishing", ("lora_request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.is_base_model", None, ("model_name",)),
-    Hook(_API, _MODELS, "OpenAIServingModels.lora_resolver_lock"),
-    Hook(_API, _MODELS, "OpenAIServingModels.lora_resolvers"),
-    Hook(_API, _MODELS, "OpenAIServingModels.lora_requests"),
-    Hook(_API, _MODELS, "OpenAIServingModels.lora_id_counter"),
+    *_each(
+        _API, _MODELS, "OpenAIServingModels", "lora_requests", "lora_id_counter", "lora_resolvers", "lora_resolver_lock",
+    ),
     Hook(_API, "vllm.lora.request", "LoRARequest"),
     Hook(_API, "vllm.lora.utils", "get_adapter_absolute_path"),
 )
 
-# Routes: endpoint plugins must be named in VLLM_PLUGINS, which then leaves out all others. The gate of
-# keys: --middleware is not given to plain `vllm serve`, and stands inside of vLLM's own.
-# Reasons, ends, gauges: nothing can be registered for them.
+# Routes: endpoint plugins must be named in VLLM_PLUGINS, which then leaves out all others. Keys: plain
+# `vllm serve` has no --middleware of ours, and one that a user names would stand outside of it. Nothing
+# can be registered for the rest.
+ERROR_INFO = Hook(_API, _PROTOCOL, "ErrorInfo", elsewhere=((_OLD_PROTOCOL, "ErrorInfo"),))
+ERROR_RESPONSE = Hook(_API, _PROTOCOL, "ErrorResponse", elsewhere=((_OLD_PROTOCOL, "ErrorResponse"),))
 API_SERVER = (
     Hook(
-        _API,
-        "vllm.entrypoints.serve",
-        "register_vllm_serve_api_routers",
-        "api.serving.with_routes",
-        ("app",),
+        _API, "vllm.entrypoints.serve", "register_vllm_serve_api_routers", "api.serving.with_routes", ("app",),
     ),
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
-    Hook(_API, _OUTPUTS, "OutputProcessor.request_states"),
-    Hook(_API, _OUTPUTS, "OutputProcessor.get_num_unfinished_requests"),
+    Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
+    Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
+    Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),
+    *_each(_API, _OUTPUTS, "OutputProcessor", "request_states", "get_num_unfinished_requests"),
     Hook(_API, _OUTPUTS, "RequestOutputCollector.put"),
-    Hook(_API, _ASYNC_LLM, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
-    Hook(_API, _ASYNC_LLM, "AsyncLLM.check_health", "api.shutdown.checking_health"),
-    Hook(_API, _ASYNC_LLM, "AsyncLLM.dead_error"),
-    Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.lora_gauge.bounding"),
+    Hook(_API, _CLIENT, "AsyncLLM.dead_error"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
     Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
-    Hook(_API, "vllm.envs", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
-    Hook(_API, "vllm.envs", "VLLM_API_KEY"),
+    *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(
-        _API,
-        "vllm.exceptions",
-        "GracefulHTTPError",
-        elsewhere=((_ASYNC_LLM, "InputStreamError"), (_OLD_PROTOCOL, "GenerationError")),  # 0.26
+        _API, "vllm.exceptions", "GracefulHTTPError", elsewhere=((_CLIENT, "InputStreamError"), (_OLD_PROTOCOL, "GenerationError")),
     ),
     ERROR_INFO,
     ERROR_RESPONSE,
@@ -152,164 +132,95 @@ TENANTS = (
     Hook(_KEYS, _SERVING, "BaseServing._check_model", "api.isolation.seeing", ("request",)),
     Hook(_KEYS, _SERVING, "BaseServing._maybe_get_adapters", "api.isolation.seeing", ("request",)),
     Hook(_KEYS, _MODELS, "OpenAIServingModels.show_available_models", "api.isolation.listing"),
+    Hook(_KEYS, _MODELS, "OpenAIServingModels.resolve_lora", "api.isolation.resolving", ("lora_name",)),
+    Hook(_KEYS, _MODELS, "OpenAIServingModels.load_lora_adapter", "api.isolation.controlled", ("request",)),
+    Hook(_KEYS, _MODELS, "OpenAIServingModels.unload_lora_adapter", "api.isolation.controlled", ("request",)),
     Hook(
-        _KEYS,
-        _MODELS,
-        "OpenAIServingModels.resolve_lora",
-        "api.isolation.resolving",
-        ("lora_name",),
+        _KEYS, _CLIENT, "AsyncLLM.add_request", "api.isolation.signing", ("params", "lora_request", "priority"),
     ),
-    Hook(
-        _KEYS,
-        _MODELS,
-        "OpenAIServingModels.load_lora_adapter",
-        "api.isolation.controlled",
-        ("request",),
-    ),
-    Hook(
-        _KEYS,
-        _MODELS,
-        "OpenAIServingModels.unload_lora_adapter",
-        "api.isolation.controlled",
-        ("request",),
-    ),
-    Hook(
-        _KEYS,
-        _ASYNC_LLM,
-        "AsyncLLM.add_request",
-        "api.isolation.signing",
-        ("params", "lora_request", "priority"),
-    ),
-    Hook(_KEYS, _ASYNC_LLM, "AsyncLLM.generate", "api.isolation.counting"),
-    Hook(_KEYS, _ASYNC_LLM, "AsyncLLM.encode", "api.isolation.counting"),
+    Hook(_KEYS, _CLIENT, "AsyncLLM.generate", "api.isolation.counting"),
+    Hook(_KEYS, _CLIENT, "AsyncLLM.encode", "api.isolation.counting"),
     Hook(_KEYS, _OUTPUTS, "OutputProcessor.add_request", "api.isolation.salting", ("request",)),
     Hook(_KEYS, "vllm.v1.engine", "EngineCoreRequest.cache_salt"),
     Hook(_KEYS, "vllm.exceptions", "VLLMNotFoundError"),
 )
 
-# vLLM's scheduler is chosen by --scheduler-cls; its engine's utilities are its methods, by name.
+# The scheduler is chosen by --scheduler-cls. What an engine can be asked are its methods, by name.
 ENGINE_CORE = (
-    Hook(
-        _CORE, _CORE_PROCESS, "EngineCore.add_lora", "core.utilities.announcing", ("lora_request",)
-    ),
-    *(
-        Hook(_CORE, _CORE_PROCESS, f"EngineCore.{name}", f"core.utilities.{utility}", is_new=True)
-        for name, utility in (
-            (ANNOUNCE, "announce"),
-            (WITHDRAW, "withdraw"),
-            (PIN, "pin"),
-            (STATE, "state"),
-            (METRICS, "metrics"),
-            (ARRIVALS, "arrivals"),
-        )
-    ),
+    Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.announcing", ("lora_request",)),
+    Hook(_CORE, _ENGINE, f"EngineCore.{ANNOUNCE}", "core.utilities.announce", is_new=True),
+    Hook(_CORE, _ENGINE, f"EngineCore.{WITHDRAW}", "core.utilities.withdraw", is_new=True),
+    Hook(_CORE, _ENGINE, f"EngineCore.{PIN}", "core.utilities.pin", is_new=True),
+    Hook(_CORE, _ENGINE, f"EngineCore.{STATE}", "core.utilities.state", is_new=True),
+    Hook(_CORE, _ENGINE, f"EngineCore.{METRICS}", "core.utilities.metrics", is_new=True),
+    Hook(_CORE, _ENGINE, f"EngineCore.{ARRIVALS}", "core.utilities.arrivals", is_new=True),
     Hook(_CORE, "vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
-    Hook(_CORE, SCHEDULER, "Scheduler.schedule"),
     Hook(_CORE, SCHEDULER, "Scheduler.add_request", None, ("request",)),
     Hook(_CORE, SCHEDULER, "Scheduler.finish_requests", None, ("request_ids", "finished_status")),
-    Hook(
-        _CORE,
-        SCHEDULER,
-        "Scheduler.update_from_output",
-        None,
-        ("scheduler_output", "model_runner_output"),
-    ),
+    Hook(_CORE, SCHEDULER, "Scheduler.update_from_output", None, ("scheduler_output", "model_runner_output")),
     Hook(_CORE, SCHEDULER, "Scheduler._preempt_request", None, ("request", "timestamp")),
-    Hook(_CORE, SCHEDULER, "Scheduler.reset_prefix_cache"),
-    *(
-        Hook(_CORE, SCHEDULER, f"Scheduler.{attribute}")
-        for attribute in (
-            *("waiting", "running", "requests", "prev_step_scheduled_req_ids", "policy"),
-            *("kv_cache_manager", "kv_cache_config", "lora_config", "block_size"),
-            *("max_num_running_reqs", "max_num_scheduled_tokens"),
-        )
+    *_each(
+        _CORE, SCHEDULER, "Scheduler", "schedule", "reset_prefix_cache", "waiting", "running", "requests",
+        "prev_step_scheduled_req_ids", "policy", "kv_cache_manager", "kv_cache_config", "lora_config",
+        "block_size", "max_num_running_reqs", "max_num_scheduled_tokens",
     ),
     Hook(_CORE, "vllm.v1.core.kv_cache_manager", "KVCacheManager.block_pool"),
-    Hook(_CORE, "vllm.v1.core.block_pool", "BlockPool.get_num_free_blocks"),
-    Hook(_CORE, "vllm.v1.core.block_pool", "BlockPool.get_new_blocks", None, ("num_blocks",)),
-    Hook(_CORE, "vllm.v1.core.block_pool", "BlockPool.free_blocks", None, ("ordered_blocks",)),
-    Hook(_CORE, "vllm.v1.core.block_pool", "BlockPool._maybe_evict_cached_block", None, ("block",)),
+    Hook(_CORE, _POOL, "BlockPool.get_num_free_blocks"),
+    Hook(_CORE, _POOL, "BlockPool.get_new_blocks", None, ("num_blocks",)),
+    Hook(_CORE, _POOL, "BlockPool.free_blocks", None, ("ordered_blocks",)),
+    Hook(_CORE, _POOL, "BlockPool._maybe_evict_cached_block", None, ("block",)),
     Hook(_CORE, "vllm.v1.core.kv_cache_utils", "make_block_hash_with_group_id"),
     Hook(_CORE, "vllm.v1.kv_cache_interface", "AttentionSpec"),
-    Hook(_CORE, "vllm.v1.request", "Request.update_block_hashes"),
-    Hook(_CORE, "vllm.v1.request", "Request.get_finished_reason"),
-    Hook(_CORE, "vllm.v1.request", "RequestStatus.FINISHED_ERROR"),
-    Hook(_CORE, "vllm.v1.engine", "EngineCoreOutput"),
-    Hook(_CORE, "vllm.v1.engine", "EngineCoreOutputs"),
-    Hook(_CORE, "vllm.v1.engine", "FinishReason"),
+    *_each(
+        _CORE, "vllm.v1.request", "", "Request.update_block_hashes", "Request.get_finished_reason", "RequestStatus.FINISHED_ERROR",
+    ),
+    *_each(_CORE, "vllm.v1.engine", "", "EngineCoreOutput", "EngineCoreOutputs", "FinishReason"),
 )
 
 # --worker-cls is not given to plain `vllm serve`, and would need a class for each platform. The CPU's
 # kernels: the platform names a class for all engines, and knows neither this one's cells nor scheduler.
 WORKERS = (
-    Hook(
-        _WORKER,
-        "vllm.v1.worker.lora_model_runner_mixin",
-        "LRUCacheWorkerLoRAManager",
-        "worker.step_messages.choosing_manager",
-    ),
-    Hook(
-        _WORKER,
-        _GPU_WORKER,  # CPUWorker and XPUWorker inherit from it
-        "Worker.execute_model",
-        "worker.step_messages.obeying",
-        ("scheduler_output",),
-    ),
-    Hook(_WORKER, _GPU_WORKER, "Worker.sample_tokens", "worker.step_messages.answering"),
-    Hook(_WORKER, _GPU_WORKER, "Worker.sleep", "worker.step_messages.ending_copies"),
-    Hook(_WORKER, _GPU_WORKER, "Worker.wake_up", "worker.step_messages.distrusting_slots"),
-    Hook(_WORKER, "vllm.v1.worker.lora_model_runner_mixin", "LoRAModelRunnerMixin.lora_manager"),
+    Hook(_WORKER, _MIXIN, "LRUCacheWorkerLoRAManager", "worker.step_messages.choosing_manager"),
+    Hook(_WORKER, _WORKERS, "Worker.execute_model", "worker.step_messages.obeying", ("scheduler_output",)),
+    Hook(_WORKER, _WORKERS, "Worker.sample_tokens", "worker.step_messages.answering"),
+    Hook(_WORKER, _WORKERS, "Worker.sleep", "worker.step_messages.ending_copies"),
+    Hook(_WORKER, _WORKERS, "Worker.wake_up", "worker.step_messages.distrusting_slots"),
+    Hook(_WORKER, _MIXIN, "LoRAModelRunnerMixin.lora_manager"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner.kv_caches"),
     Hook(_WORKER, "vllm.platforms", "current_platform"),
-    *(
-        Hook(_WORKER, _LORA_MANAGER, f"LRUCacheWorkerLoRAManager.{attribute}")
-        for attribute in (
-            *("_load_adapter", "_apply_adapters", "create_lora_manager", "add_adapter"),
-            *("remove_adapter", "pin_adapter", "remove_all_adapters", "list_adapters"),
-            *("_adapter_manager", "_cached_dummy_lora"),
-        )
+    *_each(
+        _WORKER, "vllm.lora.worker_manager", "LRUCacheWorkerLoRAManager", "_load_adapter", "_apply_adapters",
+        "create_lora_manager", "add_adapter", "remove_adapter", "pin_adapter", "remove_all_adapters",
+        "list_adapters", "_adapter_manager", "_cached_dummy_lora",
     ),
-    *(
-        Hook(_WORKER, _MODEL_MANAGER, f"LRUCacheLoRAModelManager.{attribute}")
-        for attribute in (
-            *("_create_merged_loras_inplace", "_get_lora_layer_weights", "set_adapter_mapping"),
-            *("lora_index_to_id", "_active_adapters", "_registered_adapters", "_last_mapping"),
-            *("_deactivate_adapter", "punica_wrapper_mapping"),
-        )
+    Hook(_WORKER, "vllm.lora.model_manager", "LoRAModelManager"),
+    *_each(
+        _WORKER, "vllm.lora.model_manager", "LRUCacheLoRAModelManager", "_create_merged_loras_inplace",
+        "_get_lora_layer_weights", "set_adapter_mapping", "lora_index_to_id", "_active_adapters",
+        "_registered_adapters", "_last_mapping", "_deactivate_adapter", "punica_wrapper_mapping",
     ),
-    Hook(_WORKER, _MODEL_MANAGER, "LoRAModelManager"),
-    *(
-        Hook(_WORKER, _PUNICA, f"PunicaWrapperCPU.{attribute}")
-        for attribute in (
-            *("_apply_shrink", "_apply_expand", "add_lora_embedding", "add_lora_logits"),
-            *("update_metadata", "token_lora_indices", "sampler_indices"),
-            *("_embeddings_indices", "indices_len"),
-        )
+    *_each(
+        _WORKER, "vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU", "_apply_shrink", "_apply_expand",
+        "add_lora_embedding", "add_lora_logits", "update_metadata", "token_lora_indices", "sampler_indices",
+        "_embeddings_indices", "indices_len",
     ),
-    *(
-        Hook(_WORKER, "vllm.lora.ops.torch_ops.lora_ops", kernel)
-        for kernel in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
-    ),
+    *_each(_WORKER, "vllm.lora.ops.torch_ops.lora_ops", "", "bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"),
 )
 
-# A stat logger of vLLM's sees no step's composition, and not what passes between two steps.
+# A stat logger of vLLM's sees neither what a step computes nor what passes between two steps.
 MEASURING = (
     Hook(_STEPS, SCHEDULER, "Scheduler.__init__", "measure.step_log.recording"),
-    Hook(
-        _STEPS,
-        _CORE_PROCESS,
-        "EngineCore.preprocess_add_request",
-        "measure.step_log.stamping",
-        ("request",),
-    ),
+    Hook(_STEPS, _ENGINE, "EngineCore.preprocess_add_request", "measure.step_log.stamping", ("request",)),
     Hook(_STEPS, SCHEDULER, "Scheduler.has_requests"),
-    Hook(_STEPS, "vllm.v1.core.sched.output", "SchedulerOutput.num_scheduled_tokens"),
-    Hook(_STEPS, "vllm.v1.core.sched.output", "SchedulerOutput.total_num_scheduled_tokens"),
-    Hook(_STEPS, "vllm.v1.core.sched.output", "SchedulerOutput.scheduled_new_reqs"),
-    Hook(_STEPS, "vllm.v1.request", "Request.num_computed_tokens"),
-    Hook(_STEPS, "vllm.v1.request", "Request.num_prompt_tokens"),
-    Hook(_STEPS, "vllm.v1.kv_cache_interface", "KVCacheGroupSpec.layer_names"),
-    Hook(_STEPS, "vllm.v1.kv_cache_interface", "KVCacheSpec.page_size_bytes"),
+    *_each(
+        _STEPS, "vllm.v1.core.sched.output", "SchedulerOutput", "num_scheduled_tokens",
+        "total_num_scheduled_tokens", "scheduled_new_reqs",
+    ),
+    *_each(_STEPS, "vllm.v1.request", "Request", "num_computed_tokens", "num_prompt_tokens"),
+    *_each(
+        _STEPS, "vllm.v1.kv_cache_interface", "", "KVCacheGroupSpec.layer_names", "KVCacheSpec.page_size_bytes",
+    ),
 )
+# fmt: on
 
 HOOKS = (*LAUNCHER, *ADAPTERS, *API_SERVER, *TENANTS, *ENGINE_CORE, *WORKERS, *MEASURING)

@@ -164,7 +164,7 @@ def raising(stock: Any) -> Any:
 
 
 def with_routes(stock: Any) -> Any:
-    """register_vllm_serve_api_routers that adds Chameleon's routes, and the keys' gate.
+    """register_vllm_serve_api_routers that adds Chameleon's routes, and asks for keys.
 
     In place of build_app, which some of vLLM's commands keep in a module of another name.
 
