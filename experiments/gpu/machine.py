@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from chameleon_lora.compare.comparison import machine
-from chameleon_lora.engine_vllm.touchpoints import check_engine
+from chameleon_lora.engine_vllm.hooks import require_targets
 from chameleon_lora.errors import BenchError
 from experiments.gpu.outcome import StageResults
 from experiments.gpu.scale import RunOptions
@@ -43,7 +43,7 @@ def look(options: RunOptions, results: StageResults) -> None:
         )
     if not options.is_dry and not torch.cuda.is_available():
         raise BenchError("torch sees no GPU here; --dry-run works without")
-    check_engine()
+    require_targets()
 
 
 def gpu_name() -> str | None:

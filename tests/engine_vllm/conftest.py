@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from chameleon_lora.engine_vllm.cells import Cells
+from chameleon_lora.engine_vllm.hooks import install
+from tests.engine_vllm.hooked import vllm_restored
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS, VOCABULARY = 64, 96, 2, 1, 2, 256
 SLOTS = 3
@@ -37,6 +40,22 @@ ENGINE_ENVIRONMENT = {
 """While the engine starts; other tests do not meet it."""
 
 MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_read_anew() -> None:
+    """Undoes what each engine does to its process at its start: vLLM keeps what it read once."""
+    if "vllm.envs" in sys.modules:
+        sys.modules["vllm.envs"].disable_envs_cache()
+
+
+@pytest.fixture
+def hooked() -> Iterator[None]:
+    """vLLM with Chameleon's hooks in this process, for the time of one test."""
+    pytest.importorskip("vllm")
+    with vllm_restored():
+        install()
+        yield
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,20 +35,20 @@ adapters = ["bob-*"]
 
 @dataclass
 class Behind:
-    """What stands behind the gate: notes each request and uses as many tokens as it is told to."""
+    """What stands behind the middleware: notes each request and uses as many tokens as it is told to."""
 
     uses: tuple[int, int] = (0, 0)
     unfinished: int = 0
     seen: list[dict[str, Any]] = field(default_factory=list)
-    visits: list[CallerContext | None] = field(default_factory=list)
+    callers: list[CallerContext | None] = field(default_factory=list)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """200 with what came."""
-        visit = CALLER.get()
-        self.visits.append(visit)
-        if visit is not None:
-            visit.input_tokens, visit.output_tokens = self.uses
-            visit.unfinished = self.unfinished
+        caller = CALLER.get()
+        self.callers.append(caller)
+        if caller is not None:
+            caller.input_tokens, caller.output_tokens = self.uses
+            caller.unfinished = self.unfinished
         body = (await receive())["body"] if scope.get("method") in ("POST", "DELETE") else b""
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.seen.append({"path": scope["path"], "headers": headers, "body": body.decode()})
@@ -57,15 +57,15 @@ class Behind:
 
 
 @dataclass
-class House:
-    """A gate in front of `behind`, whose clock shows `now_s`."""
+class GuardedApp:
+    """A middleware in front of `behind`, whose clock shows `now_s`."""
 
     keys: ApiKeys
     now_s: float = 0.0
     behind: Behind = field(default_factory=Behind)
 
     def __post_init__(self) -> None:
-        self.gate = AuthMiddleware(self.behind, self.keys, lambda: self.now_s)
+        self.middleware = AuthMiddleware(self.behind, self.keys, lambda: self.now_s)
 
     @classmethod
     def build(
@@ -75,7 +75,7 @@ class House:
         admin: str | None = ADMIN,
         has_controls: bool = True,
         server_key: str | None = None,
-    ) -> "House":
+    ) -> "GuardedApp":
         """With a tenants' file, or without."""
         known = None if admin is None else parse_hash(hash_key(admin), "admin")
         file = None if tenants is None else TenantFile(tenants, SCAN_S)
@@ -94,7 +94,7 @@ class House:
         if key is not None:
             sent["authorization"] = f"Bearer {key}"
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return ask(self.gate, method, path, text, sent)
+        return ask(self.middleware, method, path, text, sent)
 
     def complete(self, key: str | None, **fields: Any) -> Answer:
         """POST /v1/completions."""

@@ -14,7 +14,7 @@ from chameleon_lora.cli.option_types import fitting_rank
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import serve
-from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError
+from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError, UnsupportedEngineError
 from chameleon_lora.settings import parse_settings
 from chameleon_lora.tenants import hash_key
 
@@ -52,12 +52,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped; 1 if its engine died."""
+    """Run the server until it is stopped; 1 if its engine died or this vLLM is unknown."""
     arguments = vllm_arguments(args)
     allow_plugin()
     try:
         serve(arguments)
-    except EngineGoneError as error:
+    except (EngineGoneError, UnsupportedEngineError) as error:
         print(f"chameleon serve: {error}", file=sys.stderr)
         return 1
     return 0

@@ -7,6 +7,9 @@ the same words. The reason travels as the stop reason, marked, and is raised whe
 from http import HTTPStatus
 from typing import Any
 
+from chameleon_lora.engine_vllm.hook_table import ERROR_INFO, ERROR_RESPONSE
+from chameleon_lora.engine_vllm.hooks import target_of
+
 MARK = "chameleon: "
 
 
@@ -47,11 +50,7 @@ def client_error(reason: str) -> Exception:
 
 def openai_error(message: str, kind: str, status: HTTPStatus) -> Any:
     """An ErrorResponse about the request's model."""
-    try:
-        from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
-    except ImportError:  # vLLM 0.26
-        from vllm.entrypoints.openai.engine.protocol import ErrorInfo, ErrorResponse
-
-    return ErrorResponse(
-        error=ErrorInfo(message=message, type=kind, code=status.value, param="model")
+    make_response, make_info = target_of(ERROR_RESPONSE), target_of(ERROR_INFO)
+    return make_response(
+        error=make_info(message=message, type=kind, code=status.value, param="model")
     )

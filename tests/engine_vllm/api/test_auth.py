@@ -11,7 +11,15 @@ import pytest
 from chameleon_lora.engine_vllm.api.auth import AuthMiddleware
 from chameleon_lora.engine_vllm.api.caller import CALLER
 from tests.engine_vllm.asgi_client import Answer, ask
-from tests.engine_vllm.tenant_settings import ACME, ADMIN, BOB, LIMITS, SCAN_S, House, tenants_text
+from tests.engine_vllm.tenant_settings import (
+    ACME,
+    ADMIN,
+    BOB,
+    LIMITS,
+    SCAN_S,
+    GuardedApp,
+    tenants_text,
+)
 
 fastapi = pytest.importorskip("fastapi")
 OK, BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TOO_MANY = 200, 400, 401, 404, 429
@@ -44,13 +52,13 @@ def error_of(answer: Answer) -> dict[str, Any]:
 @pytest.mark.parametrize(("method", "path"), [*CONTROLS, *PAGES])
 def test_with_an_admin_key_control_routes_need_it(method: str, path: str) -> None:
     """Nobody and a wrong key get 401, the admin gets in; nothing else reaches the server."""
-    house = House.build()
+    app = GuardedApp.build()
     for key in (None, "another-key-01234"):
-        answer = house.ask(method, path, key)
+        answer = app.ask(method, path, key)
         assert "AuthenticationError" == error_of(answer)["type"]
         assert (UNAUTHORIZED, "Bearer") == (answer.status, answer.headers["www-authenticate"])
-    assert OK == house.ask(method, path, ADMIN).status
-    assert 1 == len(house.behind.seen)
+    assert OK == app.ask(method, path, ADMIN).status
+    assert 1 == len(app.behind.seen)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
@@ -64,68 +72,68 @@ def test_no_spelling_of_a_control_route_goes_without_the_key(
     reached: list[str] = []
     for route_method, path in (*CONTROLS, *PAGES):
         app.add_api_route(path, lambda: reached.append("a"), methods=[route_method])
-    gate = AuthMiddleware(app, House.build().keys)
+    middleware = AuthMiddleware(app, GuardedApp.build().keys)
     for _, path in (*CONTROLS, *PAGES):
         for start in ("", "/", root, root.rstrip("/")):
-            assert OK != ask(gate, method, start + path + end, root_path=root).status
+            assert OK != ask(middleware, method, start + path + end, root_path=root).status
     assert [] == reached
 
 
 @pytest.mark.parametrize(("method", "path"), CONTROLS)
 def test_a_control_route_that_is_off_stays_unknown(method: str, path: str) -> None:
     """Without runtime updating the server itself answers, with its 404."""
-    assert OK == House.build(has_controls=False).ask(method, path).status
+    assert OK == GuardedApp.build(has_controls=False).ask(method, path).status
 
 
 @pytest.mark.parametrize(("method", "path"), [*OTHERS, ("POST", "/v1/completions")])
 def test_with_an_admin_key_alone_other_routes_stay_open(method: str, path: str) -> None:
-    """As without it; but such a visit controls nothing, by whatever route."""
-    house = House.build()
-    assert OK == house.ask(method, path).status
-    (visit,) = house.behind.visits
-    assert visit is not None
-    assert not visit.may_control
+    """As without it; but such a caller controls nothing, by whatever route."""
+    app = GuardedApp.build()
+    assert OK == app.ask(method, path).status
+    (caller,) = app.behind.callers
+    assert caller is not None
+    assert not caller.may_control
 
 
 def test_the_admin_key_opens_what_the_servers_own_key_opens() -> None:
     """The admin's header is exchanged for it; others' headers go on as they came."""
-    house = House.build(server_key="the-servers")
-    house.ask("POST", "/v1/load_lora_adapter", ADMIN)
-    house.ask("POST", "/v1/completions", "mine")
-    keys = [seen["headers"]["authorization"] for seen in house.behind.seen]
+    app = GuardedApp.build(server_key="the-servers")
+    app.ask("POST", "/v1/load_lora_adapter", ADMIN)
+    app.ask("POST", "/v1/completions", "mine")
+    keys = [seen["headers"]["authorization"] for seen in app.behind.seen]
     assert ["Bearer the-servers", "Bearer mine"] == keys
 
 
 @pytest.mark.parametrize("path", ["/health", "/ping", "/version"])
 def test_probes_need_no_key(file: Path, path: str) -> None:
     """Also with tenants."""
-    assert OK == House.build(file).ask("GET", path).status
+    assert OK == GuardedApp.build(file).ask("GET", path).status
 
 
 @pytest.mark.parametrize("key", [None, "another-key-01234", ACME[:-1], ADMIN[:-1]])
 @pytest.mark.parametrize("path", ["/v1/models", *ASKING, "/metrics", "/docs", "/nothing"])
 def test_with_tenants_all_else_needs_a_key(file: Path, path: str, key: str | None) -> None:
     """401 in OpenAI's form, whether the path exists or not."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     for method in ("GET", "POST"):
-        assert UNAUTHORIZED == error_of(house.ask(method, path, key))["code"]
-    assert [] == house.behind.seen
+        assert UNAUTHORIZED == error_of(app.ask(method, path, key))["code"]
+    assert [] == app.behind.seen
 
 
 @pytest.mark.parametrize(("method", "path"), [*CONTROLS, *PAGES, ("GET", "/metrics")])
 def test_control_and_metrics_are_for_the_admin(file: Path, method: str, path: str) -> None:
     """A tenant gets 401, the admin gets in."""
-    house = House.build(file)
-    assert "admin" in error_of(house.ask(method, path, ACME))["message"]
-    assert OK == house.ask(method, path, ADMIN).status
+    app = GuardedApp.build(file)
+    assert "admin" in error_of(app.ask(method, path, ACME))["message"]
+    assert OK == app.ask(method, path, ADMIN).status
 
 
 def test_without_an_admin_key_they_are_for_nobody(file: Path) -> None:
     """With tenants, no key at all opens them."""
-    house = House.build(file, admin=None)
+    app = GuardedApp.build(file, admin=None)
     for key in (None, ACME, ADMIN):
-        assert UNAUTHORIZED == house.ask("GET", "/metrics", key).status
-        assert UNAUTHORIZED == house.ask("POST", "/v1/load_lora_adapter", key).status
+        assert UNAUTHORIZED == app.ask("GET", "/metrics", key).status
+        assert UNAUTHORIZED == app.ask("POST", "/v1/load_lora_adapter", key).status
 
 
 @pytest.mark.parametrize(
@@ -153,62 +161,62 @@ def test_without_an_admin_key_they_are_for_nobody(file: Path) -> None:
 )
 def test_no_other_route_is_a_tenants(file: Path, method: str, path: str) -> None:
     """404, as if it were not there."""
-    house = House.build(file)
-    assert NOT_FOUND == error_of(house.ask(method, path, ACME, {"model": "acme-1"}))["code"]
-    assert [] == house.behind.seen
+    app = GuardedApp.build(file)
+    assert NOT_FOUND == error_of(app.ask(method, path, ACME, {"model": "acme-1"}))["code"]
+    assert [] == app.behind.seen
 
 
 def test_a_request_carries_its_tenant(file: Path) -> None:
     """What runs for it knows whose it is; after it, nobody asks."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     for key in (ACME, BOB, ADMIN):
-        house.complete(key)
-    house.ask("GET", "/v1/models", BOB)
-    visits = [visit for visit in house.behind.visits if visit is not None]
-    tenants = [visit.tenant and visit.tenant.name for visit in visits]
+        app.complete(key)
+    app.ask("GET", "/v1/models", BOB)
+    callers = [caller for caller in app.behind.callers if caller is not None]
+    tenants = [caller.tenant and caller.tenant.name for caller in callers]
     assert ["acme", "bob", None, "bob"] == tenants
-    assert [False, False, True, False] == [visit.may_control for visit in visits]
+    assert [False, False, True, False] == [caller.may_control for caller in callers]
 
 
 def test_a_body_goes_on_without_what_disturbs_others(file: Path) -> None:
     """Priority and chosen ids are dropped; the rest is the same, its length told anew."""
-    house = House.build(file)
-    house.complete(ACME, prompt="h\u00e9", priority=-5, request_id="mine", n=2)
-    (seen,) = house.behind.seen
+    app = GuardedApp.build(file)
+    app.complete(ACME, prompt="h\u00e9", priority=-5, request_id="mine", n=2)
+    (seen,) = app.behind.seen
     assert {"model": "acme-1", "prompt": "h\u00e9", "n": 2} == json.loads(seen["body"])
     assert str(len(seen["body"])) == seen["headers"]["content-length"]
 
 
 def test_a_name_given_twice_is_the_one_that_was_looked_at(file: Path) -> None:
     """However another parser would read such a body, it gets one name only."""
-    house = House.build(file)
-    house.ask("POST", "/v1/completions", ACME, b'{"model": "acme-1", "model": "bob-1"}')
-    assert '{"model": "bob-1"}' == house.behind.seen[0]["body"]
+    app = GuardedApp.build(file)
+    app.ask("POST", "/v1/completions", ACME, b'{"model": "acme-1", "model": "bob-1"}')
+    assert '{"model": "bob-1"}' == app.behind.seen[0]["body"]
 
 
 def test_a_requests_id_is_the_tenants_own(file: Path) -> None:
     """Two tenants that choose one id do not meet."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     for key in (ACME, BOB):
-        house.ask("POST", "/tokenize", key, {}, X_Request_Id="1")
-    ids = [seen["headers"]["x-request-id"] for seen in house.behind.seen]
+        app.ask("POST", "/tokenize", key, {}, X_Request_Id="1")
+    ids = [seen["headers"]["x-request-id"] for seen in app.behind.seen]
     assert ["acme.1", "bob.1"] == ids
 
 
 def test_a_tenant_is_not_told_how_full_the_engine_is(file: Path) -> None:
     """vLLM answers that header with the load of all."""
-    house = House.build(file)
-    house.ask("POST", "/v1/completions", ACME, {}, endpoint_load_metrics_format="JSON", x_other="1")
-    headers = house.behind.seen[0]["headers"]
+    app = GuardedApp.build(file)
+    app.ask("POST", "/v1/completions", ACME, {}, endpoint_load_metrics_format="JSON", x_other="1")
+    headers = app.behind.seen[0]["headers"]
     assert (False, "1") == ("endpoint-load-metrics-format" in headers, headers["x-other"])
 
 
 @pytest.mark.parametrize("field", ["previous_response_id", "kv_transfer_params", "background"])
 def test_what_reaches_beyond_one_request_is_refused(file: Path, field: str) -> None:
     """400, naming the field; null is as good as absent."""
-    house = House.build(file)
-    assert field in error_of(house.complete(ACME, **{field: "resp_1"}))["message"]
-    assert OK == house.complete(ACME, **{field: None}).status
+    app = GuardedApp.build(file)
+    assert field in error_of(app.complete(ACME, **{field: "resp_1"}))["message"]
+    assert OK == app.complete(ACME, **{field: None}).status
 
 
 @pytest.mark.parametrize(
@@ -216,60 +224,60 @@ def test_what_reaches_beyond_one_request_is_refused(file: Path, field: str) -> N
 )
 def test_a_body_that_is_no_object_is_a_bad_request(file: Path, body: bytes) -> None:
     """400 in OpenAI's form, for whatever bytes."""
-    answer = House.build(file).ask("POST", "/v1/completions", ACME, body)
+    answer = GuardedApp.build(file).ask("POST", "/v1/completions", ACME, body)
     assert "BadRequestError" == error_of(answer)["type"]
 
 
-def test_no_depth_of_a_body_fails_the_gate(file: Path) -> None:
+def test_no_depth_of_a_body_fails_the_middleware(file: Path) -> None:
     """What can be read but not written again is refused as what cannot be read."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     found = set()
     for depth in range(0, 1200, 3):
         body = b'{"model": "acme-1", "a": ' + b"[" * depth + b"]" * depth + b"}"
-        found.add(house.ask("POST", "/v1/completions", ACME, body).status)
+        found.add(app.ask("POST", "/v1/completions", ACME, body).status)
     assert {OK, BAD_REQUEST} == found
 
 
 def test_too_many_requests_are_told_when_to_come_again(file: Path) -> None:
     """429 with Retry-After in whole seconds, naming the limit; then it goes on, and others always."""
     file.write_text(tenants_text(LIMITS))
-    house = House.build(file)
-    assert [OK, OK] == [house.complete(ACME).status for _ in range(2)]
-    answer = house.complete(ACME)
+    app = GuardedApp.build(file)
+    assert [OK, OK] == [app.complete(ACME).status for _ in range(2)]
+    answer = app.complete(ACME)
     assert (TOO_MANY, "1") == (answer.status, answer.headers["retry-after"])
     error = error_of(answer)
     assert "RateLimitError" == error["type"]
     assert "1 requests a second, 2 at once" in error["message"]
-    assert OK == house.complete(BOB).status
-    house.now_s = 1.0
-    assert OK == house.complete(ACME).status
+    assert OK == app.complete(BOB).status
+    app.now_s = 1.0
+    assert OK == app.complete(ACME).status
 
 
 def test_tokens_are_charged_before_and_settled_after(file: Path) -> None:
     """What was asked for is taken first; in the end it counts with what it used."""
     file.write_text(tenants_text(LIMITS))
-    house = House.build(file)
-    house.behind.uses = (5, 100)
-    assert OK == house.complete(ACME, max_tokens=600).status
-    answer = house.complete(ACME, max_tokens=501)
+    app = GuardedApp.build(file)
+    app.behind.uses = (5, 100)
+    assert OK == app.complete(ACME, max_tokens=600).status
+    answer = app.complete(ACME, max_tokens=501)
     assert (TOO_MANY, "1") == (answer.status, answer.headers["retry-after"])
     assert "600 output tokens a minute; this request asks for 501, 500 are left" in answer.text
-    assert OK == house.complete(ACME, max_tokens=500).status
+    assert OK == app.complete(ACME, max_tokens=500).status
 
 
 def test_an_answer_broken_off_counts_as_charged(file: Path) -> None:
     """Who leaves early saves nothing, for what was generated is not known."""
     file.write_text(tenants_text(LIMITS))
-    house = House.build(file)
-    house.behind.unfinished = 1
-    assert OK == house.complete(ACME, max_tokens=600).status
-    assert TOO_MANY == house.complete(ACME, max_tokens=1).status
+    app = GuardedApp.build(file)
+    app.behind.unfinished = 1
+    assert OK == app.complete(ACME, max_tokens=600).status
+    assert TOO_MANY == app.complete(ACME, max_tokens=1).status
 
 
 def test_what_never_fits_is_a_bad_request(file: Path) -> None:
     """400 without Retry-After: to come again would not help."""
     file.write_text(tenants_text(LIMITS))
-    answer = House.build(file).complete(ACME, max_tokens=601)
+    answer = GuardedApp.build(file).complete(ACME, max_tokens=601)
     assert BAD_REQUEST == answer.status
     assert "retry-after" not in answer.headers
     assert "601" in answer.text
@@ -277,32 +285,32 @@ def test_what_never_fits_is_a_bad_request(file: Path) -> None:
 
 def test_a_changed_file_holds_from_the_next_look(file: Path) -> None:
     """A key that was taken out opens nothing once the file is looked at again."""
-    house = House.build(file)
-    assert OK == house.complete(BOB).status
+    app = GuardedApp.build(file)
+    assert OK == app.complete(BOB).status
     file.write_text(tenants_text().partition("[tenants.bob]")[0])
-    house.now_s = SCAN_S
-    assert UNAUTHORIZED == house.complete(BOB).status
-    assert OK == house.complete(ACME).status
+    app.now_s = SCAN_S
+    assert UNAUTHORIZED == app.complete(BOB).status
+    assert OK == app.complete(ACME).status
 
 
 def test_a_tenant_that_was_taken_out_begins_anew(file: Path) -> None:
     """What it had used is forgotten with it."""
     file.write_text(tenants_text(LIMITS))
-    house = House.build(file)
-    house.behind.uses = (0, 600)
-    assert OK == house.complete(ACME, max_tokens=600).status
-    assert TOO_MANY == house.complete(ACME, max_tokens=600).status
+    app = GuardedApp.build(file)
+    app.behind.uses = (0, 600)
+    assert OK == app.complete(ACME, max_tokens=600).status
+    assert TOO_MANY == app.complete(ACME, max_tokens=600).status
     file.write_text("[tenants.bob]" + tenants_text().partition("[tenants.bob]")[2])
-    house.now_s += SCAN_S
-    assert OK == house.complete(BOB).status
+    app.now_s += SCAN_S
+    assert OK == app.complete(BOB).status
     file.write_text(tenants_text(LIMITS))
-    house.now_s += SCAN_S
-    assert OK == house.complete(ACME, max_tokens=600).status
+    app.now_s += SCAN_S
+    assert OK == app.complete(ACME, max_tokens=600).status
 
 
 def test_after_a_request_nobody_asks(file: Path) -> None:
     """Whatever runs next in the same task is nobody's."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
 
     async def ask_once() -> object:
         async def send(_: MutableMapping[str, Any]) -> None: ...
@@ -312,16 +320,16 @@ def test_after_a_request_nobody_asks(file: Path) -> None:
 
         headers = [(b"authorization", f"Bearer {ACME}".encode())]
         scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
-        await house.gate(scope, receive, send)
+        await app.middleware(scope, receive, send)
         return CALLER.get()
 
     assert asyncio.run(ask_once()) is None
-    assert house.behind.visits[0] is not None
+    assert app.behind.callers[0] is not None
 
 
 def test_two_keys_at_once_are_none(file: Path) -> None:
-    """So that nobody reads another one of them than the gate did."""
-    answer = House.build(file).ask(
+    """So that nobody reads another one of them than the middleware did."""
+    answer = GuardedApp.build(file).ask(
         "POST", "/v1/completions", ACME, {"model": "acme-1"}, Authorization=f"Bearer {ADMIN}"
     )
     assert UNAUTHORIZED == answer.status
@@ -330,26 +338,26 @@ def test_two_keys_at_once_are_none(file: Path) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/models", "/health"])
 def test_preflight_requests_pass(file: Path, path: str) -> None:
     """Browsers send no key with OPTIONS; vLLM's own check lets them pass too."""
-    house = House.build(file)
-    assert OK == house.ask("OPTIONS", path).status
-    (visit,) = house.behind.visits
-    assert visit is not None
-    assert not visit.may_control
+    app = GuardedApp.build(file)
+    assert OK == app.ask("OPTIONS", path).status
+    (caller,) = app.behind.callers
+    assert caller is not None
+    assert not caller.may_control
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/docs", "/chameleon/state", "/nothing"])
 def test_a_page_is_not_read_by_another_method(file: Path, path: str) -> None:
     """The metrics page answers every method with the names of all adapters, OPTIONS too."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     for method in ("OPTIONS", "HEAD", "PUT", "options"):
-        assert UNAUTHORIZED == house.ask(method, path).status
-    assert [] == house.behind.seen
+        assert UNAUTHORIZED == app.ask(method, path).status
+    assert [] == app.behind.seen
 
 
 @pytest.mark.parametrize(("key", "is_closed"), [(None, True), (ACME, True), (ADMIN, False)])
 def test_websockets_are_for_the_admin(file: Path, key: str | None, is_closed: bool) -> None:
     """With tenants, others are closed before they are accepted."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     sent: list[MutableMapping[str, Any]] = []
 
     async def send(message: MutableMapping[str, Any]) -> None:
@@ -360,13 +368,13 @@ def test_websockets_are_for_the_admin(file: Path, key: str | None, is_closed: bo
 
     headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": headers}
-    asyncio.run(house.gate(scope, receive, send))
+    asyncio.run(app.middleware(scope, receive, send))
     assert is_closed is (["websocket.close"] == [message["type"] for message in sent])
 
 
 def test_a_client_that_goes_while_sending_costs_nothing(file: Path) -> None:
     """Nothing is answered, and nothing reaches the server."""
-    house = House.build(file)
+    app = GuardedApp.build(file)
     sent: list[MutableMapping[str, Any]] = []
 
     async def send(message: MutableMapping[str, Any]) -> None:
@@ -379,5 +387,5 @@ def test_a_client_that_goes_while_sending_costs_nothing(file: Path) -> None:
         "type": "http", "method": "POST", "path": "/v1/completions",
         "headers": [(b"authorization", f"Bearer {ACME}".encode())],
     }  # fmt: skip
-    asyncio.run(house.gate(scope, receive, send))
-    assert ([], []) == (sent, house.behind.seen)
+    asyncio.run(app.middleware(scope, receive, send))
+    assert ([], []) == (sent, app.behind.seen)

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm import plugin
-from chameleon_lora.engine_vllm.api import isolation
-from chameleon_lora.engine_vllm.api.server_patch import SHELF
-from tests.engine_vllm.visits import ACME, BOB, run, visited_by
+from chameleon_lora.engine_vllm.api.registry import REGISTRY
+from tests.engine_vllm.callers import ACME, BOB, called_by, run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -20,18 +18,18 @@ BASE, NOT_FOUND, UNAUTHORIZED = "base", 404, 401
 
 @dataclass
 class Lookups:
-    """A shelf and a resolver that find nothing, and note what they were asked for."""
+    """A registry and a resolver that find nothing, and note what they were asked for."""
 
-    shelf: list[str] = field(default_factory=list)
+    registry: list[str] = field(default_factory=list)
     resolver: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
-    async def look(self, name: str) -> None:
-        """As the shelf."""
-        self.shelf.append(name)
+    async def refresh(self, name: str) -> None:
+        """As the registry."""
+        self.registry.append(name)
 
-    async def remove(self, name: str) -> None:
-        """As the shelf."""
+    async def withdraw(self, name: str) -> None:
+        """As the registry."""
         self.refused.pop(name, None)
 
     async def resolve_lora(self, _: str, name: str) -> None:
@@ -63,11 +61,10 @@ class Site:
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Site:
-    """With the plugin registered, and runtime updating on, so that resolvers are asked."""
+def site(monkeypatch: pytest.MonkeyPatch, hooked: None) -> Site:  # noqa: ARG001
+    """With the hooks installed, and runtime updating on, so that resolvers are asked."""
     pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    plugin.register()
     from vllm.entrypoints.openai.models.protocol import BaseModelPath
     from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry, OpenAIServingModels
     from vllm.entrypoints.serve.engine.serving import BaseServing
@@ -85,7 +82,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
     models.lora_resolvers = [lookups]
     models.lora_resolver_lock = defaultdict(asyncio.Lock)
     models.lora_id_counter = AtomicCounter(10)
-    setattr(models, SHELF, lookups)
+    setattr(models, REGISTRY, lookups)
     return Site(BaseServing(models, models.model_config), models, lookups)
 
 
@@ -93,18 +90,18 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
 def test_without_a_tenant_every_name_is_known(site: Site, name: str) -> None:
     """To anybody on a server without tenants, and to the admin."""
     assert site.check(name) is None
-    with visited_by(None, may_control=True):
+    with called_by(None, may_control=True):
         assert site.check(name) is None
         assert {"acme-1", "bob-1", BASE} == set(site.listed())
 
 
 def test_a_tenant_uses_its_own(site: Site) -> None:
     """Its adapters, and the base model if it may; a request without a name means the base model."""
-    with visited_by(ACME):
+    with called_by(ACME):
         assert [None, None] == [site.check("acme-1"), site.check(BASE)]
         assert ["acme-1", None] == [site.adapter("acme-1"), site.adapter(BASE)]
         assert [BASE, "acme-1"] == site.listed()
-    with visited_by(BOB):
+    with called_by(BOB):
         assert "bob-1" == site.adapter("bob-1")
         assert ["bob-1"] == site.listed()
 
@@ -113,7 +110,7 @@ def test_a_tenant_uses_its_own(site: Site) -> None:
 def test_anothers_name_is_as_one_that_nobody_has(site: Site, name: str) -> None:
     """Same error but for the name, of a name that exists, one that does not, and one it might have."""
     nobody = "zzz-1"
-    with visited_by(BOB):
+    with called_by(BOB):
         error, unknown, own = site.check(name), site.check(nobody), site.check("bob-9")
     assert error is not None
     assert unknown is not None
@@ -126,22 +123,22 @@ def test_anothers_name_is_as_one_that_nobody_has(site: Site, name: str) -> None:
 
 def test_nothing_is_looked_up_for_anothers_name(site: Site) -> None:
     """No folder and no resolver, whether it exists or not; so it takes no longer either."""
-    with visited_by(BOB):
+    with called_by(BOB):
         for name in ("acme-1", "acme-9", "zzz-1", BASE):
             site.check(name)
-        assert ([], []) == (site.lookups.shelf, site.lookups.resolver)
+        assert ([], []) == (site.lookups.registry, site.lookups.resolver)
         site.check("bob-9")
-    assert (["bob-9"], ["bob-9"]) == (site.lookups.shelf, site.lookups.resolver)
+    assert (["bob-9"], ["bob-9"]) == (site.lookups.registry, site.lookups.resolver)
 
 
 def test_why_an_adapter_is_broken_is_told_to_its_tenant_only(site: Site) -> None:
     """To others its name is one that nobody has."""
     site.lookups.refused["bob-9"] = "no weights"
-    with visited_by(BOB):
+    with called_by(BOB):
         error = site.check("bob-9")
     assert error is not None
     assert "no weights" == error["message"]
-    with visited_by(ACME):
+    with called_by(ACME):
         error = site.check("bob-9")
     assert error is not None
     assert NOT_FOUND == error["code"]
@@ -151,7 +148,7 @@ def test_no_other_way_leads_to_anothers_adapter(site: Site) -> None:
     """Where a route does not mind what the check says, the adapter is not found."""
     from vllm.exceptions import VLLMNotFoundError
 
-    with visited_by(BOB):
+    with called_by(BOB):
         for name in ("acme-1", "zzz-1", BASE):
             with pytest.raises(VLLMNotFoundError, match=f"`{name}` does not exist"):
                 site.adapter(name)
@@ -166,23 +163,17 @@ def test_content_of_a_kind_names_no_adapter_of_others(site: Site) -> None:
     request = SimpleNamespace(model=BASE, messages=messages)
     found = []
     for tenant in (None, ACME):
-        with visited_by(tenant):
+        with called_by(tenant):
             adapter = site.serving._maybe_get_adapters(request, supports_default_mm_loras=True)
         found.append(None if adapter is None else adapter.lora_name)
     assert ["image", None] == found
 
 
 def test_loading_needs_the_admin_whatever_the_route(site: Site) -> None:
-    """A visit that controls nothing gets 401 from the handlers themselves."""
+    """A caller that controls nothing gets 401 from the handlers themselves."""
     request = SimpleNamespace(lora_name="x", lora_path="/x", load_inplace=False)
-    with visited_by(None):
+    with called_by(None):
         for method in (site.models.load_lora_adapter, site.models.unload_lora_adapter):
             assert UNAUTHORIZED == run(method(request)).error.code
-    with visited_by(None, may_control=True):
+    with called_by(None, may_control=True):
         assert NOT_FOUND == run(site.models.unload_lora_adapter(request)).error.code
-
-
-def test_this_vllm_has_every_piece() -> None:
-    """So tenants can be served."""
-    pytest.importorskip("vllm")
-    isolation.require_pieces()

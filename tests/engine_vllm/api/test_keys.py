@@ -8,8 +8,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.api.auth import guard
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
-from chameleon_lora.engine_vllm.config import CONFIG_KEY
-from chameleon_lora.errors import ConfigError, UnsupportedEngineError
+from chameleon_lora.errors import ConfigError
 from chameleon_lora.settings import ServingSettings
 from chameleon_lora.tenants import hash_key
 from tests.engine_vllm.asgi_client import ask
@@ -27,7 +26,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_without_keys_and_tenants_there_is_no_gate() -> None:
+def test_without_keys_and_tenants_there_is_no_middleware() -> None:
     """vLLM's own --api-key works as ever."""
     assert api_keys_of(ServingSettings(), ["mine"], can_change=True) is None
 
@@ -66,11 +65,10 @@ async def metrics() -> str:
 
 
 def guarded(serving: dict[str, Any], api_key: list[str] | None = None) -> Any:
-    """An app as vLLM builds it: routes, the gate, then more middleware."""
+    """An app as vLLM builds it: routes, the middleware, then more middleware."""
     app = fastapi.FastAPI()
     app.add_api_route("/metrics", metrics)
-    args = SimpleNamespace(additional_config={CONFIG_KEY: {"serving": serving}}, api_key=api_key)
-    guard(app, args, can_change=True)
+    guard(app, SimpleNamespace(api_key=api_key), ServingSettings(**serving), can_change=True)
     return app
 
 
@@ -91,25 +89,9 @@ def test_the_servers_own_key_is_where_vllm_reads_it(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its arguments, or without one there, in the environment."""
-    envs = pytest.importorskip("vllm.envs")
-    envs.disable_envs_cache()  # an engine of an earlier test may have turned it on
+    pytest.importorskip("vllm")
     with pytest.raises(ConfigError, match="--api-key"):
         guarded({"tenants": file}, api_key=["mine"])
     monkeypatch.setenv("VLLM_API_KEY", "mine")
     with pytest.raises(ConfigError, match="--api-key"):
         guarded({"tenants": file})
-
-
-@pytest.mark.vllm
-@pytest.mark.slow
-def test_a_vllm_that_cannot_keep_tenants_apart_serves_none(
-    file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The message names what is missing; without tenants nothing of it is needed."""
-    pytest.importorskip("vllm")
-    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-
-    monkeypatch.delattr(OpenAIServingModels, "show_available_models")
-    with pytest.raises(UnsupportedEngineError, match="show_available_models"):
-        guarded({"tenants": file})
-    guarded({"admin_key_hash": hash_key(ADMIN)})

@@ -9,7 +9,7 @@ import pytest
 prometheus_client = pytest.importorskip("prometheus_client")
 
 from chameleon_lora.engine_vllm import SCHEDULER  # noqa: E402
-from chameleon_lora.engine_vllm.api.lora_gauge import MOST_SERIES, bounding  # noqa: E402
+from chameleon_lora.engine_vllm.api.metrics import MOST_SERIES, bounding  # noqa: E402
 
 
 @dataclass

@@ -236,9 +236,9 @@ from tests.engine_vllm.asgi_client import ask
 from tests.engine_vllm.api.test_metrics import snapshot
 from prometheus_client import Counter
 Counter("vllm:steps", "Steps.").inc(3)
-from chameleon_lora.engine_vllm.api import server_patch
-server_patch.install()
-server_patch.install()
+from chameleon_lora.engine_vllm import plugin
+plugin.register()
+plugin.register()
 
 class Core:
     async def call_utility_async(self, name):

@@ -2,9 +2,7 @@
 
 import asyncio
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,14 @@ from chameleon_lora.errors import (
     AdapterNotFoundError,
     AdapterTooLargeError,
 )
-from tests.engine_vllm.desk import BASE, MAX_RANK, NEVER_S, Desk, FakeModels
+from tests.engine_vllm.served_folder import (
+    BASE,
+    MAX_RANK,
+    NEVER_S,
+    FakeModels,
+    ServedFolder,
+    opened_by,
+)
 
 pytestmark = pytest.mark.vllm
 
@@ -27,260 +32,241 @@ def _has_vllm() -> None:
     pytest.importorskip("vllm")
 
 
-OPENED: list[str] = []
-HOOKS: list[str] = []  # whether there is one: an audit hook lasts as long as the process
-
-
 @pytest.fixture
-def watch() -> list[str]:
-    """The folders listed and the files opened from now on."""
-    if not HOOKS:
-        HOOKS.append("open, os.listdir, os.scandir")
-        sys.addaudithook(_note)
-    OPENED.clear()
-    return OPENED
-
-
-def _note(event: str, args: tuple[Any, ...]) -> None:
-    if event in HOOKS[0]:
-        OPENED.append(str(args[0]))
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def served(tmp_path: Path) -> ServedFolder:
     """A folder that holds the adapters a and b."""
-    desk = Desk(tmp_path / "adapters")
-    desk.add("a")
-    desk.add("b", rank=4)
-    return desk
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("a")
+    served.add("b", rank=4)
+    return served
 
 
-def test_what_is_there_is_announced_and_listed(desk: Desk) -> None:
+def test_what_is_there_is_announced_and_listed(served: ServedFolder) -> None:
     """One call for all; each announcement says path, content, bytes and rank; clients see them."""
-    desk.follow()
-    [(method, sources)] = desk.engine.calls
+    served.refresh_all()
+    [(method, sources)] = served.engine.calls
     assert "chameleon_announce" == method
     assert [("a", 2), ("b", 4)] == [(source[0], source[4]) for source in sources]
-    assert [str(desk.root / "a"), str(desk.root / "b")] == [source[1] for source in sources]
+    assert [str(served.root / "a"), str(served.root / "b")] == [source[1] for source in sources]
     assert all(len(source[2]) == 16 and source[3] > 0 for source in sources)
-    listed = desk.models.lora_requests
+    listed = served.models.lora_requests
     assert {"a": 1, "b": 2} == {name: request.lora_int_id for name, request in listed.items()}
-    assert str(desk.root / "a") == listed["a"].lora_path
+    assert str(served.root / "a") == listed["a"].lora_path
 
 
-def test_a_folder_that_did_not_change_is_not_told_again(desk: Desk) -> None:
+def test_a_folder_that_did_not_change_is_not_told_again(served: ServedFolder) -> None:
     """The second look says nothing to the engine."""
-    desk.follow()
-    desk.told()
-    desk.follow()
-    assert [] == desk.told()
+    served.refresh_all()
+    served.told()
+    served.refresh_all()
+    assert [] == served.told()
 
 
-def test_a_new_folder_is_offered(desk: Desk) -> None:
+def test_a_new_folder_is_offered(served: ServedFolder) -> None:
     """Only the new one is announced."""
-    desk.follow()
-    desk.told()
-    desk.add("c")
-    desk.follow()
-    assert [("announce", ["c"])] == desk.told()
-    assert "c" in desk.models.lora_requests
+    served.refresh_all()
+    served.told()
+    served.add("c")
+    served.refresh_all()
+    assert [("announce", ["c"])] == served.told()
+    assert "c" in served.models.lora_requests
 
 
-def test_a_changed_adapter_is_announced_anew(desk: Desk) -> None:
+def test_a_changed_adapter_is_announced_anew(served: ServedFolder) -> None:
     """With another fingerprint; the name stays listed as it was."""
-    desk.follow()
-    before = desk.engine.calls[0][1][0]
-    request = desk.models.lora_requests["a"]
-    desk.engine.calls.clear()
-    desk.add("a", seed=1)
-    desk.follow()
-    [(_, [after])] = desk.engine.calls
+    served.refresh_all()
+    before = served.engine.calls[0][1][0]
+    request = served.models.lora_requests["a"]
+    served.engine.calls.clear()
+    served.add("a", seed=1)
+    served.refresh_all()
+    [(_, [after])] = served.engine.calls
     assert before[:2] == after[:2]
     assert before[2] != after[2]
-    assert request is desk.models.lora_requests["a"]
+    assert request is served.models.lora_requests["a"]
 
 
-def test_a_removed_adapter_is_withdrawn(desk: Desk) -> None:
+def test_a_removed_adapter_is_withdrawn(served: ServedFolder) -> None:
     """The engine is told and clients no longer see it."""
-    desk.follow()
-    desk.told()
-    shutil.rmtree(desk.root / "a")
-    desk.follow()
-    assert [("withdraw", ["a"])] == desk.told()
-    assert ["b"] == list(desk.models.lora_requests)
+    served.refresh_all()
+    served.told()
+    shutil.rmtree(served.root / "a")
+    served.refresh_all()
+    assert [("withdraw", ["a"])] == served.told()
+    assert ["b"] == list(served.models.lora_requests)
 
 
-def test_a_broken_adapter_is_refused_with_its_reason(desk: Desk) -> None:
+def test_a_broken_adapter_is_refused_with_its_reason(served: ServedFolder) -> None:
     """It is neither announced nor listed; the others are."""
-    (desk.root / "a" / CONFIG_NAME).write_text("{")
-    desk.follow()
-    assert [("announce", ["b"])] == desk.told()
-    assert ["b"] == list(desk.models.lora_requests)
-    assert ["a"] == list(desk.shelf.refused)
-    assert desk.shelf.refused["a"].startswith("adapter 'a': ")
+    (served.root / "a" / CONFIG_NAME).write_text("{")
+    served.refresh_all()
+    assert [("announce", ["b"])] == served.told()
+    assert ["b"] == list(served.models.lora_requests)
+    assert ["a"] == list(served.registry.refused)
+    assert served.registry.refused["a"].startswith("adapter 'a': ")
 
 
-def test_a_rank_above_the_engines_is_refused_with_both_numbers(desk: Desk) -> None:
+def test_a_rank_above_the_engines_is_refused_with_both_numbers(served: ServedFolder) -> None:
     """The limit is the engine's max_lora_rank."""
-    desk.add("wide", rank=MAX_RANK + 1)
-    desk.follow()
-    assert "its rank is 9, the limit is 8" in desk.shelf.refused["wide"]
+    served.add("wide", rank=MAX_RANK + 1)
+    served.refresh_all()
+    assert "its rank is 9, the limit is 8" in served.registry.refused["wide"]
 
 
-def test_an_adapter_that_breaks_is_taken_down(desk: Desk) -> None:
+def test_an_adapter_that_breaks_is_taken_down(served: ServedFolder) -> None:
     """What was served and cannot be read any more is withdrawn and refused."""
-    desk.follow()
-    desk.told()
-    (desk.root / "a" / CONFIG_NAME).write_text("{")
-    desk.follow()
-    assert [("withdraw", ["a"])] == desk.told()
-    assert (["b"], ["a"]) == (list(desk.models.lora_requests), list(desk.shelf.refused))
+    served.refresh_all()
+    served.told()
+    (served.root / "a" / CONFIG_NAME).write_text("{")
+    served.refresh_all()
+    assert [("withdraw", ["a"])] == served.told()
+    assert (["b"], ["a"]) == (list(served.models.lora_requests), list(served.registry.refused))
 
 
-def test_a_mended_adapter_is_offered_and_refused_no_more(desk: Desk) -> None:
+def test_a_mended_adapter_is_offered_and_refused_no_more(served: ServedFolder) -> None:
     """Its reason goes when its files are sound."""
-    (desk.root / "a" / CONFIG_NAME).write_text("{")
-    desk.follow()
-    desk.told()
-    desk.add("a")
-    desk.follow()
-    assert [("announce", ["a"])] == desk.told()
-    assert {} == desk.shelf.refused
+    (served.root / "a" / CONFIG_NAME).write_text("{")
+    served.refresh_all()
+    served.told()
+    served.add("a")
+    served.refresh_all()
+    assert [("announce", ["a"])] == served.told()
+    assert {} == served.registry.refused
 
 
-def test_a_refused_adapter_that_goes_is_forgotten(desk: Desk) -> None:
+def test_a_refused_adapter_that_goes_is_forgotten(served: ServedFolder) -> None:
     """A name without a folder is unknown, not refused."""
-    (desk.root / "a" / CONFIG_NAME).write_text("{")
-    desk.follow()
-    shutil.rmtree(desk.root / "a")
-    desk.follow()
-    assert {} == desk.shelf.refused
+    (served.root / "a" / CONFIG_NAME).write_text("{")
+    served.refresh_all()
+    shutil.rmtree(served.root / "a")
+    served.refresh_all()
+    assert {} == served.registry.refused
 
 
-def test_a_folder_that_cannot_be_listed_keeps_the_offer(desk: Desk) -> None:
+def test_a_folder_that_cannot_be_listed_keeps_the_offer(served: ServedFolder) -> None:
     """A disk that is away for a while withdraws nothing; when it is back nothing is told anew."""
-    desk.follow()
-    desk.told()
-    away = desk.root.rename(desk.root.with_name("away"))
-    desk.follow()
-    assert ([], ["a", "b"]) == (desk.told(), list(desk.models.lora_requests))
-    away.rename(desk.root)
-    desk.follow()
-    assert [] == desk.told()
+    served.refresh_all()
+    served.told()
+    away = served.root.rename(served.root.with_name("away"))
+    served.refresh_all()
+    assert ([], ["a", "b"]) == (served.told(), list(served.models.lora_requests))
+    away.rename(served.root)
+    served.refresh_all()
+    assert [] == served.told()
 
 
 @pytest.mark.parametrize("is_sound", [True, False])
-def test_the_base_models_name_is_not_taken(desk: Desk, is_sound: bool) -> None:
+def test_the_base_models_name_is_not_taken(served: ServedFolder, is_sound: bool) -> None:
     """A folder of that name, sound or broken, is neither offered nor does it refuse the base model."""
-    desk.add(BASE)
+    served.add(BASE)
     if not is_sound:
-        (desk.root / BASE / CONFIG_NAME).write_text("{")
-    desk.follow()
-    assert [("announce", ["a", "b"])] == desk.told()
-    assert {} == desk.shelf.refused
-    assert BASE not in desk.models.lora_requests
+        (served.root / BASE / CONFIG_NAME).write_text("{")
+    served.refresh_all()
+    assert [("announce", ["a", "b"])] == served.told()
+    assert {} == served.registry.refused
+    assert BASE not in served.models.lora_requests
 
 
-def test_what_the_engine_was_not_told_is_told_again(desk: Desk) -> None:
+def test_what_the_engine_was_not_told_is_told_again(served: ServedFolder) -> None:
     """A look that failed half-way is made again from the start."""
-    desk.engine.is_down = True
+    served.engine.is_down = True
     with pytest.raises(ConnectionError):
-        desk.follow()
-    desk.engine.is_down = False
-    desk.follow()
-    assert [("announce", ["a", "b"])] == desk.told()
+        served.refresh_all()
+    served.engine.is_down = False
+    served.refresh_all()
+    assert [("announce", ["a", "b"])] == served.told()
 
 
-class TestLook:
-    def test_a_name_that_came_since_is_offered_at_once(self, desk: Desk) -> None:
+class TestRefresh:
+    def test_a_name_that_came_since_is_offered_at_once(self, served: ServedFolder) -> None:
         """A request for a folder that is newer than the last look does not wait for the next."""
-        desk.follow()
-        desk.told()
-        desk.add("c")
-        desk.look("c")
-        assert [("announce", ["c"])] == desk.told()
+        served.refresh_all()
+        served.told()
+        served.add("c")
+        served.refresh("c")
+        assert [("announce", ["c"])] == served.told()
 
     @pytest.mark.parametrize("name", ["a", "none", "../adapters/a", ""])
-    def test_other_names_cost_no_look(self, desk: Desk, name: str) -> None:
+    def test_other_names_cost_no_look(self, served: ServedFolder, name: str) -> None:
         """Known names, unknown ones and paths change nothing."""
-        desk.follow()
-        desk.told()
-        desk.add("c")
-        desk.look(name)
-        assert [] == desk.told()
+        served.refresh_all()
+        served.told()
+        served.add("c")
+        served.refresh(name)
+        assert [] == served.told()
 
-    def test_no_name_costs_a_walk_over_the_folder(self, desk: Desk, watch: list[str]) -> None:
+    def test_no_name_costs_a_walk_over_the_folder(self, served: ServedFolder) -> None:
         """New, half-written, broken and unknown: the folder is not listed, other adapters not seen."""
-        desk.follow()
-        (desk.root / "half").mkdir()
-        (desk.root / "half" / CONFIG_NAME).write_text("{")
-        desk.add("broken")
-        (desk.root / "broken" / CONFIG_NAME).write_text("{")
-        desk.add("new")
-        watch.clear()
-        for name in ["new", "half", "broken", "broken", "unknown", "../a", "x" * 10_000, "a\nb"]:
-            desk.look(name)
-        assert ["broken", "half"] == sorted(desk.shelf.refused)
-        assert [] == [path for path in watch if path == str(desk.root)]
-        assert [] == [path for path in watch if path.startswith((f"{desk.root}/a/", "/a"))]
+        served.refresh_all()
+        (served.root / "half").mkdir()
+        (served.root / "half" / CONFIG_NAME).write_text("{")
+        served.add("broken")
+        (served.root / "broken" / CONFIG_NAME).write_text("{")
+        served.add("new")
+        names = ["new", "half", "broken", "broken", "unknown", "../a", "x" * 10_000, "a\nb"]
 
-    def test_what_is_known_to_be_broken_is_not_read_again(
-        self, desk: Desk, watch: list[str]
-    ) -> None:
+        def ask() -> None:
+            for name in names:
+                served.refresh(name)
+
+        opened = opened_by(ask)
+        assert ["broken", "half"] == sorted(served.registry.refused)
+        assert [] == [path for path in opened if path == str(served.root)]
+        assert [] == [path for path in opened if path.startswith((f"{served.root}/a/", "/a"))]
+
+    def test_what_is_known_to_be_broken_is_not_read_again(self, served: ServedFolder) -> None:
         """Its files are looked at for a change, and not opened while there is none."""
-        desk.add("broken")
-        (desk.root / "broken" / CONFIG_NAME).write_text("{")
-        desk.look("broken")
-        watch.clear()
-        desk.look("broken")
-        assert ["broken"] == list(desk.shelf.refused)
-        assert [] == watch
-        desk.add("broken")
-        desk.look("broken")
-        assert {} == desk.shelf.refused
+        served.add("broken")
+        (served.root / "broken" / CONFIG_NAME).write_text("{")
+        served.refresh("broken")
+        assert [] == opened_by(lambda: served.refresh("broken"))
+        assert ["broken"] == list(served.registry.refused)
+        served.add("broken")
+        served.refresh("broken")
+        assert {} == served.registry.refused
 
-    def test_a_file_that_leads_out_of_the_folder_is_refused(self, desk: Desk) -> None:
+    def test_a_file_that_leads_out_of_the_folder_is_refused(self, served: ServedFolder) -> None:
         """The reason says so, and nothing is announced."""
-        outside = (desk.root / "b").rename(desk.root.parent / "outside")
-        desk.add("c")
-        (desk.root / "c" / WEIGHTS_NAME).unlink()
-        (desk.root / "c" / WEIGHTS_NAME).symlink_to(outside / WEIGHTS_NAME)
-        desk.look("c")
-        assert [] == desk.told()
-        assert "leads out of the folder of adapters" in desk.shelf.refused["c"]
+        outside = (served.root / "b").rename(served.root.parent / "outside")
+        served.add("c")
+        (served.root / "c" / WEIGHTS_NAME).unlink()
+        (served.root / "c" / WEIGHTS_NAME).symlink_to(outside / WEIGHTS_NAME)
+        served.refresh("c")
+        assert [] == served.told()
+        assert "leads out of the folder of adapters" in served.registry.refused["c"]
 
     def test_without_a_folder_there_is_nothing_to_look_at(self) -> None:
-        """A shelf without a folder serves what is loaded by request only."""
+        """A registry without a folder serves what is loaded by request only."""
         models = FakeModels()
-        asyncio.run(AdapterRegistry(models, None, NEVER_S).look("a"))
+        asyncio.run(AdapterRegistry(models, None, NEVER_S).refresh("a"))
         assert {} == models.lora_requests
 
 
 class TestByRequest:
-    def test_an_adapter_from_elsewhere_is_checked_and_offered(self, desk: Desk) -> None:
+    def test_an_adapter_from_elsewhere_is_checked_and_offered(self, served: ServedFolder) -> None:
         """/v1/load_lora_adapter may name any folder; the engine learns what it holds."""
 
         async def load() -> None:
-            info = await desk.shelf.check(str(desk.root / "b"))
-            await desk.shelf.offer("mine", str(desk.root / "b"), info, is_3d=True)
+            info = await served.registry.check(str(served.root / "b"))
+            await served.registry.publish("mine", str(served.root / "b"), info, is_3d=True)
 
         asyncio.run(load())
-        [(_, [source])] = desk.engine.calls
-        assert ("mine", str(desk.root / "b"), 4, True) == (source[0], source[1], *source[4:])
+        [(_, [source])] = served.engine.calls
+        assert ("mine", str(served.root / "b"), 4, True) == (source[0], source[1], *source[4:])
 
-    def test_a_missing_folder_is_told_as_missing(self, desk: Desk) -> None:
+    def test_a_missing_folder_is_told_as_missing(self, served: ServedFolder) -> None:
         """The error names the adapter."""
         with pytest.raises(AdapterNotFoundError, match="'none'"):
-            asyncio.run(desk.shelf.check(str(desk.root / "none")))
+            asyncio.run(served.registry.check(str(served.root / "none")))
 
     @pytest.mark.parametrize(
         "path",
         ["no/such/hub", "a\0b", "a\nINFO all is well", "x" * 10_000, "../../nowhere", "~nobody"],
     )
-    def test_a_path_to_nowhere_is_told_as_missing(self, desk: Desk, path: str) -> None:
+    def test_a_path_to_nowhere_is_told_as_missing(self, served: ServedFolder, path: str) -> None:
         """One printable line, whatever the hub's client thinks of it; no other error."""
         with pytest.raises(AdapterNotFoundError) as raised:
-            asyncio.run(desk.shelf.check(path))
+            asyncio.run(served.registry.check(path))
         assert str(raised.value).isprintable()
         assert len(str(raised.value)) < 1000
 
@@ -295,32 +281,32 @@ class TestByRequest:
         """Also those with a slash, as on a hub."""
         require_name(name)
 
-    def test_a_rank_above_the_engines_is_told_as_too_large(self, desk: Desk) -> None:
+    def test_a_rank_above_the_engines_is_told_as_too_large(self, served: ServedFolder) -> None:
         """The error gives rank and limit."""
-        desk.add("wide", rank=MAX_RANK + 1)
+        served.add("wide", rank=MAX_RANK + 1)
         with pytest.raises(AdapterTooLargeError, match="rank is 9, the limit is 8"):
-            asyncio.run(desk.shelf.check(str(desk.root / "wide")))
+            asyncio.run(served.registry.check(str(served.root / "wide")))
 
-    def test_removing_withdraws_the_name(self, desk: Desk) -> None:
+    def test_removing_withdraws_the_name(self, served: ServedFolder) -> None:
         """The engine is told; the folder is not looked at."""
-        asyncio.run(desk.shelf.remove("mine"))
-        assert [("withdraw", ["mine"])] == desk.told()
+        asyncio.run(served.registry.withdraw("mine"))
+        assert [("withdraw", ["mine"])] == served.told()
 
 
 def test_the_watch_goes_on_after_a_bad_look(tmp_path: Path) -> None:
-    """Opened, the shelf follows the folder by itself, also after the engine failed to answer."""
-    desk = Desk(tmp_path / "adapters", scan_s=0.01)
-    desk.add("a")
+    """Opened, the registry follows the folder by itself, also after the engine failed to answer."""
+    served = ServedFolder(tmp_path / "adapters", scan_s=0.01)
+    served.add("a")
 
     async def watch() -> None:
-        await desk.shelf.open()
-        desk.engine.is_down = True
+        await served.registry.start()
+        served.engine.is_down = True
         for name in "bc":
-            desk.engine.was_asked.clear()
-            desk.add(name)
-            await desk.engine.was_asked.wait()
-            desk.engine.is_down = False
+            served.engine.was_asked.clear()
+            served.add(name)
+            await served.engine.was_asked.wait()
+            served.engine.is_down = False
 
     asyncio.run(asyncio.wait_for(watch(), 10))
-    told = [name for _, names in desk.told() for name in names]
+    told = [name for _, names in served.told() for name in names]
     assert ["a", "b", "c"] == sorted(set(told))

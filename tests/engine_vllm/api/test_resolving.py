@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.api.registry import NameLocks, resolving
+from chameleon_lora.engine_vllm.api.registry import NameLocks
+from chameleon_lora.engine_vllm.api.serving import resolving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -54,7 +55,7 @@ class Models:
     """What resolve_lora uses of OpenAIServingModels."""
 
     lora_resolvers: list[Any]
-    is_ours: bool = True
+    chameleon_registry: object | None = field(default_factory=object)
     lora_requests: dict[str, Any] = field(default_factory=dict)
     lora_id_counter: Counter = field(default_factory=Counter)
     lora_resolver_lock: Any = field(default_factory=NameLocks)
@@ -66,8 +67,7 @@ class Models:
         from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
         stock = inspect.unwrap(OpenAIServingModels.resolve_lora)
-        ours = resolving(stock, lambda models: models if models.is_ours else None)
-        return asyncio.run(ours(self, name))
+        return asyncio.run(resolving(stock)(self, name))
 
 
 class Broken:
@@ -113,7 +113,9 @@ def test_a_path_is_not_resolved(folder_resolver: Any, tmp_path: Path, form: str)
     assert NOT_FOUND == models.resolve(name).error.code
     assert {} == models.lora_requests
     if "outside" in form:
-        assert "outside" in Models([folder_resolver], is_ours=False).resolve(name).lora_path
+        assert (
+            "outside" in Models([folder_resolver], chameleon_registry=None).resolve(name).lora_path
+        )
 
 
 @pytest.mark.parametrize("name", ["a\0", "a\nINFO all is well", "x" * 10_000, "\u202ea"])

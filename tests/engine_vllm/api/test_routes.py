@@ -23,10 +23,10 @@ OK, BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, UNAVAILABLE = 200, 400, 401, 404, 503
 
 
 UTILITIES: dict[str, Callable[..., Any]] = {
-    messages.STATE: utilities._state,
-    messages.METRICS: utilities._metrics,
-    messages.ARRIVALS: utilities._arrivals,
-    messages.PIN: utilities._pin,
+    messages.STATE: utilities.state,
+    messages.METRICS: utilities.metrics,
+    messages.ARRIVALS: utilities.arrivals,
+    messages.PIN: utilities.pin,
 }
 
 
@@ -48,37 +48,31 @@ class FakeCore:
 
 
 @dataclass
-class FakeShelf:
+class FakeRegistry:
     """What an API server knows of a folder: names that came, and names it refuses."""
 
     models: Any
     late: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    async def look(self, name: str) -> None:
+    async def refresh(self, name: str) -> None:
         """Offer it if its folder has just come."""
         self.models.lora_requests.update({n: r for n, r in self.late.items() if n == name})
 
 
 @dataclass
 class Server:
-    """An app with Chameleon's routes; `shelf` is None where there is no folder."""
+    """An app with Chameleon's routes, whose models have no registry."""
 
     can_change: bool = True
     core: Any = field(default_factory=FakeCore)
-    shelf: FakeShelf | None = None
 
     def __post_init__(self) -> None:
         self.models = SimpleNamespace(lora_requests={})
         self.app = fastapi.FastAPI()
         self.app.state.engine_client = SimpleNamespace(engine_core=self.core)
         self.app.state.openai_serving_models = self.models
-
-        def shelf_of(models: Any) -> Any:
-            assert models is self.models
-            return self.shelf
-
-        routes.attach(self.app, shelf_of, can_change=self.can_change)
+        routes.attach(self.app, can_change=self.can_change)
 
     def serve(self, name: str) -> None:
         """Offer an adapter to the engine and to clients."""
@@ -183,7 +177,7 @@ def test_what_the_engine_refuses_is_a_bad_request_with_its_reason() -> None:
 def test_a_folder_that_has_just_come_can_be_pinned() -> None:
     """As its first request would find it."""
     server = Server()
-    server.shelf = FakeShelf(server.models, late={"a": object()})
+    server.models.chameleon_registry = FakeRegistry(server.models, late={"a": object()})
     server.core.driver.announce(announced("a"))
     assert OK == server.pin("a").status
 
@@ -191,7 +185,9 @@ def test_a_folder_that_has_just_come_can_be_pinned() -> None:
 def test_an_adapter_that_is_not_served_is_refused_with_its_reason() -> None:
     """400, as for a request that names it."""
     server = Server()
-    server.shelf = FakeShelf(server.models, refused={"a": "adapter 'a': no weights"})
+    server.models.chameleon_registry = FakeRegistry(
+        server.models, refused={"a": "adapter 'a': no weights"}
+    )
     assert (BAD_REQUEST, "BadRequestError", "adapter 'a': no weights") == error_of(server.pin("a"))
 
 
@@ -204,7 +200,7 @@ def test_an_adapter_that_is_not_served_is_refused_with_its_reason() -> None:
         ("POST", "/v1/unpin_lora_adapter"),
     ],
 )
-def test_a_visit_that_controls_nothing_is_refused_by_the_route_itself(
+def test_a_caller_that_controls_nothing_is_refused_by_the_route_itself(
     method: str, path: str
 ) -> None:
     """Whatever way it came by; one that controls gets in."""
@@ -245,6 +241,6 @@ def test_a_silent_engine_is_unavailable() -> None:
 def test_another_schedulers_engine_has_nothing_to_tell() -> None:
     """No state, no numbers, no arrivals, and a reason why nothing was pinned."""
     engine = engine_of(None)
-    assert [None, None] == [utilities._state(engine), utilities._metrics(engine)]
-    assert utilities._arrivals(engine, 0) is None
-    assert "" != utilities._pin(engine, "a", is_pinned=True)
+    assert [None, None] == [utilities.state(engine), utilities.metrics(engine)]
+    assert utilities.arrivals(engine, 0) is None
+    assert "" != utilities.pin(engine, "a", is_pinned=True)

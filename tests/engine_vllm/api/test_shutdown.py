@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from chameleon_lora.engine_vllm import SCHEDULER
-from chameleon_lora.engine_vllm.api.shutdown import checking_health, ending, is_leaving
+from chameleon_lora.engine_vllm.api.shutdown import checking_health, ending, is_shutting_down
 from chameleon_lora.errors import EngineGoneError
 
 
@@ -67,7 +67,7 @@ def test_a_server_that_is_told_to_end_does_so_without_an_error() -> None:
     engine = Engine()
     shutdown(engine, timeout=30)
     shutdown(engine, timeout=30)
-    assert is_leaving(engine)
+    assert is_shutting_down(engine)
 
 
 def test_requests_in_flight_end_before_the_engine_does() -> None:
@@ -104,7 +104,7 @@ def test_stock_vllm_ends_as_it_always_did() -> None:
     """Nothing is changed for an engine without Chameleon's scheduler."""
     engine = Engine(scheduler="vllm.v1.core.sched.scheduler.Scheduler", is_dead=True)
     shutdown(engine)
-    assert not is_leaving(engine)
+    assert not is_shutting_down(engine)
     asyncio.run(check_health(engine))
 
 
@@ -114,4 +114,4 @@ def test_an_engine_that_never_started_is_not_told_to_have_died() -> None:
     del engine.engine_core
     with pytest.raises(AttributeError, match="engine_core"):  # of the stock one
         shutdown(engine)
-    assert is_leaving(engine)
+    assert is_shutting_down(engine)

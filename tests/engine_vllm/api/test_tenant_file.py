@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 def names(file: TenantFile, now_s: float) -> list[str]:
     """The tenants after a look at this time."""
     asyncio.run(file.follow(now_s))
-    return [tenant.name for tenant in file.roster.tenants]
+    return [tenant.name for tenant in file.registry.tenants]
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Who gets in: API keys of the admin and of tenants, at the door of vLLM's server.
+"""Who gets in: API keys of the admin and of tenants, in front of vLLM's server.
 
 | | without tenants | with tenants |
 | --- | --- | --- |
@@ -8,7 +8,7 @@
 | `GET /v1/models`, and each route that generates or reads text for a model | all | admin, tenants |
 | everything else, `/metrics` too | all | admin |
 
-The gate stands before all other middleware. What a tenant may name is for `tenant_patch` to hold.
+This middleware stands before all other. What a tenant may name is for `isolation` to hold.
 """
 
 import json
@@ -19,12 +19,10 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-from chameleon_lora.engine_vllm.api import isolation
 from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.engine_vllm.api.keys import ApiKeys, api_keys_of
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
-from chameleon_lora.engine_vllm.config import CONFIG_KEY
-from chameleon_lora.settings import parse_settings
+from chameleon_lora.settings import ServingSettings
 from chameleon_lora.tenants import (
     KeyHash,
     RateLimiter,
@@ -64,8 +62,8 @@ _logger = logging.getLogger(__name__)
 
 
 def monotonic_s() -> float:
-    """The gate's clock."""
-    return time.monotonic()  # noqa: TID251  # the gate's one clock
+    """The middleware's clock."""
+    return time.monotonic()  # noqa: TID251  # the middleware's one clock
 
 
 class AuthMiddleware:
@@ -75,7 +73,7 @@ class AuthMiddleware:
         self._app = app
         self._keys = keys
         self._clock = clock
-        self._allowances = RateLimiter()
+        self._limiter = RateLimiter()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """The app's answer, or a refusal in OpenAI's form."""
@@ -97,13 +95,13 @@ class AuthMiddleware:
         elif admin is not None and self._is_admins(path):
             await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
         else:
-            visit = CallerContext(None, may_control=admin is None)
-            await self._let_in(visit, scope, receive, send)
+            caller = CallerContext(None, may_control=admin is None)
+            await self._let_in(caller, scope, receive, send)
 
     async def _let_in(
-        self, visit: CallerContext, scope: Message, receive: Receive, send: Send
+        self, caller: CallerContext, scope: Message, receive: Receive, send: Send
     ) -> None:
-        token = CALLER.set(visit)
+        token = CALLER.set(caller)
         try:
             await self._app(scope, receive, send)
         finally:
@@ -130,8 +128,8 @@ class AuthMiddleware:
             await self._let_in(CallerContext(None, may_control=False), scope, receive, send)
             return
         await file.follow(self._clock())
-        self._allowances.keep(file.roster.names)
-        tenant = None if digest is None else file.roster.find(digest)
+        self._limiter.keep(file.registry.names)
+        tenant = None if digest is None else file.registry.find(digest)
         method = scope.get("method")
         if tenant is None:
             await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_key(digest))
@@ -173,7 +171,7 @@ class AuthMiddleware:
     async def _charge(
         self, tenant: Tenant, ask: TokenEstimate, scope: Message, receive: Receive, send: Send
     ) -> None:
-        charge = self._allowances.charge(tenant, ask, self._clock())
+        charge = self._limiter.charge(tenant, ask, self._clock())
         if isinstance(charge, Refusal):
             if charge.retry_s is None:
                 await _refuse(scope, send, HTTPStatus.BAD_REQUEST, charge.reason)
@@ -182,19 +180,19 @@ class AuthMiddleware:
                 status = HTTPStatus.TOO_MANY_REQUESTS
                 await _refuse(scope, send, status, charge.reason, again)
             return
-        visit = CallerContext(tenant, may_control=False)
+        caller = CallerContext(tenant, may_control=False)
         try:
-            await self._let_in(visit, scope, receive, send)
+            await self._let_in(caller, scope, receive, send)
         finally:
-            self._allowances.settle(charge, _used(visit, charge.ask), self._clock())
+            self._limiter.settle(charge, _used(caller, charge.ask), self._clock())
 
 
-def _used(visit: CallerContext, asked: TokenEstimate) -> TokenEstimate:
+def _used(caller: CallerContext, asked: TokenEstimate) -> TokenEstimate:
     """What counts in the end; an answer that was broken off counts as was charged, or leaving early would pay."""
-    if not visit.unfinished:
-        return TokenEstimate(visit.input_tokens, visit.output_tokens)
+    if not caller.unfinished:
+        return TokenEstimate(caller.input_tokens, caller.output_tokens)
     return TokenEstimate(
-        max(visit.input_tokens, asked.input_tokens), max(visit.output_tokens, asked.output_tokens)
+        max(caller.input_tokens, asked.input_tokens), max(caller.output_tokens, asked.output_tokens)
     )
 
 
@@ -299,26 +297,21 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def guard(app: Any, args: Any, *, can_change: bool) -> None:
-    """Afterwards the FastAPI app lets in whom the settings in vLLM's arguments let in.
+def guard(app: Any, args: Any, serving: ServingSettings, *, can_change: bool) -> None:
+    """Afterwards the FastAPI app lets in whom these settings let in, by vLLM's arguments.
 
-    Without an admin key and without tenants it stays as it is. `can_change` as for `control_api.attach`.
+    Without an admin key and without tenants it stays as it is. `can_change` as for `routes.attach`.
 
     Raises:
         ConfigError: the keys or the tenants' file cannot be used.
-        UnsupportedEngineError: with tenants, if this vLLM cannot keep them apart.
     """
     from vllm import envs
 
-    given = getattr(args, "additional_config", None) or {}
-    serving = parse_settings(given.get(CONFIG_KEY, {})).serving
     given_keys = getattr(args, "api_key", None) or [envs.VLLM_API_KEY]
     server_keys = [key for key in given_keys if key]
     keys = api_keys_of(serving, server_keys, can_change=can_change)
     if keys is None:
         return
-    if keys.tenants is not None:
-        isolation.require_pieces()
     stock = app.build_middleware_stack
     # Outside of all that vLLM adds later: what is refused here reaches nothing.
     app.build_middleware_stack = lambda: AuthMiddleware(stock(), keys)

@@ -1,6 +1,6 @@
 """Who asks: known to all that runs for one HTTP request, in this process.
 
-The gate notes it where a request comes in; what vLLM starts for that request inherits the note. A client
+The middleware (`auth`) notes it where a request comes in; what vLLM starts for that request inherits the note. A client
 cannot write it. Outside of a request, at start-up for one, nobody asks, and everything is allowed.
 """
 
@@ -12,7 +12,7 @@ from chameleon_lora.tenants import Tenant
 
 @dataclass(slots=True)
 class CallerContext:
-    """One HTTP request that the gate let in. Owner: the gate.
+    """One HTTP request that was let in. Owner: the middleware.
 
     Attributes:
         tenant: None for the admin, and on a server without tenants.
@@ -29,22 +29,22 @@ class CallerContext:
     unfinished: int = 0
 
 
-CALLER: ContextVar[CallerContext | None] = ContextVar("chameleon_visit", default=None)
+CALLER: ContextVar[CallerContext | None] = ContextVar("chameleon_caller", default=None)
 
 
-def visiting_tenant() -> Tenant | None:
+def calling_tenant() -> Tenant | None:
     """The tenant that asks, or None if whoever asks may name everything."""
-    visit = CALLER.get()
-    return None if visit is None else visit.tenant
+    caller = CALLER.get()
+    return None if caller is None else caller.tenant
 
 
 def may_name(adapter: str) -> bool:
     """Whether whoever asks may know of an adapter of this name."""
-    tenant = visiting_tenant()
+    tenant = calling_tenant()
     return tenant is None or tenant.may_name(adapter)
 
 
 def may_control() -> bool:
     """Whether whoever asks may load and unload adapters."""
-    visit = CALLER.get()
-    return visit is None or visit.may_control
+    caller = CALLER.get()
+    return caller is None or caller.may_control

@@ -1,14 +1,13 @@
 """What a tenant does not see, use or forge on vLLM's API server, whatever route it comes by.
 
 For a tenant, vLLM's own checks run against a server that has the tenant's adapters only. So a name it may
-not use gets the very answer of a name that nobody has, and nothing is looked up for it. The door of the
-engine checks once more.
+not use gets the very answer of a name that nobody has, and nothing is looked up for it. The engine's
+client checks once more.
 
-Each change leaves calls alone for which no tenant asks (`callers.CALLER`).
+Each change leaves calls alone for which no tenant asks (`caller.CALLER`).
 """
 
 import copy
-import functools
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
@@ -17,69 +16,16 @@ from typing import Any
 from chameleon_lora.engine_vllm.api.caller import (
     CALLER,
     CallerContext,
+    calling_tenant,
     may_control,
     may_name,
-    visiting_tenant,
 )
 from chameleon_lora.engine_vllm.errors import openai_error
 from chameleon_lora.engine_vllm.messages import HINT, SHARE
-from chameleon_lora.engine_vllm.touchpoints import ASYNC_LLM, MODELS, SERVING, Touchpoint, check
 from chameleon_lora.tenants import Tenant, salted
 
-MARK = "chameleon_tenants"
-OUTPUTS = "vllm.v1.engine.output_processor"
-# A foretold length is a client's word; the others name caches of other servers, past the gate's eye.
+# A foretold length is a client's word; the others name caches of other servers, past the middleware's eye.
 WITHHELD = (HINT, "kv_transfer_params", "ec_transfer_params")
-TOUCHPOINTS = (
-    Touchpoint(SERVING, "BaseServing._check_model", ("request",)),
-    Touchpoint(SERVING, "BaseServing._maybe_get_adapters", ("request",)),
-    Touchpoint(MODELS, "OpenAIServingModels.show_available_models"),
-    Touchpoint(MODELS, "OpenAIServingModels.load_lora_adapter", ("request",)),
-    Touchpoint(MODELS, "OpenAIServingModels.unload_lora_adapter", ("request",)),
-    Touchpoint(MODELS, "OpenAIServingModels.is_base_model", ("model_name",)),
-    Touchpoint(MODELS, "OpenAIServingModels.resolve_lora", ("lora_name",)),
-    Touchpoint(ASYNC_LLM, "AsyncLLM.add_request", ("params", "lora_request", "priority")),
-    Touchpoint(ASYNC_LLM, "AsyncLLM.generate"),
-    Touchpoint(ASYNC_LLM, "AsyncLLM.encode"),
-    Touchpoint(OUTPUTS, "OutputProcessor.add_request", ("request",)),
-    Touchpoint("vllm.v1.engine", "EngineCoreRequest.cache_salt"),
-)
-
-
-def require_pieces() -> None:
-    """Nothing if this vLLM has all that keeps tenants apart.
-
-    Raises:
-        UnsupportedEngineError: naming what is missing.
-    """
-    check(TOUCHPOINTS)
-
-
-def install() -> None:
-    """Afterwards API servers keep tenants apart. Idempotent; follows `api_patch.install`."""
-    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-    from vllm.entrypoints.serve.engine.serving import BaseServing
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.output_processor import OutputProcessor
-
-    if hasattr(AsyncLLM, MARK):
-        return
-    setattr(AsyncLLM, MARK, True)
-    for owner, method, change in (
-        (OpenAIServingModels, "show_available_models", _listing),
-        (OpenAIServingModels, "resolve_lora", _resolving),
-        (OpenAIServingModels, "load_lora_adapter", _controlled),
-        (OpenAIServingModels, "unload_lora_adapter", _controlled),
-        (BaseServing, "_check_model", _seeing),
-        (BaseServing, "_maybe_get_adapters", _seeing),
-        (AsyncLLM, "add_request", _signing),
-        (AsyncLLM, "generate", _counting),
-        (AsyncLLM, "encode", _counting),
-        (OutputProcessor, "add_request", _salting),
-    ):
-        stock = getattr(owner, method, None)
-        if stock is not None:  # `require_pieces` names the missing one to whoever needs it
-            setattr(owner, method, functools.wraps(stock)(change(stock)))
 
 
 class Seen:
@@ -129,11 +75,11 @@ class SeenAdapters:
         return [self._adapters[name] for name in self]
 
 
-def _seeing(stock: Any) -> Any:
+def seeing(stock: Any) -> Any:
     """For a method of a route's handler that takes the request: it runs on what the tenant sees."""
 
     def seeing(serving: Any, *args: Any, **kwargs: Any) -> Any:
-        tenant = visiting_tenant()
+        tenant = calling_tenant()
         if tenant is not None:
             serving = copy.copy(serving)
             serving.models = Seen(serving.models, tenant)
@@ -142,10 +88,12 @@ def _seeing(stock: Any) -> Any:
     return seeing
 
 
-def _listing(stock: Any) -> Any:
+def listing(stock: Any) -> Any:
+    """OpenAIServingModels.show_available_models, of what the tenant may name."""
+
     async def show_available_models(models: Any) -> Any:
         found = await stock(models)
-        tenant = visiting_tenant()
+        tenant = calling_tenant()
         if tenant is not None:
             found.data = [card for card in found.data if _is_seen(models, tenant, card.id)]
         return found
@@ -153,7 +101,7 @@ def _listing(stock: Any) -> Any:
     return show_available_models
 
 
-def _resolving(stock: Any) -> Any:
+def resolving(stock: Any) -> Any:
     """vLLM's resolvers are not asked for a name that the tenant may not use."""
 
     async def resolve_lora(models: Any, lora_name: str) -> Any:
@@ -166,8 +114,8 @@ def _is_seen(models: Any, tenant: Tenant, name: str) -> bool:
     return tenant.base_model if models.is_base_model(name) else tenant.may_name(name)
 
 
-def _controlled(stock: Any) -> Any:
-    """Also for routes that the gate does not know."""
+def controlled(stock: Any) -> Any:
+    """For loading and unloading, also by routes that the middleware does not know."""
 
     async def controlled(models: Any, *args: Any, **kwargs: Any) -> Any:
         if not may_control():
@@ -178,7 +126,7 @@ def _controlled(stock: Any) -> Any:
     return controlled
 
 
-def _signing(stock: Any) -> Any:
+def signing(stock: Any) -> Any:
     """A tenant's request goes to the engine under its name, and with nothing that jumps a queue."""
     signature = inspect.signature(stock)
 
@@ -187,7 +135,7 @@ def _signing(stock: Any) -> Any:
             return await stock(engine, *args, **kwargs)
         call = signature.bind(engine, *args, **kwargs)
         given = call.arguments
-        tenant = visiting_tenant()
+        tenant = calling_tenant()
         if tenant is None:
             _unsign(given["params"])
             return await stock(*call.args, **call.kwargs)
@@ -230,54 +178,54 @@ def _extra(params: Any) -> str:
     return "extra_args" if hasattr(params, "extra_args") else "extra_kwargs"
 
 
-def _salting(stock: Any) -> Any:
+def salting(stock: Any) -> Any:
     """Every request passes here on its way to the engine, each of its `n` answers too."""
 
     def add_request(processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if CALLER.get() is not None:
-            request.cache_salt = salted(visiting_tenant(), request.cache_salt)
+            request.cache_salt = salted(calling_tenant(), request.cache_salt)
         return stock(processor, request, *args, **kwargs)
 
     return add_request
 
 
-def _counting(stock: Any) -> Any:
+def counting(stock: Any) -> Any:
     """Count what the engine read and wrote for a tenant."""
 
     def stream(engine: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = stock(engine, *args, **kwargs)
-        visit = CALLER.get()
-        if visit is None or visit.tenant is None:
+        caller = CALLER.get()
+        if caller is None or caller.tenant is None:
             return outputs
         params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
         kind = getattr(params, "output_kind", None)
-        return _counted(outputs, visit, is_delta=getattr(kind, "name", "") == "DELTA")
+        return _counted(outputs, caller, is_delta=getattr(kind, "name", "") == "DELTA")
 
     return stream
 
 
-async def _counted(outputs: Any, visit: CallerContext, *, is_delta: bool) -> AsyncIterator[Any]:
+async def _counted(outputs: Any, caller: CallerContext, *, is_delta: bool) -> AsyncIterator[Any]:
     """The same outputs; with `is_delta` each holds its own tokens, else all of its answer so far.
 
     Counted at once: vLLM does not wait for the end of a request whose client has gone.
     """
     has_prompt = False
     seen: dict[int, int] = {}
-    visit.unfinished += 1
+    caller.unfinished += 1
     try:
         async for output in outputs:
             if not has_prompt:
                 has_prompt = True
-                visit.input_tokens += len(output.prompt_token_ids or ())
+                caller.input_tokens += len(output.prompt_token_ids or ())
             answers = output.outputs if isinstance(output.outputs, list) else ()
             for answer in answers:
                 count = len(answer.token_ids)
-                visit.output_tokens += count if is_delta else count - seen.get(answer.index, 0)
+                caller.output_tokens += count if is_delta else count - seen.get(answer.index, 0)
                 seen[answer.index] = count
-            visit.unfinished -= bool(output.finished)
+            caller.unfinished -= bool(output.finished)
             yield output
     except Exception:  # refused or failed before anything was read: nothing was had
-        visit.unfinished -= not has_prompt
+        caller.unfinished -= not has_prompt
         raise
     finally:
         await outputs.aclose()

@@ -1,4 +1,4 @@
-"""Which keys open what on this server, from its settings, and the gate that asks for them."""
+"""Which keys open what on this server, from its settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def api_keys_of(
             "--admin-key-file"
         )
     tenants = TenantFile(Path(serving.tenants), serving.scan_s)
-    owner = None if admin is None else tenants.roster.find(admin)
+    owner = None if admin is None else tenants.registry.find(admin)
     if owner is not None:
         raise ConfigError(
             f"tenants file {serving.tenants}: tenant {owner.name!r}: a key of it is also the "

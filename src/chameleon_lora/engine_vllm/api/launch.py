@@ -4,6 +4,8 @@ import os
 from collections.abc import MutableMapping, Sequence
 
 from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
+from chameleon_lora.engine_vllm.hook_table import CLI_ENV_SETUP, LAUNCHER
+from chameleon_lora.engine_vllm.hooks import require_targets, target_of
 
 DRAIN_FLAGS = ("--shutdown-timeout", "--shutdown_timeout")
 KEEP_ALIVE, KEEP_ALIVE_S = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", 75
@@ -17,12 +19,13 @@ def serve(arguments: Sequence[str]) -> None:
 
     Raises:
         EngineGoneError: the engine ended by itself.
+        UnsupportedEngineError: this vLLM's command line is made of other pieces.
     """
+    require_targets(LAUNCHER)
     from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    target_of(CLI_ENV_SETUP)()
     keep_connections(os.environ)
     parser = FlexibleArgumentParser(prog="chameleon", description="Chameleon on vLLM")
     subparsers = parser.add_subparsers(required=True, dest="subparser")

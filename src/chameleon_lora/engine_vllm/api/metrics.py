@@ -3,10 +3,15 @@
 vLLM builds the page in two ways: from the process's registry, or with several API servers from the
 files of all of them, by a registry made anew for each page. So the families are not registered but
 written after vLLM's, which stay byte for byte as they are. The engine is asked at each page.
+
+One of vLLM's own is kept from growing for ever: its gauge of running and waiting adapters has a series for
+each combination of names that a step saw, and loses none. With many adapters nearly every step adds one,
+to the API server's memory and to its page. Only the newest counts.
 """
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -19,10 +24,14 @@ from prometheus_client.core import (
     Metric,
 )
 
+from chameleon_lora.engine_vllm.config import is_chameleon_scheduler
 from chameleon_lora.engine_vllm.messages import CPU, GPU, HistogramCounts
 from chameleon_lora.policy.plan import Held
 
 PATH = "/metrics"
+MOST_SERIES = 64
+SEEN = "chameleon_steps_seen"
+_SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # then the series are in files that only grow
 LIMIT_S = 1.0  # scrapers wait 10 s by default, and prefer an older number to none
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -277,3 +286,24 @@ def _is_text(start: Message) -> bool:
 def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
     others = [(name, value) for name, value in headers if name.lower() != b"content-length"]
     return [*others, (b"content-length", str(length).encode())]
+
+
+def bounding(stock: Callable[..., None]) -> Callable[..., None]:
+    """PrometheusStatLogger.record that leaves at most MOST_SERIES of them, the newest among them."""
+
+    def record(logger: Any, *args: Any, **kwargs: Any) -> None:
+        if _has_series(logger):
+            seen = getattr(logger, SEEN, 0)
+            setattr(logger, SEEN, seen + 1)
+            if seen % MOST_SERIES == 0:
+                logger.gauge_lora_info.clear()
+        stock(logger, *args, **kwargs)
+
+    return record
+
+
+def _has_series(logger: Any) -> bool:
+    """Whether it is a Chameleon engine's, with a gauge that can forget."""
+    is_ours = is_chameleon_scheduler(logger.vllm_config.scheduler_config.scheduler_cls)
+    can_forget = hasattr(getattr(logger, "gauge_lora_info", None), "clear")
+    return is_ours and can_forget and _SEVERAL_PROCESSES not in os.environ

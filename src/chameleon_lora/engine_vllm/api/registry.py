@@ -6,9 +6,8 @@ Checking reads headers in a thread of the API server, so neither the engine nor 
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import astuple
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,21 @@ from chameleon_lora.adapters import (
     AdapterInfo,
     AdapterLimits,
     is_name,
-    leads_on,
     require_servable,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
-from chameleon_lora.engine_vllm.errors import openai_error
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
 from chameleon_lora.errors import AdapterError, AdapterInvalidError
 
+REGISTRY = "chameleon_registry"
 _logger = logging.getLogger(__name__)
+
+
+def registry_of(owner: Any) -> "AdapterRegistry | None":
+    """That of an OpenAIServingModels or of its engine's client; None if Chameleon's scheduler is not there."""
+    registry: AdapterRegistry | None = getattr(owner, REGISTRY, None)
+    return registry
 
 
 class AdapterRegistry:
@@ -45,14 +49,14 @@ class AdapterRegistry:
         self._scan_s = scan_s
         self._stamps: dict[str, str] = {}
         self._lock = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.refused: dict[str, str] = {}
 
-    async def open(self) -> None:
+    async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
         if self._folder is not None:
-            await self._follow()
-            self._watch = asyncio.create_task(self._follow_forever())
+            await self._refresh_all()
+            self._watching = asyncio.create_task(self._watch_forever())
 
     async def check(self, path: str) -> AdapterInfo:
         """The adapter at a path (or a hub's name), if this engine can serve it.
@@ -62,16 +66,18 @@ class AdapterRegistry:
         """
         return await asyncio.to_thread(_check, path, self._limits)
 
-    async def offer(self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False) -> None:
+    async def publish(
+        self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
+    ) -> None:
         """Announce one adapter to the engine; it loads when the first request comes."""
         await self._announce([_announcement(name, path, info, is_3d)])
 
-    async def remove(self, name: str) -> None:
+    async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
         await self._engine.call_utility_async(WITHDRAW, [name])
 
-    async def look(self, name: str) -> None:
-        """If this unknown name is a folder that came since the last look, offer it now.
+    async def refresh(self, name: str) -> None:
+        """If this unknown name is a folder that came since the last look, publish it now.
 
         Afterwards `refused` also tells why a folder whose weights are missing is not served. Looks
         at no other folder: what clients ask for costs the same however many adapters there are.
@@ -82,31 +88,31 @@ class AdapterRegistry:
             return
         stamp = await asyncio.to_thread(self._folder.try_stamp, name)
         if stamp is not None:
-            await self._follow_one(name, stamp)
+            await self._refresh_one(name, stamp)
         if name in self._stamps:
             return
         self.refused.pop(name, None)  # half a folder, or none
         if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_all, self._folder.root, [name], self._limits)
+            found = await asyncio.to_thread(_check_folders, self._folder.root, [name], self._limits)
             if isinstance(found[name], AdapterError):
                 self.refused[name] = str(found[name])
 
-    async def _follow_forever(self) -> None:
+    async def _watch_forever(self) -> None:
         while True:
             await asyncio.sleep(self._scan_s)
             try:
-                await self._follow()
+                await self._refresh_all()
             except Exception:  # the watch outlives one bad look
                 _logger.exception("Looking for adapters failed; trying again in %s s", self._scan_s)
 
-    async def _follow_one(self, name: str, stamp: str) -> None:
+    async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
         async with self._lock:
             if self._stamps.get(name) != stamp:
-                await self._put_up([name])
+                await self._publish_all([name])
                 self._stamps[name] = stamp
 
-    async def _follow(self) -> None:
+    async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
         async with self._lock:
             try:
@@ -118,22 +124,24 @@ class AdapterRegistry:
             changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
             for name in gone:
                 self.refused.pop(name, None)
-            await self._take_down(gone)
-            await self._put_up([name for name in changed if not self._is_shadowed(name)])
+            await self._withdraw_all(gone)
+            await self._publish_all([name for name in changed if not self._is_shadowed(name)])
             self._stamps = seen  # last: a look that failed is made again
 
-    async def _put_up(self, names: list[str]) -> None:
+    async def _publish_all(self, names: list[str]) -> None:
         if not names:
             return
         root = self._folder.root  # type: ignore[union-attr]
-        checked = await asyncio.to_thread(_check_all, root, names, self._limits)
+        checked = await asyncio.to_thread(_check_folders, root, names, self._limits)
         good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
         for name, found in checked.items():
             self.refused.pop(name, None)
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
                 _logger.warning("Adapter not served: %s", found)
-        await self._take_down([name for name in self.refused if name in self._models.lora_requests])
+        await self._withdraw_all(
+            [name for name in self.refused if name in self._models.lora_requests]
+        )
         await self._announce(
             [_announcement(name, str(root / name), info, False) for name, info in good.items()]
         )
@@ -141,7 +149,7 @@ class AdapterRegistry:
             self._list(name, str(root / name))
         _logger.info("Serving %d adapters from %r", len(good), str(root))
 
-    async def _take_down(self, names: list[str]) -> None:
+    async def _withdraw_all(self, names: list[str]) -> None:
         for name in names:
             self._models.lora_requests.pop(name, None)
         if names:
@@ -187,7 +195,7 @@ def _check(path: str, limits: AdapterLimits) -> AdapterInfo:
     return require_servable(resolved(path), limits)
 
 
-def _check_all(
+def _check_folders(
     root: Path, names: Iterable[str], limits: AdapterLimits
 ) -> dict[str, AdapterInfo | AdapterError]:
     found: dict[str, AdapterInfo | AdapterError] = {}
@@ -198,9 +206,6 @@ def _check_all(
         except AdapterError as error:
             found[name] = error
     return found
-
-
-_logger = logging.getLogger(__name__)
 
 
 class NameLocks:
@@ -217,23 +222,3 @@ class NameLocks:
 
     def __len__(self) -> int:
         return len(self._locks)
-
-
-def resolving(stock: Any, shelf_of: Callable[[Any], object | None]) -> Any:
-    """OpenAIServingModels.resolve_lora, for names that could be an adapter's only.
-
-    `shelf_of` answers None for a server that does not run Chameleon's scheduler.
-    """
-
-    async def resolve_lora(models: Any, lora_name: str) -> Any:
-        if shelf_of(models) is None:
-            return await stock(models, lora_name)
-        if models.lora_resolvers and is_name(lora_name) and not leads_on(lora_name):
-            try:
-                return await stock(models, lora_name)
-            except Exception:  # whatever a resolver stumbles over, the name is not found
-                _logger.exception("No resolver could look for the adapter %r", lora_name)
-        reason = f"The model `{lora_name}` does not exist."
-        return openai_error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
-
-    return resolve_lora

@@ -13,7 +13,6 @@ keeps them off /metrics.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from pydantic import BaseModel
 from chameleon_lora.adapters.untrusted import quoted
 from chameleon_lora.engine_vllm.api.caller import may_control
 from chameleon_lora.engine_vllm.api.metrics import MetricsPage
-from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.api.registry import registry_of
 from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
 
 STATE_PATH = "/chameleon/state"
@@ -40,12 +39,10 @@ class AdapterNameBody(BaseModel):
     lora_name: str
 
 
-def attach(
-    app: FastAPI, shelf_of: Callable[[Any], AdapterRegistry | None], *, can_change: bool
-) -> None:
+def attach(app: FastAPI, *, can_change: bool) -> None:
     """Afterwards the app has the routes, and Chameleon's families on its metrics page.
 
-    `shelf_of` finds the shelf of an OpenAIServingModels; with `can_change` clients may pin.
+    With `can_change` clients may pin.
     """
     router = APIRouter(dependencies=[Depends(_require_admin)])
 
@@ -64,19 +61,19 @@ def attach(
         @router.post("/v1/pin_lora_adapter")
         async def pin_lora_adapter(body: AdapterNameBody) -> Response:
             """Keep an adapter in host memory from now on."""
-            return await _answer(_pin(app, shelf_of, body.lora_name, is_pinned=True))
+            return await _answer(_pin(app, body.lora_name, is_pinned=True))
 
         @router.post("/v1/unpin_lora_adapter")
         async def unpin_lora_adapter(body: AdapterNameBody) -> Response:
             """Let an adapter be evicted again."""
-            return await _answer(_pin(app, shelf_of, body.lora_name, is_pinned=False))
+            return await _answer(_pin(app, body.lora_name, is_pinned=False))
 
     app.include_router(router)
     app.add_middleware(MetricsPage, ask=lambda: _ask(app, METRICS))
 
 
 async def _require_admin() -> None:
-    """Nothing if whoever asks may control; the gate lets no other come so far."""
+    """Nothing if whoever asks may control; `auth` lets no other come so far."""
     if not may_control():
         raise HTTPException(HTTPStatus.UNAUTHORIZED, "This is for the admin: send the admin key.")
 
@@ -86,19 +83,17 @@ async def _ask(app: FastAPI, utility: str, *arguments: Any) -> Any:
     return await app.state.engine_client.engine_core.call_utility_async(utility, *arguments)
 
 
-async def _pin(
-    app: FastAPI, shelf_of: Callable[[Any], AdapterRegistry | None], name: str, *, is_pinned: bool
-) -> Response:
+async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
     word, done = ("pin", "pinned") if is_pinned else ("unpin", "unpinned")
     if not name:
         reason = f"'lora_name' needs to be provided to {word} a LoRA adapter."
         return _error(reason, "InvalidUserInput", HTTPStatus.BAD_REQUEST)
     models = app.state.openai_serving_models
-    shelf = shelf_of(models)
-    if shelf is not None:
-        await shelf.look(name)
-        if name in shelf.refused:
-            return _error(shelf.refused[name], "BadRequestError", HTTPStatus.BAD_REQUEST)
+    registry = registry_of(models)
+    if registry is not None:
+        await registry.refresh(name)
+        if name in registry.refused:
+            return _error(registry.refused[name], "BadRequestError", HTTPStatus.BAD_REQUEST)
     if name not in models.lora_requests:
         reason = f"The lora adapter {quoted(name)} cannot be found."
         return _error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)

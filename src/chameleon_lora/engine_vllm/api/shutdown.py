@@ -12,21 +12,21 @@ from typing import Any
 from chameleon_lora.engine_vllm.config import is_chameleon_scheduler
 from chameleon_lora.errors import EngineGoneError
 
-LEAVING = "chameleon_is_leaving"
+SHUTTING_DOWN = "chameleon_is_shutting_down"
 POLL_S = 0.05
 DRAIN_S = (
     30  # for streams in flight after SIGTERM; Kubernetes kills after as long, if not told otherwise
 )
-LEAVING_WORDS = "This server is shutting down and takes no new requests; ask again in a moment, or another replica."
+SHUTDOWN_WORDS = "This server is shutting down and takes no new requests; ask again in a moment, or another replica."
 GONE_WORDS = (
     "The engine has ended by itself, for the reason above, and the server cannot go on without it. "
     "Requests in flight were told. Start the server again."
 )
 
 
-def is_leaving(engine: Any) -> bool:
+def is_shutting_down(engine: Any) -> bool:
     """Whether this engine's server was told to end, or has lost it."""
-    return bool(getattr(engine, LEAVING, False))
+    return bool(getattr(engine, SHUTTING_DOWN, False))
 
 
 def ending(stock: Callable[..., None]) -> Callable[..., None]:
@@ -37,9 +37,9 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
     """
 
     def shutdown(engine: Any, timeout: float | None = None) -> None:
-        is_first = _is_ours(engine) and not is_leaving(engine)
+        is_first = _is_ours(engine) and not is_shutting_down(engine)
         if is_first:
-            setattr(engine, LEAVING, True)
+            setattr(engine, SHUTTING_DOWN, True)
         has_died = is_first and _is_dead(engine)
         if is_first and not has_died and not _holds_up_streams():
             _drain(engine, timeout or 0.0)
@@ -72,7 +72,7 @@ def checking_health(stock: Callable[..., Any]) -> Callable[..., Any]:
     """AsyncLLM.check_health that fails from the word to end on, so that no new requests are sent."""
 
     async def check_health(engine: Any) -> None:
-        if is_leaving(engine):
+        if is_shutting_down(engine):
             raise engine.dead_error
         await stock(engine)
 

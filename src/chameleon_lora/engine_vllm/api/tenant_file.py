@@ -26,7 +26,7 @@ def read_tenants(path: Path) -> TenantRegistry:
 
 
 class TenantFile:
-    """The tenants of a server. Owner: its gate. Looks at the file once in `scan_s`, when it is asked.
+    """The tenants of a server. Owner: its `AuthMiddleware`. Looks at the file once in `scan_s`, when it is asked.
 
     A new file that is broken or missing changes nothing: the former tenants stay, and the log says why.
 
@@ -39,10 +39,10 @@ class TenantFile:
         self._scan_s = scan_s
         self._stamp = _stamp(path)
         self._looked_s: float | None = None
-        self.roster = read_tenants(path)
+        self.registry = read_tenants(path)
 
     async def follow(self, now_s: float) -> None:
-        """Afterwards `roster` is that of the file, unless a look was had just now. Ends in any case."""
+        """Afterwards `registry` is that of the file, unless a look was had just now. Ends in any case."""
         if self._looked_s is not None and now_s - self._looked_s < self._scan_s:
             return
         self._looked_s = now_s
@@ -51,11 +51,11 @@ class TenantFile:
             return
         self._stamp = stamp
         try:
-            self.roster = await asyncio.to_thread(read_tenants, self._path)
+            self.registry = await asyncio.to_thread(read_tenants, self._path)
         except ConfigError as error:
             _logger.error("%s; the tenants read before stay", error)
         else:
-            _logger.info("Read %d tenants from %s", len(self.roster.tenants), self._path)
+            _logger.info("Read %d tenants from %s", len(self.registry.tenants), self._path)
 
 
 def _stamp(path: Path) -> Stamp | None:

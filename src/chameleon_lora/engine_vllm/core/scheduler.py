@@ -20,8 +20,8 @@ from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQueue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
+from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Announcement
-from chameleon_lora.engine_vllm.touchpoints import check_engine
 from chameleon_lora.errors import UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
 from chameleon_lora.policy.request import RequestId
@@ -37,7 +37,7 @@ def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
 
-    check_engine()
+    require_hooks(settings_of(vllm_config).serving)
     is_async = vllm_config.scheduler_config.async_scheduling
     return scheduler_class(AsyncScheduler if is_async else SyncScheduler)(
         vllm_config=vllm_config, **kwargs

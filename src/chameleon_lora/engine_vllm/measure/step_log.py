@@ -8,7 +8,6 @@ costs. Idle time is not. A line for each request tells how long it was in the en
 first token.
 """
 
-import functools
 import json
 import os
 import time
@@ -22,7 +21,6 @@ from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loade
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.step_work import StepWork
 
-_MARK = "is_probed"
 _ARRIVED = "probe_arrived_s"
 
 
@@ -80,34 +78,28 @@ class StepLog:
     block_tokens: int = 0
 
 
-def install() -> None:
-    """Afterwards schedulers that this process makes are recorded, if it is to be. Idempotent."""
-    path = os.environ.get(STEPS_VARIABLE)
-    if not path:
-        return
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.engine.core import EngineCore
+def recording(stock: Callable[..., None]) -> Callable[..., None]:
+    """Scheduler.__init__ whose scheduler's steps are written to the file that STEPS_VARIABLE names."""
+    path = os.environ[STEPS_VARIABLE]
 
-    if getattr(Scheduler.__init__, _MARK, False):
-        return
-    init, preprocess = Scheduler.__init__, EngineCore.preprocess_add_request
-
-    @functools.wraps(preprocess)
-    def preprocess_and_stamp(engine: Any, request: Any) -> Any:
-        answer = preprocess(engine, request)  # in the thread that reads, also during a step
-        setattr(answer[0], _ARRIVED, stopwatch_s())
-        return answer
-
-    @functools.wraps(init)
     def init_and_record(scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        init(scheduler, *args, **kwargs)
+        stock(scheduler, *args, **kwargs)
         log = EventLog(path)
         log.write({"cache": cache_of(scheduler)})
         StepRecorder(scheduler, log.write)
 
-    setattr(init_and_record, _MARK, True)
-    Scheduler.__init__ = init_and_record
-    EngineCore.preprocess_add_request = preprocess_and_stamp
+    return init_and_record
+
+
+def stamping(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.preprocess_add_request that notes when a request came to the engine process."""
+
+    def preprocess_and_stamp(engine: Any, request: Any) -> Any:
+        answer = stock(engine, request)  # in the thread that reads, also during a step
+        setattr(answer[0], _ARRIVED, stopwatch_s())
+        return answer
+
+    return preprocess_and_stamp
 
 
 class StepRecorder:

@@ -1,35 +1,22 @@
-"""Puts Chameleon into vLLM's workers; without Chameleon's scheduler everything stays vLLM's."""
+"""A worker's step: the scheduler's commands come with it, the worker's acks leave with its output.
+
+Workers of an engine without Chameleon's scheduler stay vLLM's.
+"""
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from chameleon_lora.engine_vllm.config import is_chameleon_scheduler
+from chameleon_lora.engine_vllm.config import is_chameleon_scheduler, settings_of
 from chameleon_lora.engine_vllm.event_log import event_log, watch_stock
+from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 
-_MARK = "is_chameleon"
 # Where vLLM's asynchronous outputs keep the output they will return: model runner V1, V2.
 _INNER_OUTPUTS = ("_model_runner_output", "model_runner_output")
-
-
-def install() -> None:
-    """Afterwards workers of a Chameleon engine obey its scheduler. Idempotent, also per process."""
-    from vllm.v1.worker import lora_model_runner_mixin
-    from vllm.v1.worker.gpu_worker import Worker  # CPUWorker and XPUWorker inherit from it
-
-    stock = lora_model_runner_mixin.LRUCacheWorkerLoRAManager
-    if getattr(stock, _MARK, False):
-        return
-    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = _manager_factory(stock)
-    Worker.execute_model = _obeying(Worker.execute_model)
-    Worker.sample_tokens = _answering(Worker.sample_tokens)
-    Worker.sleep = _ending_copies(Worker.sleep)
-    Worker.wake_up = _distrusting_slots(Worker.wake_up)
 
 
 def with_acks(output: Any, manager: Any) -> Any:
@@ -55,10 +42,16 @@ def _marked(output: Any, acks: tuple[Any, ...]) -> Any:
     return marked
 
 
-def _manager_factory(stock: type[Any]) -> Callable[..., Any]:
-    @functools.wraps(stock, updated=())
+def choosing_manager(stock: type[Any]) -> Callable[..., Any]:
+    """In place of vLLM's class: makes Chameleon's LoRA manager for Chameleon's engines.
+
+    Raises:
+        UnsupportedEngineError: when it is called, if this worker would not obey the scheduler.
+    """
+
     def make_manager(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         if is_chameleon_scheduler(vllm_config.scheduler_config.scheduler_cls):
+            require_hooks(settings_of(vllm_config).serving)
             return manager_class()(vllm_config, *args, **kwargs)
         manager = stock(vllm_config, *args, **kwargs)
         log = event_log()
@@ -66,12 +59,12 @@ def _manager_factory(stock: type[Any]) -> Callable[..., Any]:
             watch_stock(manager, log)
         return manager
 
-    setattr(make_manager, _MARK, True)
     return make_manager
 
 
-def _obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(execute_model)
+def obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
+    """Worker.execute_model that carries out the step's commands first."""
+
     def obey_then_execute(worker: Any, scheduler_output: Any) -> Any:
         manager = _manager_of(worker)
         if manager is None:
@@ -84,8 +77,9 @@ def _obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
     return obey_then_execute
 
 
-def _answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(sample_tokens)
+def answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
+    """Worker.sample_tokens whose output carries acks: it follows an execute_model that gave none."""
+
     def sample_then_answer(worker: Any, grammar_output: Any) -> Any:
         manager = _manager_of(worker)
         output = sample_tokens(worker, grammar_output)
@@ -94,8 +88,9 @@ def _answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
     return sample_then_answer
 
 
-def _ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(sleep)
+def ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
+    """Worker.sleep, before which the copies in KV blocks are forgotten."""
+
     def end_then_sleep(worker: Any, *args: Any, **kwargs: Any) -> Any:
         manager = _manager_of(worker)
         if manager is not None:
@@ -105,8 +100,9 @@ def _ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
     return end_then_sleep
 
 
-def _distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(wake_up)
+def distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:
+    """Worker.wake_up, after which no slot is taken to hold an adapter."""
+
     def wake_then_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
         woken = wake_up(worker, *args, **kwargs)
         manager = _manager_of(worker)

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm import plugin
 from chameleon_lora.engine_vllm.api import isolation
 from chameleon_lora.engine_vllm.messages import HINT, SHARE
 from chameleon_lora.tenants import Tenant
-from tests.engine_vllm.visits import ACME, BOB, run, visited_by
+from tests.engine_vllm.callers import ACME, BOB, called_by, run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -57,8 +56,8 @@ def added(tenant: Tenant | None, params: Any, name: str | None = None, **given: 
     """What arrives at the engine."""
     engine = Engine()
     lora = None if name is None else SimpleNamespace(lora_name=name)
-    with visited_by(tenant):
-        signed = isolation._signing(Engine.add_request)
+    with called_by(tenant):
+        signed = isolation.signing(Engine.add_request)
         run(signed(engine, "r", "p", params, lora_request=lora, **given))
     (arrived,) = engine.added
     return arrived
@@ -134,8 +133,8 @@ class Sender:
 def salt_of(tenant: Tenant | None, given: str | None = None) -> str | None:
     """The salt that a request reaches the engine with."""
     sender = Sender()
-    with visited_by(tenant):
-        isolation._salting(Sender.add_request)(sender, CoreRequest(given), "p")
+    with called_by(tenant):
+        isolation.salting(Sender.add_request)(sender, CoreRequest(given), "p")
     return sender.sent[0]
 
 
@@ -161,7 +160,7 @@ def test_nobody_writes_anothers_salt() -> None:
 def test_without_keys_salts_are_the_clients() -> None:
     """On a server that asks for none."""
     sender = Sender()
-    isolation._salting(Sender.add_request)(sender, CoreRequest("s"), "p")
+    isolation.salting(Sender.add_request)(sender, CoreRequest("s"), "p")
     assert ["s"] == sender.sent
 
 
@@ -195,7 +194,7 @@ def counted(
     """Input and output tokens counted, and answers unfinished, after so many outputs."""
 
     async def read() -> None:
-        stream = isolation._counting(Outputs.generate)
+        stream = isolation.counting(Outputs.generate)
         params = SimpleNamespace(output_kind=kind)
         named = {"sampling_params": params} if is_named else {}
         outputs = stream(Outputs(steps), [1, 2, 3], *([] if is_named else [params]), **named)
@@ -206,9 +205,9 @@ def counted(
                 await anext(outputs)
         await outputs.aclose()
 
-    with visited_by(ACME) as visit:
+    with called_by(ACME) as caller:
         asyncio.run(read())
-    return visit.input_tokens, visit.output_tokens, visit.unfinished
+    return caller.input_tokens, caller.output_tokens, caller.unfinished
 
 
 @pytest.mark.parametrize(
@@ -245,12 +244,12 @@ def test_a_request_that_is_refused_leaves_nothing_unfinished(outputs: int) -> No
 
     async def read() -> None:
         with pytest.raises(ValueError, match="7"):
-            async for _output in isolation._counting(generate)(None, [7], None):
+            async for _output in isolation.counting(generate)(None, [7], None):
                 pass
 
-    with visited_by(ACME) as visit:
+    with called_by(ACME) as caller:
         asyncio.run(read())
-    assert outputs == visit.unfinished
+    assert outputs == caller.unfinished
 
 
 @pytest.mark.parametrize("is_named", [False, True])
@@ -269,26 +268,15 @@ def test_vllm_calls_with_and_without_names(is_named: bool) -> None:
         outputs = stream(Pooling(), **named) if is_named else stream(Pooling(), *given)
         return len([output async for output in outputs])
 
-    with visited_by(ACME) as visit:
-        assert 1 == asyncio.run(read(isolation._counting(Pooling.encode)))
-    assert (2, 0, 0) == (visit.input_tokens, visit.output_tokens, visit.unfinished)
+    with called_by(ACME) as caller:
+        assert 1 == asyncio.run(read(isolation.counting(Pooling.encode)))
+    assert (2, 0, 0) == (caller.input_tokens, caller.output_tokens, caller.unfinished)
 
 
 def test_nothing_is_counted_for_others() -> None:
     """They get the very stream."""
-    with visited_by(None):
-        outputs = isolation._counting(Outputs.generate)(
+    with called_by(None):
+        outputs = isolation.counting(Outputs.generate)(
             Outputs([{0: 1}]), [1], SimpleNamespace(output_kind=Kind.DELTA)
         )
     assert "generate" == outputs.__name__
-
-
-def test_every_way_to_the_engine_is_watched() -> None:
-    """Once the plugin is registered."""
-    pytest.importorskip("vllm")
-    plugin.register()
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.output_processor import OutputProcessor
-
-    ways = (AsyncLLM.add_request, AsyncLLM.generate, AsyncLLM.encode, OutputProcessor.add_request)
-    assert [] == [way.__qualname__ for way in ways if not hasattr(way, "__wrapped__")]

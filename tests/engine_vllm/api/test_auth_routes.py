@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.engine_vllm.api.auth import ADMINS, ASKING, CONTROLS, LISTING, OPEN
-from tests.engine_vllm.tenant_settings import ACME, House, tenants_text
+from tests.engine_vllm.tenant_settings import ACME, GuardedApp, tenants_text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(300)]
 UNAUTHORIZED, NOT_FOUND = 401, 404
@@ -29,7 +29,7 @@ FOR_ADMINS = {
     *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update"),
     *("/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/weight_checker"),
     *("/update_weight_version", "/adapters/{adapter_name}"),
-    # bodies that are no JSON object, or have their model elsewhere: not read by the gate
+    # bodies that are no JSON object, or have their model elsewhere: not read by the middleware
     *("/invocations", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime"),
     # for other servers of a fleet, and what few ask for
     *("/inference/v1/generate", "/v1/chat/completions/batch", "/generative_scoring"),
@@ -79,10 +79,10 @@ def test_every_route_of_this_vllm_has_been_looked_at(tmp_path: Path) -> None:
 def test_what_is_the_admins_reaches_nobody_else(tmp_path: Path, path: str) -> None:
     """By whatever method, with a tenant's key and without."""
     (tmp_path / "tenants.toml").write_text(tenants_text())
-    house = House.build(tmp_path / "tenants.toml")
+    app = GuardedApp.build(tmp_path / "tenants.toml")
     target = path.replace("{response_id}", "resp_1").replace("{adapter_name}", "acme-1")
     for method in METHODS:
-        assert UNAUTHORIZED == house.ask(method, target, None, {"model": "acme-1"}).status
-        status = house.ask(method, target, ACME, {"model": "acme-1"}).status
+        assert UNAUTHORIZED == app.ask(method, target, None, {"model": "acme-1"}).status
+        status = app.ask(method, target, ACME, {"model": "acme-1"}).status
         assert status in (UNAUTHORIZED, NOT_FOUND)
-    assert [] == house.behind.seen
+    assert [] == app.behind.seen

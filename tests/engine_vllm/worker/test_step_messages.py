@@ -1,4 +1,4 @@
-"""The patch of vLLM's workers: acks ride on outputs, and stock engines notice nothing."""
+"""A worker's step: commands before it, acks on its output, and stock engines notice nothing."""
 
 import pickle
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.messages import (
     ACKS_ATTRIBUTE,
     COMMANDS_ATTRIBUTE,
@@ -21,14 +22,15 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
+from chameleon_lora.errors import UnsupportedEngineError
 
 torch = pytest.importorskip("torch")
 
 from chameleon_lora.engine_vllm.config import is_chameleon_scheduler  # noqa: E402
-from chameleon_lora.engine_vllm.worker.worker_patch import (  # noqa: E402
-    _distrusting_slots,
-    _obeying,
-    install,
+from chameleon_lora.engine_vllm.worker.step_messages import (  # noqa: E402
+    choosing_manager,
+    distrusting_slots,
+    obeying,
     with_acks,
 )
 
@@ -134,7 +136,7 @@ def test_commands_come_before_the_step_and_after_its_runner() -> None:
     manager = Diary()
     worker = worker_of(manager)
     step = SimpleNamespace(**{COMMANDS_ATTRIBUTE: (DemoteAdapter(1),)})
-    _obeying(lambda *_: manager.calls.append("step"))(worker, step)
+    obeying(lambda *_: manager.calls.append("step"))(worker, step)
     expected = [("attach", worker.model_runner), ("execute", (DemoteAdapter(1),)), "step"]
     assert expected == manager.calls
 
@@ -143,7 +145,7 @@ def test_waking_up_makes_slots_unknown() -> None:
     """vLLM comes first, with its arguments; a stock manager is left alone."""
     manager, stock = Diary(), object()
     woken: list[Any] = []
-    wake_up = _distrusting_slots(lambda _worker, tags=None: woken.append((tags, *manager.calls)))
+    wake_up = distrusting_slots(lambda _worker, tags=None: woken.append((tags, *manager.calls)))
     wake_up(worker_of(manager), tags=["weights"])
     wake_up(worker_of(stock))
     assert [(["weights"],), (None, "forget_slots")] == woken
@@ -187,17 +189,17 @@ def test_messages_survive_pickling() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_install_wraps_once_and_reaches_every_worker() -> None:
-    """A second install changes nothing; CPU workers inherit what was wrapped."""
-    pytest.importorskip("vllm")
-    from vllm.v1.worker import lora_model_runner_mixin
-    from vllm.v1.worker.cpu_worker import CPUWorker
+@pytest.mark.usefixtures("hooked")
+def test_a_worker_that_would_not_obey_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its adapters would never be loaded, and requests for them wait for ever."""
     from vllm.v1.worker.gpu_worker import Worker
 
-    install()
-    mixin = lora_model_runner_mixin
-    first = (Worker.execute_model, Worker.wake_up, mixin.LRUCacheWorkerLoRAManager)
-    install()
-    assert first == (Worker.execute_model, Worker.wake_up, mixin.LRUCacheWorkerLoRAManager)
-    assert Worker.execute_model is CPUWorker.execute_model
-    assert Worker.sample_tokens is CPUWorker.sample_tokens
+    def execute_model(_worker: Any, scheduler_output: Any) -> Any:
+        return scheduler_output
+
+    monkeypatch.setattr(Worker, "execute_model", execute_model)
+    config = SimpleNamespace(
+        additional_config={}, scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER)
+    )
+    with pytest.raises(UnsupportedEngineError, match=r"not in place at .*Worker\.execute_model:"):
+        choosing_manager(object)(config)

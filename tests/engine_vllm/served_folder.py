@@ -1,16 +1,17 @@
-"""A shelf over a folder, with stand-ins for what it uses of vLLM's API server and its engine."""
+"""A registry over a folder, with stand-ins for what it uses of vLLM's API server and its engine."""
 
 import asyncio
 import itertools
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, NameLocks
 
 BASE = "base-model"
 MAX_RANK = 8
@@ -71,7 +72,7 @@ class FakeClient:
 
 @dataclass
 class FakeModels:
-    """What the shelf uses of OpenAIServingModels."""
+    """What the registry uses of OpenAIServingModels."""
 
     engine_client: FakeClient = field(default_factory=FakeClient)
     lora_id_counter: FakeCounter = field(default_factory=FakeCounter)
@@ -83,28 +84,29 @@ class FakeModels:
 
 
 @dataclass
-class Desk:
-    """A folder, its shelf, and what clients and the engine know of it."""
+class ServedFolder:
+    """A folder, its registry, and what clients and the engine know of it."""
 
     root: Path
     models: FakeModels = field(default_factory=FakeModels)
     scan_s: float = NEVER_S
 
     def __post_init__(self) -> None:
-        self.shelf = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
+        self.locks = NameLocks()
+        self.registry = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
         """Put a sound adapter into the folder, in place of one of that name."""
         shutil.rmtree(self.root / name, ignore_errors=True)
         make_adapter(self.root / name, DIMS, rank, seed=seed, target_modules=["q_proj"])
 
-    def look(self, name: str) -> None:
+    def refresh(self, name: str) -> None:
         """A client names an adapter."""
-        asyncio.run(self.shelf.look(name))
+        asyncio.run(self.registry.refresh(name))
 
-    def follow(self) -> None:
-        """The shelf looks at the folder, as it does every `scan_s`."""
-        asyncio.run(self.shelf._follow())
+    def refresh_all(self) -> None:
+        """The registry looks at the folder, as it does every `scan_s`."""
+        asyncio.run(self.registry._refresh_all())
 
     @property
     def engine(self) -> FakeEngine:
@@ -119,3 +121,22 @@ class Desk:
         ]
         self.engine.calls.clear()
         return calls
+
+
+_OPENED: list[str] = []
+_EVENTS: list[str] = []  # an audit hook lasts as long as the process
+
+
+def opened_by(work: Callable[[], object]) -> list[str]:
+    """The files that were opened, and the folders that were listed, meanwhile."""
+    if not _EVENTS:
+        _EVENTS.extend(("open", "os.listdir", "os.scandir"))
+        sys.addaudithook(_note)
+    _OPENED.clear()
+    work()
+    return list(_OPENED)
+
+
+def _note(event: str, args: tuple[Any, ...]) -> None:
+    if event in _EVENTS:
+        _OPENED.append(str(args[0]))

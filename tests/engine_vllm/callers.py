@@ -14,12 +14,12 @@ BOB = Tenant("bob", (KeyHash(b"2"),), ("bob-*",))
 
 
 @contextmanager
-def visited_by(tenant: Tenant | None, *, may_control: bool = False) -> Iterator[CallerContext]:
+def called_by(tenant: Tenant | None, *, may_control: bool = False) -> Iterator[CallerContext]:
     """What runs inside runs for a request of this tenant."""
-    visit = CallerContext(tenant, may_control)
-    token = CALLER.set(visit)
+    caller = CallerContext(tenant, may_control)
+    token = CALLER.set(caller)
     try:
-        yield visit
+        yield caller
     finally:
         CALLER.reset(token)
 

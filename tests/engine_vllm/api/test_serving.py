@@ -1,0 +1,100 @@
+"""vLLM's own loading of an adapter by request, with Chameleon's hooks in it."""
+
+import asyncio
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.engine_vllm import SCHEDULER
+from chameleon_lora.engine_vllm.api.launch import serve
+from chameleon_lora.engine_vllm.api.registry import REGISTRY
+from chameleon_lora.engine_vllm.api.serving import checking, publishing, with_routes
+from chameleon_lora.errors import UnsupportedEngineError
+from tests.engine_vllm.served_folder import ServedFolder, opened_by
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+
+class Client:
+    """The engine's client, whose own way of adding an adapter is not gone."""
+
+    async def add_lora(self, lora_request: Any) -> bool:
+        """Never."""
+        raise AssertionError(lora_request)
+
+
+def load(served: ServedFolder, name: str) -> Any:
+    """What vLLM's handler answers to a request that loads the folder of this name."""
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+    client: Any = Client()
+    setattr(client, REGISTRY, served.registry)
+    models: Any = object.__new__(OpenAIServingModels)
+    vars(models).update(vars(served.models))
+    setattr(models, REGISTRY, served.registry)
+    add_lora = publishing(Client.add_lora)
+    models.engine_client = SimpleNamespace(add_lora=lambda request: add_lora(client, request))
+    models.lora_resolver_lock = served.locks
+    models.registry = served.models
+    request = SimpleNamespace(
+        lora_name=name,
+        lora_path=str(served.root / name),
+        load_inplace=False,
+        is_3d_lora_weight=False,
+    )
+    stock = inspect.unwrap(OpenAIServingModels.load_lora_adapter)
+    return asyncio.run(checking(stock)(models, request))
+
+
+def test_an_adapter_loaded_by_request_is_looked_at_once(tmp_path: Path) -> None:
+    """Its header is read once, and the engine is told what was found."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("a", rank=4)
+    opened = opened_by(lambda: load(served, "a"))
+    assert 1 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
+    [(method, [source])] = served.engine.calls
+    assert ("chameleon_announce", "a", 4) == (method, source[0], source[4])
+
+
+def test_one_that_cannot_be_served_is_refused_with_its_reason(tmp_path: Path) -> None:
+    """The engine is told nothing."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("wide", rank=9)
+    error = load(served, "wide").error
+    assert (400, "BadRequestError") == (error.code, error.type)
+    assert "its rank is 9, the limit is 8" in error.message
+    assert [] == served.engine.calls
+
+
+@pytest.mark.usefixtures("hooked")
+@pytest.mark.parametrize("serving", [{"tenants": "x"}, {"admin_key_hash": "sha256:" + "0" * 64}])
+def test_a_server_that_would_not_part_tenants_is_not_built(
+    serving: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another plugin of the API server has replaced what signs their requests."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    async def add_request(_: Any, params: Any, lora_request: Any, priority: int) -> Any:
+        return params, lora_request, priority
+
+    monkeypatch.setattr(AsyncLLM, "add_request", add_request)
+    args = SimpleNamespace(
+        scheduler_cls=SCHEDULER, additional_config={"chameleon": {"serving": serving}}
+    )
+    app = SimpleNamespace(state=SimpleNamespace(args=args))
+    with pytest.raises(UnsupportedEngineError, match=r"not in place at .*AsyncLLM\.add_request:"):
+        with_routes(lambda _: None)(app)
+
+
+def test_a_command_line_of_other_pieces_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`chameleon serve` names what it misses, before it starts anything."""
+    api_utils = pytest.importorskip("vllm.entrypoints.serve.utils.api_utils")
+    monkeypatch.delattr(api_utils, "cli_env_setup")
+    with pytest.raises(UnsupportedEngineError, match=r"lacks .*cli_env_setup\. "):
+        serve(["model"])
