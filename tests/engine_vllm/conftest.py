@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,13 @@ SHAPES = {
     "mlp.down_proj": (INTERMEDIATE, HIDDEN),
 }
 """(inputs, outputs) of each projection of the test model."""
+ENGINE_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
 ALL_TARGETS = tuple(name.partition(".")[2] for name in SHAPES)
 
 MakeAdapter = Callable[..., Path]
@@ -118,22 +124,16 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
 def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine]:
     """The engine, started at the first use (10 to 20 s)."""
     pytest.importorskip("vllm")
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_NO_USAGE_STATS="1",
-        VLLM_LOGGING_LEVEL="ERROR",
-        HF_HUB_OFFLINE="1",
-    )
-    from vllm import LLM
-    from vllm.v1.worker import lora_model_runner_mixin as mixin
+    with pytest.MonkeyPatch.context() as patch:  # servers of other tests inherit nothing of it
+        for name, value in ENGINE_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        from vllm import LLM
+        from vllm.v1.worker import lora_model_runner_mixin as mixin
 
-    from chameleon_lora.engine_vllm.config import CONFIG_KEY
-    from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
+        from chameleon_lora.engine_vllm.config import CONFIG_KEY
+        from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 
-    stock = mixin.LRUCacheWorkerLoRAManager
-    mixin.LRUCacheWorkerLoRAManager = manager_class()
-    try:
+        patch.setattr(mixin, "LRUCacheWorkerLoRAManager", manager_class())
         llm = LLM(
             str(_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))),
             skip_tokenizer_init=True,
@@ -149,8 +149,6 @@ def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine
             disable_log_stats=True,
             additional_config={CONFIG_KEY: {"serving": {"slot_parts": CELLS.parts}}},
         )
-    finally:
-        mixin.LRUCacheWorkerLoRAManager = stock
     core = llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner
     yield LoraEngine(llm, runner.lora_manager)
