@@ -125,32 +125,18 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
 def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine]:
     """The engine, started at the first use (10 to 20 s)."""
     pytest.importorskip("vllm")
-    folder = _tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as patch:  # servers of other tests inherit nothing of it
         for name, value in ENGINE_ENVIRONMENT.items():
-            environment.setenv(name, value)
-        llm = _started(folder)
-    core = llm.llm_engine.engine_core.engine_core
-    runner = core.model_executor.driver_worker.worker.model_runner
-    yield LoraEngine(llm, runner.lora_manager)
-    runner.lora_manager.adapters.close()
-    del core, runner, llm
-    gc.collect()
+            patch.setenv(name, value)
+        from vllm import LLM
+        from vllm.v1.worker import lora_model_runner_mixin as mixin
 
+        from chameleon_lora.engine_vllm.config import CONFIG_KEY
+        from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 
-def _started(model: Path) -> Any:
-    """vLLM's LLM over this model."""
-    from vllm import LLM
-    from vllm.v1.worker import lora_model_runner_mixin as mixin
-
-    from chameleon_lora.engine_vllm.config import CONFIG_KEY
-    from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
-
-    stock = mixin.LRUCacheWorkerLoRAManager
-    mixin.LRUCacheWorkerLoRAManager = manager_class()
-    try:
-        return LLM(
-            str(model),
+        patch.setattr(mixin, "LRUCacheWorkerLoRAManager", manager_class())
+        llm = LLM(
+            str(_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))),
             skip_tokenizer_init=True,
             enable_lora=True,
             max_loras=SLOTS,
@@ -164,8 +150,12 @@ def _started(model: Path) -> Any:
             disable_log_stats=True,
             additional_config={CONFIG_KEY: {"serving": {"slot_parts": CELLS.parts}}},
         )
-    finally:
-        mixin.LRUCacheWorkerLoRAManager = stock
+    core = llm.llm_engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    yield LoraEngine(llm, runner.lora_manager)
+    runner.lora_manager.adapters.close()
+    del core, runner, llm
+    gc.collect()
 
 
 def _tiny_llama(folder: Path) -> Path:

@@ -22,9 +22,10 @@ _logger = logging.getLogger(__name__)
 def install(hooks: Collection[Hook] = HOOKS) -> None:
     """Afterwards vLLM calls ours at each row that has a wrapper. Idempotent; never raises.
 
-    A row that cannot be installed is told in the log and the others are: each of ours asks first whether
-    the engine is Chameleon's, and an engine that is does not start without the row (`require_hooks`).
+    Rows that cannot be installed are named in the log and the others are: each of ours asks first whether
+    the engine is Chameleon's, and an engine that is does not start without them (`require_hooks`).
     """
+    failed = []
     for hook in hooks:
         if hook.wrapper is None or (hook.part is Part.STEP_LOG and not is_step_log_asked_for()):
             continue
@@ -32,7 +33,9 @@ def install(hooks: Collection[Hook] = HOOKS) -> None:
             if not is_installed(hook):
                 _install(hook)
         except Exception as error:  # noqa: BLE001  # vLLM's own engines must go on
-            _logger.error("Chameleon cannot put %s at %s: %r", hook.wrapper, hook.name, error)
+            failed.append(f"{hook.name} ({error!r})")
+    if failed:
+        _logger.error("Chameleon cannot be put into this vLLM at %s", "; ".join(failed))
 
 
 def require_hooks(serving: ServingSettings) -> None:
