@@ -16,7 +16,7 @@ class Held(Enum):
     KV_MEMORY = "kv_memory"  # free KV-cache memory does not cover its prompt
     BATCH = "batch"  # this step's token budget is spent
     URGENT = "urgent"  # an older request has been overtaken to its limit and goes first
-    INTERVAL = "cadence"  # this step admits nobody (S-LoRA's rule)
+    INTERVAL = "interval"  # this step admits nobody (S-LoRA's rule)
 
 
 class DemotionReason(Enum):
