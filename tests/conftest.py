@@ -10,7 +10,6 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES, LONG_EXAMPLES = 50, 300
 GROUPS = ("tests/live/", "tests/faults/test_faults.py", "tests/engine_vllm/")
 """Tests below one of these share servers or an engine: one process runs them. The longest come first."""
 ALONE = (
@@ -18,14 +17,12 @@ ALONE = (
     *("tests/compare/", "tests/policy/", "tests/reproduce/", "tests/sim/"),
 )
 """Files that take long and share nothing: next, one by one."""
-"""Files that take long and share nothing: next, one by one."""
 
 # Always the same examples; fresh ones; many fresh ones. The seed of the fresh ones is the run's.
-settings.register_profile("ci", max_examples=EXAMPLES, derandomize=True, deadline=None)
-settings.register_profile("dev", max_examples=EXAMPLES, deadline=None, print_blob=True)
-settings.register_profile("long", max_examples=LONG_EXAMPLES, deadline=None, print_blob=True)
+settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)
+settings.register_profile("dev", max_examples=50, deadline=None, print_blob=True)
+settings.register_profile("long", max_examples=300, deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
 
 # Left to itself, each vLLM binds its threads to the same core, also beside another test's.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
