@@ -67,17 +67,6 @@ def cutoffs(values: Sequence[float], settings: ClusterSettings) -> tuple[float, 
     return tuple(low + (high - low) / 2 for low, high in pairwise(centroids))
 
 
-def kmeans_1d(values: Sequence[float], k: int) -> tuple[tuple[float, ...], float]:
-    """Centroids, ascending, and the within-cluster sum of squares of the best k-clustering.
-
-    Fewer than k distinct values give one centroid each and zero. Values must be finite.
-    """
-    assert k >= 1, f"no clustering has {k} clusters"
-    if not values:
-        return (), 0.0
-    return _all_clusterings(values, k)[-1]
-
-
 _Clustering = tuple[tuple[float, ...], float]  # centroids and WCSS
 
 
