@@ -128,8 +128,9 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             return outputs
 
         def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-            self.chameleon.empty_device()
-            return bool(super().reset_prefix_cache(*args, **kwargs))
+            if is_reset := bool(super().reset_prefix_cache(*args, **kwargs)):
+                self.chameleon.empty_device()
+            return is_reset
 
     return ChameleonScheduler
 
