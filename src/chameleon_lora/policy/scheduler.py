@@ -4,6 +4,8 @@ A driver tells what happened (`arrived`, `loaded`, `finished`, ...) and asks `st
 Time is an argument in seconds and never runs backwards. The same facts and seed give the same plans.
 """
 
+from collections.abc import KeysView
+
 from chameleon_lora.policy.admission.aging import AdmissionInterval, OvertakeGuard
 from chameleon_lora.policy.admission.peak import Peak
 from chameleon_lora.policy.admission.reservations import promise_breakers
@@ -208,6 +210,19 @@ class Scheduler:
         self._next_plan.admit.append(
             Admission(request.id, request.adapter_id, state.lane, is_bypass)
         )
+
+    @property
+    def adapters(self) -> KeysView[AdapterId]:
+        """The adapters that are known, as they come and go. O(1)."""
+        return self.residency.entries.keys()
+
+    def work_due_s(self) -> float:
+        """When `step` has adapters to drop or to read at the earliest, though no request comes or ends.
+
+        0 for at once, infinity for never. While a read is under way it is at once, too, for its end
+        is yet to be told; what lacks room waits for something else to happen.
+        """
+        return 0.0 if self._next_plan.drops or self._next_plan.fail else self._prefetcher.due_s()
 
     def lane_states(self) -> list[LaneState]:
         """Each lane as it stands after the last step. O(waiting): for pages, not for steps."""

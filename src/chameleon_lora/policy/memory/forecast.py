@@ -186,6 +186,10 @@ class Forecast:
                 outlooks.append(Outlook(adapter_id, is_expected=True))
         return outlooks
 
+    def next_s(self) -> float:
+        """When `due` has something to tell at the earliest; infinity for never."""
+        return self._next[0][0] if self._next else math.inf
+
     def forget(self, adapter_id: AdapterId) -> None:
         """Afterwards nothing is known of the adapter."""
         self._habits.pop(adapter_id, None)

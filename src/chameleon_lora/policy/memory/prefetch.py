@@ -7,7 +7,7 @@ import heapq
 from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
+from chameleon_lora.policy.memory.entry import NEVER, NEVER_S, Entry, Tier
 from chameleon_lora.policy.memory.forecast import Forecast, ForecastSettings
 from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.plan import Load
@@ -90,6 +90,12 @@ class Prefetcher:
     def ended(self, adapter_id: AdapterId) -> None:
         """This adapter's load ended, well or not."""
         self._began_s.pop(adapter_id, None)
+
+    def due_s(self) -> float:
+        """When a plan has a load to begin at the earliest, or an end of one to wait for."""
+        if self._began_s or (self._missing and self.blocked is None):
+            return 0.0
+        return NEVER_S if self._forecast is None else self._forecast.next_s()
 
     def plan(self, now_s: float) -> list[Load]:
         """The loads to begin now."""
