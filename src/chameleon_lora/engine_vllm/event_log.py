@@ -27,7 +27,13 @@ class EventLog:
         self._descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
     def record(
-        self, event: Event, adapter_id: int, seconds: float, *, in_step: bool, source: str = ""
+        self,
+        event: Event,
+        adapter_id: int,
+        seconds: float,
+        *,
+        in_step: bool,
+        source: str | None = None,
     ) -> None:
         """Appends one line.
 

@@ -1,12 +1,19 @@
 """What the engine process understands beyond vLLM.
 
-Adapters announced, withdrawn and pinned by name, and questions about its state.
+Adapters announced, withdrawn and pinned by name, and questions about its state. And it wakes by
+itself for what its scheduler has to do while there is no request.
 """
 
 import functools
+import queue
+import time
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.scheduler import announce_unseen
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
 from chameleon_lora.engine_vllm.messages import (
     ANNOUNCE,
@@ -21,41 +28,15 @@ from chameleon_lora.engine_vllm.messages import (
 
 def install() -> None:
     """Afterwards a Chameleon engine takes adapters without loading them. Idempotent."""
-    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core import EngineCore, EngineCoreProc
 
     if hasattr(EngineCore, ANNOUNCE):
         return
-    stock_add = EngineCore.add_lora
-
-    @functools.wraps(stock_add)  # vLLM decodes the argument by its annotation there
-    def add_lora(engine: Any, lora_request: Any) -> bool:
-        driver = driver_of(engine)
-        if driver is None:
-            return bool(stock_add(engine, lora_request))
-        is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
-        driver.announce(
-            Announcement(lora_request.lora_name, lora_request.lora_path, "", 0, 0, is_3d)
-        )
-        return True
-
-    def announce(engine: Any, sources: list[Any]) -> int:
-        """Each source is an Announcement's fields in order; answers how many were taken."""
-        driver = driver_of(engine)
-        if driver is None:
-            return 0
-        for fields in sources:
-            driver.announce(Announcement(*fields))
-        return len(sources)
-
-    def withdraw(engine: Any, names: list[Any]) -> int:
-        """Answers how many of the names were known."""
-        driver = driver_of(engine)
-        return 0 if driver is None else sum(driver.withdraw(name) for name in names)
-
-    EngineCore.add_lora = add_lora
+    EngineCore.add_lora = _announcing(EngineCore.add_lora)
+    EngineCoreProc.__init__ = _waking(EngineCoreProc.__init__)
     for name, utility in (
-        (ANNOUNCE, announce),
-        (WITHDRAW, withdraw),
+        (ANNOUNCE, _announce),
+        (WITHDRAW, _withdraw),
         (PIN, _pin),
         (STATE, _state),
         (METRICS, _metrics),
@@ -69,8 +50,71 @@ def driver_of(engine: Any) -> Driver | None:
     return getattr(engine.scheduler, "chameleon", None)
 
 
-def _pin(engine: Any, name: str, is_pinned: bool) -> str:
-    """An empty string if it was done, else the reason why not."""
+def _announcing(stock: Any) -> Any:
+    @functools.wraps(stock)  # vLLM decodes the argument by its annotation there
+    def add_lora(engine: Any, lora_request: Any) -> bool:
+        driver = driver_of(engine)
+        if driver is None:
+            return bool(stock(engine, lora_request))
+        announce_unseen(driver, lora_request)
+        return True
+
+    return add_lora
+
+
+def _waking(stock: Any) -> Any:
+    """An idle engine waits for input; this one also wakes when its scheduler has something to do."""
+
+    @functools.wraps(stock)
+    def init(engine: Any, *args: Any, **kwargs: Any) -> None:
+        stock(engine, *args, **kwargs)
+        if driver_of(engine) is not None:
+            engine.input_queue.get = functools.partial(_next_input, engine, engine.input_queue.get)
+
+    return init
+
+
+def _next_input(
+    engine: Any, get: Callable[..., Any], block: bool = True, timeout: float | None = None
+) -> Any:
+    """The next input of the engine's queue, or a wake-up when a step is due before one comes.
+
+    An engine that sleeps or is paused is not woken, nor one that is to end: vLLM asks then no more.
+    """
+    from vllm.v1.engine import EngineCoreRequestType
+
+    scheduler = engine.scheduler
+    idle_s = None
+    if block and timeout is None and not engine.is_sleeping():
+        idle_s = scheduler.chameleon.idle_s(time.monotonic())  # noqa: TID251  # the driver's clock
+    try:
+        return get(block, timeout if idle_s is None else idle_s)
+    except queue.Empty:
+        if idle_s is None:
+            raise
+    scheduler.chameleon_is_due = True
+    return EngineCoreRequestType.WAKEUP, None
+
+
+def _announce(engine: Any, sources: list[Any]) -> int:
+    """Each source is an Announcement as a mapping; answers how many were taken."""
+    driver = driver_of(engine)
+    if driver is None:
+        return 0
+    driver.has_api_server = True
+    for source in msgspec.convert(sources, list[Announcement]):
+        driver.announce(source)
+    return len(sources)
+
+
+def _withdraw(engine: Any, names: list[Any]) -> int:
+    """Answers how many of the names were known."""
+    driver = driver_of(engine)
+    return 0 if driver is None else sum(driver.withdraw(name) for name in names)
+
+
+def _pin(engine: Any, name: str, is_pinned: bool) -> str | None:
+    """None if it was done, else the reason why not."""
     driver = driver_of(engine)
     return "this engine has no adapters" if driver is None else driver.pin(name, is_pinned)
 
