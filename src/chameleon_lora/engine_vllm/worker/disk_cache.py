@@ -112,7 +112,7 @@ class DiskCache:
         self._jobs.put(job)
         try:
             return job.answer.result(patience_s)
-        except OSError:  # a timeout is one
+        except TimeoutError:
             job.answer.cancel()
             return None
 
@@ -128,14 +128,17 @@ class DiskCache:
             if not job.answer.set_running_or_notify_cancel():
                 continue
             self._stuck_s = stopwatch_s() + job.patience_s
-            try:
-                job.answer.set_result(job.work())
-            except OSError as error:
-                _logger.warning("The disk cache of adapters cannot be used now: %s", error)
-                job.answer.set_exception(error)
+            job.answer.set_result(self._try(job.work))
             self._stuck_s = math.inf
         self._stuck_s = -math.inf
         os.close(descriptor)
+
+    def _try(self, work: Callable[[], PackedAdapter | None]) -> PackedAdapter | None:
+        try:
+            return work()
+        except (OSError, MemoryError, RuntimeError) as error:  # torch's own is the last
+            _logger.warning("The disk cache of adapters failed, files are read instead: %s", error)
+            return None
 
     def _save(self, image: PackedAdapter, fingerprint: str) -> None:
         known = self._entries.get(image.adapter_id)
@@ -175,8 +178,8 @@ class DiskCache:
 
     def _try_open(self) -> int | None:
         """The unnamed file, its limit set and told in the log; None if there is to be none."""
-        folder = self._folder or Path(tempfile.gettempdir())
         try:
+            folder = self._folder or Path(tempfile.gettempdir())
             if self._folder is None and _file_system_of(folder) in _MEMORY:
                 _logger.info(
                     "Adapters read once are not kept on disk: %s is in memory. Name another folder "
