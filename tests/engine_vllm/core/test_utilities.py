@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.core.utilities import _announce, _next_input, _pin, _withdraw
+from chameleon_lora.engine_vllm.core.utilities import (
+    _announce,
+    _next_input,
+    _pin,
+    _waking,
+    _withdraw,
+)
 from chameleon_lora.engine_vllm.messages import LoadAdapter
 from tests.engine_vllm.fake_requests import ROOM, announced, make_driver
 
@@ -23,8 +29,25 @@ class Engine:
         self.driver = make_driver()
         self.scheduler = SimpleNamespace(chameleon=self.driver, chameleon_is_due=False)
         self.input_queue: queue.Queue[Any] = queue.Queue()
+        self.aborts_queue: queue.Queue[Any] = queue.Queue()
+        self.process_input_queue_block = True
+        self.asked: list[Any] = []
         self.sleeps = False
         self.next_input = partial(_next_input, self, self.input_queue.get)
+
+    def has_work(self) -> bool:
+        """Whether to make a step."""
+        return bool(self.scheduler.chameleon_is_due)
+
+    def is_running(self) -> bool:
+        """Not told to end."""
+        return True
+
+    def _notify_idle_state_callbacks(self) -> None:
+        """Nobody waits for it to be idle."""
+
+    def _handle_client_request(self, *asked: Any) -> None:
+        self.asked.append(asked)
 
     def is_sleeping(self) -> bool:
         """Paused, or its memory gone."""
@@ -44,6 +67,19 @@ def test_an_idle_engine_wakes_for_a_pin() -> None:
     assert engine.scheduler.chameleon_is_due
     plan = engine.driver.begin_step(ROOM, 1.0)
     assert [LoadAdapter] == [type(command) for command in engine.driver.commands(plan)]
+
+
+def test_vllms_own_wait_ends_when_a_step_is_due() -> None:
+    """What clients ask meanwhile is handled first, as ever."""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    engine = Engine()
+    engine.driver.announce(announced("a"))
+    _pin(engine, "a", is_pinned=True)
+    engine.input_queue.put(("asked", 1))
+    _waking(EngineCoreProc._process_input_queue)(engine)
+    assert ("asked", 1) == engine.asked[0]
+    assert engine.has_work()
 
 
 def test_an_engine_that_sleeps_is_not_woken() -> None:

@@ -33,7 +33,7 @@ def install() -> None:
     if hasattr(EngineCore, ANNOUNCE):
         return
     EngineCore.add_lora = _announcing(EngineCore.add_lora)
-    EngineCoreProc.__init__ = _waking(EngineCoreProc.__init__)
+    EngineCoreProc._process_input_queue = _waking(EngineCoreProc._process_input_queue)
     for name, utility in (
         (ANNOUNCE, _announce),
         (WITHDRAW, _withdraw),
@@ -66,12 +66,13 @@ def _waking(stock: Any) -> Any:
     """An idle engine waits for input; this one also wakes when its scheduler has something to do."""
 
     @functools.wraps(stock)
-    def init(engine: Any, *args: Any, **kwargs: Any) -> None:
-        stock(engine, *args, **kwargs)
-        if driver_of(engine) is not None:
-            engine.input_queue.get = functools.partial(_next_input, engine, engine.input_queue.get)
+    def process_input_queue(engine: Any) -> None:
+        inputs = engine.input_queue
+        if "get" not in vars(inputs) and driver_of(engine) is not None:
+            inputs.get = functools.partial(_next_input, engine, inputs.get)
+        stock(engine)
 
-    return init
+    return process_input_queue
 
 
 def _next_input(
