@@ -32,6 +32,11 @@ class ServingSettings:
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
+        disk_cache_bytes: of packed copies of adapters on disk, for all workers of a host together, so that
+            an adapter's later loads are one read; never more than a tenth of what is free there. They
+            lie in a file without a name, which goes with the worker. 0 for none.
+        disk_cache_dir: folder for that file; a fast local disk is best. "" for the system's own for
+            temporary files, unless that is in memory: then nothing is kept.
         debug_checks: compare the bytes of each adapter taken from the KV cache with its host copy,
             and count all KV blocks whenever no request is left; an engine that finds a difference
             ends. Slow.
@@ -45,6 +50,8 @@ class ServingSettings:
     scan_s: float = 1.0
     trusts_hints: bool = False
     slot_parts: int = 4
+    disk_cache_bytes: int = 1 << 30
+    disk_cache_dir: str = ""
     debug_checks: bool = False
     admin_key_hash: str = ""
     tenants: str = ""
@@ -54,6 +61,10 @@ class ServingSettings:
             raise ConfigError(f"serving.scan_s is {self.scan_s}; use 0.1 seconds or more")
         if self.slot_parts not in (1, 2, 4, 8, 16):
             raise ConfigError(f"serving.slot_parts is {self.slot_parts}; use 1, 2, 4, 8 or 16")
+        if self.disk_cache_bytes < 0:
+            raise ConfigError(
+                f"serving.disk_cache_bytes is {self.disk_cache_bytes}; use 0 (none) or more"
+            )
         if self.admin_key_hash and not KEY_HASH.fullmatch(self.admin_key_hash):
             raise ConfigError(
                 f"serving.admin_key_hash has {len(self.admin_key_hash)} characters and is no sha256: "

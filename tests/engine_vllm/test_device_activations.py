@@ -10,17 +10,16 @@ import pytest
 
 from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.messages import (
-    Ack,
     ActivateAdapter,
     Activated,
     DemoteAdapter,
     DropAdapter,
-    LoadAdapter,
     PromoteAdapter,
     Promoted,
     PromotionFailed,
 )
 from chameleon_lora.errors import AdapterError
+from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
 
 torch = pytest.importorskip("torch")
@@ -28,6 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 from chameleon_lora.engine_vllm.worker.kv_pages import cache_tensors, kv_pages_of  # noqa: E402
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
+from tests.engine_vllm.adapter_commands import acks_of, load_all  # noqa: E402
 from tests.engine_vllm.layer_answers import all_stacked, slot_bytes  # noqa: E402
 
 QUARTERS = Cells(SLOTS, 4, MAX_RANK)
@@ -65,7 +65,9 @@ def use(lora_engine: Any, runner: Any) -> Iterator[Use]:
     def start_afresh(cells: Cells, debug_checks: bool = True) -> Any:
         manager.remove_all_adapters()
         manager.adapters.close()
-        manager.adapters = make_worker_adapters(manager, cells, debug_checks)
+        manager.adapters = make_worker_adapters(
+            manager, cells, ServingSettings(debug_checks=debug_checks)
+        )
         manager.adapters.attach(runner)
         for stacked in all_stacked(manager):
             stacked.fill_(float("nan"))
@@ -78,18 +80,6 @@ def use(lora_engine: Any, runner: Any) -> Iterator[Use]:
             module.reset_lora(slot)
     for cache in cache_tensors(runner):
         cache.zero_()
-
-
-def load(adapter_id: int, folder: Path) -> LoadAdapter:
-    """The command for a folder."""
-    return LoadAdapter(adapter_id, f"adapter-{adapter_id}", str(folder))
-
-
-def load_all(manager: Any, folders: dict[int, Path]) -> None:
-    """Afterwards each is in host memory."""
-    manager.execute([load(number, folder) for number, folder in folders.items()])
-    while len(manager.adapters.host_ids) < len(folders):
-        manager.poll_acks()
 
 
 def promotions(manager: Any, runner: Any, seed: int, numbers: tuple[int, ...]) -> list[Any]:
@@ -107,16 +97,10 @@ def promotions(manager: Any, runner: Any, seed: int, numbers: tuple[int, ...]) -
 
 def promote(manager: Any, runner: Any, seed: int, *numbers: int) -> None:
     """Afterwards these adapters are in blocks."""
-    manager.execute(promotions(manager, runner, seed, numbers))
-    assert set(numbers) == {ack.adapter_id for ack in acks_of(manager, Promoted, len(numbers))}
-
-
-def acks_of(manager: Any, kind: type[Any], count: int = 1) -> list[Any]:
-    """The next acks of a kind, once there are `count`; others are left out."""
-    acks: list[Ack] = []
-    while len(acks) < count:
-        acks += [ack for ack in manager.poll_acks() if isinstance(ack, kind)]
-    return acks
+    manager.adapters.execute(promotions(manager, runner, seed, numbers))
+    assert set(numbers) == {
+        ack.adapter_id for ack in acks_of(manager.adapters, Promoted, len(numbers))
+    }
 
 
 def everything(manager: Any) -> list[bytes]:
@@ -136,22 +120,22 @@ def test_slots_hold_the_same_bytes_from_blocks_as_from_the_host(
     if cells.parts > 1:
         moves += [ActivateAdapter(*place) for place in ((1, 4), (4, 5), (2, 6), (5, 4), (4, 6))]
     manager = use(cells)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     expected = []
     for move in moves:
-        manager.execute([move])
+        manager.adapters.execute([move])
         expected.append(everything(manager))
     manager = use(cells)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     promote(manager, runner, 1, *folders)
     found = []
     for index, move in enumerate(moves):
         if index == 5:
-            manager.execute([DemoteAdapter(move.adapter_id)])
+            manager.adapters.execute([DemoteAdapter(move.adapter_id)])
             promote(manager, runner, 2, move.adapter_id)
-        manager.poll_acks()
-        manager.execute([move])
-        (ack,) = acks_of(manager, Activated)
+        manager.adapters.poll_acks()
+        manager.adapters.execute([move])
+        (ack,) = acks_of(manager.adapters, Activated)
         assert (True, True) == (ack.from_device, ack.is_checked)
         found.append(everything(manager))
     assert [one == other for one, other in zip(expected, found, strict=True)] == [True] * len(moves)
@@ -162,15 +146,15 @@ def test_an_adapter_without_blocks_comes_from_the_host(
 ) -> None:
     """Before its promotion, and after a demotion; unchecked where there is nothing to check."""
     manager = use(CELLS)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     steps: list[tuple[list[Any], bool]] = [
         ([ActivateAdapter(1, 0)], False),
         ([ActivateAdapter(1, 1)], True),
         ([DemoteAdapter(1), ActivateAdapter(1, 0)], False),
     ]
     for commands, from_device in steps:
-        manager.execute(commands)
-        (ack,) = acks_of(manager, Activated)
+        manager.adapters.execute(commands)
+        (ack,) = acks_of(manager.adapters, Activated)
         assert (from_device, from_device) == (ack.from_device, ack.is_checked)
         if not from_device:
             promote(manager, runner, 3, 1)
@@ -181,42 +165,23 @@ def test_an_activation_may_use_the_blocks_that_the_same_step_gives_up(
 ) -> None:
     """Commands are carried out in their order; another adapter takes the blocks after it."""
     manager = use(CELLS)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     promote(manager, runner, 4, 3)
     (again,) = promotions(manager, runner, 4, (2,))
-    manager.execute([ActivateAdapter(3, 0), DemoteAdapter(3), again])
-    (ack,) = acks_of(manager, Activated)
+    manager.adapters.execute([ActivateAdapter(3, 0), DemoteAdapter(3), again])
+    (ack,) = acks_of(manager.adapters, Activated)
     assert ack.from_device
-    manager.execute([ActivateAdapter(3, 1)])
+    manager.adapters.execute([ActivateAdapter(3, 1)])
     assert slot_bytes(manager, 0) == slot_bytes(manager, 1)
-
-
-def test_a_promotion_waits_for_this_ranks_own_load(
-    use: Use, runner: Any, folders: dict[int, Path]
-) -> None:
-    """Rank 0 may have had the adapter long before."""
-    manager = use(CELLS)
-    manager.execute([load(1, folders[1]), PromoteAdapter(1, 7, tuple(range(1, 40)))])
-    (ack,) = acks_of(manager, Promoted)
-    assert (1, 7) == (ack.adapter_id, ack.serial)
-    assert kv_pages_of(runner).num_blocks > 40
-
-
-def test_a_promotion_of_what_could_not_be_loaded_is_answered(use: Use, tmp_path: Path) -> None:
-    """With the reason; the step goes on."""
-    manager = use(CELLS)
-    manager.execute([load(1, tmp_path / "nowhere"), PromoteAdapter(1, 7, (1, 2))])
-    (ack,) = acks_of(manager, PromotionFailed)
-    assert (1, 7, False) == (ack.adapter_id, ack.serial, ack.is_final)
-    assert "nowhere" in ack.reason
 
 
 def test_without_a_runner_nothing_is_promoted(use: Use, folders: dict[int, Path]) -> None:
     """The answer is final and the adapter is served from the host."""
     manager = use(CELLS)
     manager.adapters.attach(None)
-    manager.execute([load(1, folders[1]), PromoteAdapter(1, 7, (1, 2)), ActivateAdapter(1, 0)])
-    acks = [*manager.poll_acks()]
+    load_all(manager.adapters, {1: folders[1]})
+    manager.adapters.execute([PromoteAdapter(1, 7, (1, 2)), ActivateAdapter(1, 0)])
+    acks = [*manager.adapters.poll_acks()]
     (failed,) = [ack for ack in acks if isinstance(ack, PromotionFailed)]
     assert (True, "this worker has no KV cache") == (failed.is_final, failed.reason)
     assert [False] == [ack.from_device for ack in acks if isinstance(ack, Activated)]
@@ -228,18 +193,19 @@ def test_a_drop_forgets_the_copy_in_blocks(
 ) -> None:
     """Complete or under way: it is not answered, and nothing is written afterwards."""
     manager = use(CELLS)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     if is_complete:
         promote(manager, runner, 5, 3)
     else:
-        manager.execute(promotions(manager, runner, 5, (3,)))
-    manager.execute([DropAdapter(3)])
+        manager.adapters.execute(promotions(manager, runner, 5, (3,)))
+    manager.adapters.execute([DropAdapter(3)])
     for cache in cache_tensors(runner):
         cache.fill_(5.0)
-    manager.execute([load(3, folders[3]), ActivateAdapter(3, 0)])
-    (ack,) = acks_of(manager, Activated)
+    load_all(manager.adapters, {3: folders[3]})
+    manager.adapters.execute([ActivateAdapter(3, 0)])
+    (ack,) = acks_of(manager.adapters, Activated)
     assert not ack.from_device
-    assert not [ack for ack in manager.poll_acks() if isinstance(ack, Promoted)]
+    assert not [ack for ack in manager.adapters.poll_acks() if isinstance(ack, Promoted)]
     manager.adapters.close()  # ends the copier's thread
     assert all(bool((cache == 5.0).all()) for cache in cache_tensors(runner))
 
@@ -251,9 +217,9 @@ def test_cleared_slots_are_filled_again_from_blocks(
     from vllm.lora.request import LoRARequest
 
     manager = use(CELLS)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     promote(manager, runner, 6, 2)
-    manager.execute([ActivateAdapter(2, 1)])
+    manager.adapters.execute([ActivateAdapter(2, 1)])
     expected = slot_bytes(manager, 1)
     manager.adapters.forget_slots()
     for stacked in all_stacked(manager):
@@ -267,17 +233,17 @@ def test_a_step_fails_loudly_if_debug_checks_find_foreign_bytes(
 ) -> None:
     """Whoever wrote into the blocks, the adapter is named; without checks it is not noticed."""
     manager = use(CELLS)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     promote(manager, runner, 7, 1)
     for cache in cache_tensors(runner):
         cache.fill_(5.0)
     with pytest.raises(AdapterError, match="Adapter 1's copy in the KV cache is not its host copy"):
-        manager.execute([ActivateAdapter(1, 0)])
+        manager.adapters.execute([ActivateAdapter(1, 0)])
     manager = use(CELLS, debug_checks=False)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     promote(manager, runner, 7, 1)
-    manager.execute([ActivateAdapter(1, 0)])
-    (ack,) = acks_of(manager, Activated)
+    manager.adapters.execute([ActivateAdapter(1, 0)])
+    (ack,) = acks_of(manager.adapters, Activated)
     assert (True, False) == (ack.from_device, ack.is_checked)
 
 
@@ -298,13 +264,13 @@ def test_answers_are_the_same_from_blocks_and_afterwards(
 
     moves = [ActivateAdapter(n, n - 1) for n in (1, 2, 3)]
     manager = use(CELLS)
-    load_all(manager, folders)
-    manager.execute(moves)
+    load_all(manager.adapters, folders)
+    manager.adapters.execute(moves)
     expected = answers()
     manager = use(CELLS)
-    load_all(manager, folders)
+    load_all(manager.adapters, folders)
     promote(manager, runner, 8, 1, 2, 3)
-    manager.execute(moves)
-    assert all(ack.from_device for ack in acks_of(manager, Activated, 3))
-    manager.execute([DemoteAdapter(n) for n in (1, 2, 3)])
+    manager.adapters.execute(moves)
+    assert all(ack.from_device for ack in acks_of(manager.adapters, Activated, 3))
+    manager.adapters.execute([DemoteAdapter(n) for n in (1, 2, 3)])
     assert expected == answers()

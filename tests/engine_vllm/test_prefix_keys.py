@@ -1,5 +1,6 @@
 """Whose cached prefixes a request may read: those of its own adapter's own content, and no others."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,13 @@ def keys(driver: Driver, name: str | None, path: str | None = None) -> tuple[byt
     name_version(driver, request)
     assert len(PROMPT) // BLOCK_TOKENS == len(request.block_hashes)
     return tuple(request.block_hashes)
+
+
+def name(driver: Driver, adapter: Any) -> tuple[str, bool]:
+    """The inner name that a request for this adapter gets, and whether no other will get it."""
+    request = SimpleNamespace(lora_request=adapter, block_hashes=[], update_block_hashes=list)
+    is_last = name_version(driver, request) is not None
+    return request.lora_request.lora_name, is_last
 
 
 def test_one_content_of_one_adapter_has_one_key() -> None:
@@ -95,3 +103,43 @@ def test_an_adapter_that_nobody_announced_has_keys_of_its_path() -> None:
     """As with vLLM's own LLM class: the same name at another path is another content."""
     driver = make_driver()
     assert not set(keys(driver, "a", "/one")) & set(keys(driver, "a", "/two"))
+
+
+def test_a_request_after_the_unload_brings_nothing_back() -> None:
+    """Let in just before, it is served alone; its adapter stays unloaded and is forgotten."""
+    from vllm.lora.request import LoRARequest
+
+    driver = make_driver()
+    driver.has_api_server = True
+    driver.announce(announced("a"))
+    driver.withdraw("a")
+    late, is_last = name(driver, LoRARequest("a", 1, "/adapters/a"))
+    assert ([], True) == (driver.catalog.names(), is_last)
+    assert "a" != late
+
+
+def test_a_request_from_before_the_reload_does_not_turn_it_back() -> None:
+    """The name means what was announced last, whatever path the request was let in with."""
+    from vllm.lora.request import LoRARequest
+
+    driver = make_driver()
+    driver.has_api_server = True
+    version = driver.announce(announced("a", path="/adapters/new"))
+    assert (version.inner_name, False) == name(driver, LoRARequest("a", 1, "/adapters/old"))
+    assert version == driver.catalog.current("a")
+
+
+def test_load_inplace_is_another_content() -> None:
+    """Without an API server that looks into files: once the former was read, keys are new."""
+    from vllm.lora.request import LoRARequest
+
+    driver = make_driver()
+    again = LoRARequest("a", 1, "/adapters/a", load_inplace=True)
+    first, _ = name(driver, again)
+    assert first == name(driver, again)[0]  # not read yet, so it will be what is there now
+    version = driver.catalog.current("a")
+    assert version is not None
+    driver.catalog.load(version.id)
+    second, _ = name(driver, again)
+    assert first != second
+    assert second == name(driver, LoRARequest("a", 1, "/adapters/a"))[0]

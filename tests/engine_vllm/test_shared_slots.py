@@ -12,20 +12,22 @@ from chameleon_lora.engine_vllm.messages import (
     ActivateAdapter,
     DropAdapter,
     LoadAdapter,
-    Loaded,
 )
 from chameleon_lora.errors import AdapterError
+from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+from chameleon_lora.engine_vllm.worker.agreement import Agreement  # noqa: E402
 from chameleon_lora.engine_vllm.worker.copier import ThreadCopier  # noqa: E402
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore  # noqa: E402
-from chameleon_lora.engine_vllm.worker.loader import Loader  # noqa: E402
+from chameleon_lora.engine_vllm.worker.loader import Loader, ReadAdapter  # noqa: E402
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
-from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy  # noqa: E402
+from chameleon_lora.engine_vllm.worker.packed_adapter import StockCopy  # noqa: E402
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # noqa: E402
+from tests.engine_vllm.adapter_commands import load_all  # noqa: E402
 from tests.engine_vllm.layer_answers import (  # noqa: E402
     Deltas,
     all_stacked,
@@ -67,7 +69,7 @@ def use(lora_engine: Any) -> Use:
         manager = lora_engine.worker_manager
         manager.remove_all_adapters()
         manager.adapters.close()
-        manager.adapters = make_worker_adapters(manager, cells)
+        manager.adapters = make_worker_adapters(manager, cells, ServingSettings())
         for stacked in all_stacked(manager):
             stacked.fill_(float("nan"))
         return manager
@@ -81,7 +83,8 @@ def alone(use: Use, folders: dict[int, Path]) -> dict[int, Deltas]:
     manager = use(CELLS)
     found = {}
     for number, folder in folders.items():
-        manager.adapters.execute([load(number, folder), ActivateAdapter(number, 1)])
+        load_all(manager.adapters, {number: folder})
+        manager.adapters.execute([ActivateAdapter(number, 1)])
         found[number] = {name: y[0] for name, y in deltas(manager, [number]).items()}
     return found
 
@@ -91,19 +94,12 @@ def manager(use: Use, folders: dict[int, Path], alone: dict[int, Deltas]) -> Ite
     """The manager over slots of four cells, all adapters in host memory, none in a slot."""
     assert alone
     made = use(QUARTERS)
-    made.adapters.execute([load(number, folder) for number, folder in folders.items()])
-    while len(made.adapters.host_ids) < len(folders):
-        made.adapters.poll_acks()
+    load_all(made.adapters, folders)
     yield made
     use(CELLS)
     for module in made._adapter_manager.modules.values():
         for slot in range(SLOTS):
             module.reset_lora(slot)
-
-
-def load(adapter_id: int, folder: Path) -> LoadAdapter:
-    """The command for a folder."""
-    return LoadAdapter(adapter_id, f"adapter-{adapter_id}", str(folder))
 
 
 def request(adapter_id: int, folder: Path) -> Any:
@@ -171,7 +167,8 @@ def test_any_history_leaves_every_adapter_whole(
                 assert contents(manager, QUARTERS, window) == old
         if rng.random() < 0.1:
             gone = rng.choice(list(windows(manager)))
-            manager.adapters.execute([DropAdapter(gone), load(gone, folders[gone])])
+            manager.adapters.execute([DropAdapter(gone)])
+            load_all(manager.adapters, {gone: folders[gone]})
         if rng.random() < 0.05:
             batch = {request(n, folders[n]) for n in windows(manager)}
             manager.remove_all_adapters()
@@ -182,9 +179,8 @@ def test_any_history_leaves_every_adapter_whole(
     expected = {number: contents(manager, QUARTERS, window) for number, window in places.items()}
     fresh = use(QUARTERS)
     for number, window in places.items():
-        fresh.adapters.execute(
-            [load(number, folders[number]), ActivateAdapter(number, window.start)]
-        )
+        load_all(fresh.adapters, {number: folders[number]})
+        fresh.adapters.execute([ActivateAdapter(number, window.start)])
     assert expected == {
         number: contents(fresh, QUARTERS, window) for number, window in places.items()
     }
@@ -284,17 +280,17 @@ class StockReader:
         self._worker_manager = worker_manager
         self._reader = reader
 
-    def read(self, command: LoadAdapter) -> HostCopy:
+    def read(self, command: LoadAdapter) -> ReadAdapter:
         """The adapter, in one form or the other."""
         if command.adapter_id != 50:
-            copy: HostCopy = self._reader.read_files(command)
-            return copy
+            read: ReadAdapter = self._reader.read_files(command)
+            return read
         asked = request(command.adapter_id, Path(command.path))
         model = self._worker_manager._load_adapter(asked)
         self._worker_manager._adapter_manager._create_merged_loras_inplace(model)
-        return StockCopy(model.id, model.rank, 1, model)
+        return ReadAdapter(StockCopy(model.id, model.rank, 1, model), "1")
 
-    def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
+    def keep(self, read: ReadAdapter) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
@@ -314,12 +310,13 @@ def test_a_stock_copy_has_a_slot_for_itself(
         Loader(reader),
         reader,
         DeviceStore(ThreadCopier()),
+        Agreement(),
     )
     small = {1: 4, 4: 5, 2: 6, 6: 8}
-    adapters.execute([load(number, folders[number]) for number in (*small, 50) if number != 50])
+    loaded = load_all(adapters, {number: folders[number] for number in small})
     adapters.execute([ActivateAdapter(*place) for place in small.items()])
-    adapters.execute([load(50, folders[1]), ActivateAdapter(50, 4)])
-    loaded = {ack.adapter_id: ack for ack in adapters.poll_acks() if isinstance(ack, Loaded)}
+    loaded |= load_all(adapters, {50: folders[1]})
+    adapters.execute([ActivateAdapter(50, 4)])
     assert (MAX_RANK, False, True) == (loaded[50].rank, loaded[50].is_packed, loaded[1].is_packed)
     layout = manager._adapter_manager.lora_index_to_id
     assert {4: 50, 8: 6} == {cell: number for cell, number in enumerate(layout) if number}

@@ -1,12 +1,13 @@
 """Chameleon's routes and metrics on a real server."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 
 from faults.adapter_fixtures import rank_of
-from tests.live.client import OK, Connection, Question, state
+from tests.live.client import OK, Connection, Question, state, until
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import PROMPTS
 
@@ -94,6 +95,28 @@ def test_a_pinned_adapter_is_in_memory_until_unpinned(server: Server) -> None:
         (OK, f"Success: LoRA adapter '{name}' unpinned successfully."),
         (False, "false"),
     ] == server.run(pin_and_unpin)
+
+
+def test_a_server_without_requests_reads_what_is_pinned_and_forgets_what_goes(
+    server: Server,
+) -> None:
+    """Nobody ever asks for the adapter: its tier follows the pin, and its folder."""
+
+    async def tier(client: Connection) -> str:
+        adapters: dict[str, str] = {a["name"]: a["tier"] for a in (await state(client))["adapters"]}
+        return adapters.get(name, "disk")
+
+    async def pin_then_delete(client: Connection) -> None:
+        assert OK == (await pin(client, name))[0]
+        await until(lambda: has_tier(client, "host", "device"))
+        shutil.rmtree(server.adapters / name)
+        await until(lambda: has_tier(client, "disk"))
+
+    async def has_tier(client: Connection, *tiers: str) -> bool:
+        return await tier(client) in tiers
+
+    name = server.put(6)
+    server.run(pin_then_delete)
 
 
 @pytest.mark.parametrize("name", ["nobody", BASE])

@@ -32,7 +32,13 @@ class EventLog:
         os.write(self._descriptor, f"{json.dumps(line)}\n".encode())  # one write: none interleave
 
     def record(
-        self, event: Event, adapter_id: int, seconds: float, *, in_step: bool, source: str = ""
+        self,
+        event: Event,
+        adapter_id: int,
+        seconds: float,
+        *,
+        in_step: bool,
+        source: str | None = None,
     ) -> None:
         """Appends an event.
 

@@ -1,7 +1,8 @@
 """What the scheduler tells the workers, and what they answer.
 
 Commands travel as an extra attribute of vLLM's SchedulerOutput, acks as one of ModelRunnerOutput.
-Both are pickled between processes. Only rank 0's acks reach the scheduler.
+Both are pickled between processes. Only one rank's acks reach the scheduler, so ranks agree first:
+what is loaded or promoted is so on every rank (`worker/agreement.py`).
 """
 
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ class LoadAdapter:
     Attributes:
         path: a local folder, or a name vLLM can resolve to one.
         is_3d: its mixture-of-experts weights are stored fused (LoRARequest.is_3d_lora_weight).
-        fingerprint: of the files meant; other files there are refused. "" if none was announced.
+        fingerprint: of the files meant; other files there are refused. None for whatever is there.
     """
 
     adapter_id: int
     name: str
     path: str
     is_3d: bool = False
-    fingerprint: str = ""
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class DropAdapter:
 class ActivateAdapter:
     """Put the host copy into the slot, from this cell on, in place of all it overlaps.
 
-    Answered by Activated. Without division of slots (`cells.py`), a cell is a slot.
+    Answered by Activated. Only for an adapter that was answered by Loaded, so no rank waits for it.
+    Without division of slots (`cells.py`), a cell is a slot.
     """
 
     adapter_id: int
@@ -79,13 +81,14 @@ class DemoteAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The adapter is in host memory, ready to be activated.
+    """The adapter is in host memory on every rank, ready to be activated.
 
     Attributes:
         is_packed: it is a plain run of bytes, so KV blocks can hold it.
-        nbytes: of the host copy on this rank, at the adapter's exact rank.
+        nbytes: of the largest host copy on one rank, at the adapter's exact rank.
         rank: that it takes in a slot; the whole slot's for one that cannot share.
-        seconds: from the start of the load; waiting for earlier loads not counted.
+        seconds: from the start of the slowest load; waiting for earlier loads not counted.
+        fingerprint: of the files that were read.
     """
 
     adapter_id: int
@@ -93,11 +96,12 @@ class Loaded:
     rank: int
     seconds: float
     is_packed: bool = True
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The adapter cannot be loaded; `reason` is one line that names it and the cause."""
+    """A rank cannot load the adapter, so none keeps it; `reason` is one line with name and cause."""
 
     adapter_id: int
     reason: str
@@ -121,7 +125,7 @@ class Activated:
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """The adapter is in its KV blocks, complete; `seconds` from the command on, outside steps."""
+    """It is in its KV blocks on every rank, complete; `seconds` from the command on, outside steps."""
 
     adapter_id: int
     serial: int
@@ -130,10 +134,10 @@ class Promoted:
 
 @dataclass(frozen=True, slots=True)
 class PromotionFailed:
-    """The adapter is not in KV blocks; nothing writes to them for it.
+    """A rank has no copy in KV blocks and writes none; the blocks are to be taken from all.
 
     Attributes:
-        is_final: this worker's KV cache can hold no adapter at all.
+        is_final: that rank's KV cache can hold no adapter at all.
     """
 
     adapter_id: int
@@ -147,26 +151,16 @@ Ack = Loaded | LoadFailed | Activated | Promoted | PromotionFailed
 
 
 ANNOUNCE = "chameleon_announce"
-
-
 WITHDRAW = "chameleon_withdraw"
-
-
 PIN = "chameleon_pin"
-
-
 STATE = "chameleon_state"
-
-
 METRICS = "chameleon_metrics"
-
-
 ARRIVALS = "chameleon_arrivals"
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What an API server says of an adapter it serves from now on.
+    """What is served from now on, as an API server says; of size and content None if nobody looked.
 
     Attributes:
         fingerprint: changes when the adapter's files do.
@@ -175,9 +169,9 @@ class Announcement:
 
     name: str
     path: str
-    fingerprint: str
-    nbytes: int
-    rank: int
+    fingerprint: str | None = None
+    nbytes: int | None = None
+    rank: int | None = None
     is_3d: bool = False
 
 

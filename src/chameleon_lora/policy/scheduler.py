@@ -257,6 +257,8 @@ class Scheduler:
             self._fail_waiting(entry, reason)
         return None if reason else self._backlog.oldest_for(entry.adapter.id)
 
+    # Steps of a request's way
+
     def _wait(self, state: RequestState) -> None:
         entry = state.entry
         self._backlog.wait(state, is_ready=entry is None or entry.is_in_host)

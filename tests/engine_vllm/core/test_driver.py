@@ -265,6 +265,22 @@ class TestAdapters:
         assert version is driver.announce(announced("a"))
         assert [version.id] == list(driver.policy.adapters)
 
+    def test_what_was_replaced_or_withdrawn_is_forgotten(self) -> None:
+        """After 20,000 contents of one name, each of which was read, the tables are as before."""
+        driver = make_driver()
+        first = driver.announce(announced("a"))
+        for number in range(20_000):
+            driver.announce(announced("a", str(number)))
+            if not number % 100:  # one in so many is read too
+                driver.pin("a", is_pinned=True)
+                carry_out(driver, float(number))
+                driver.pin("a", is_pinned=False)
+        driver.announce(announced("a"))
+        carry_out(driver, 30_000.0)
+        tables = [*vars(driver).values(), *vars(driver.catalog).values()]
+        assert 10 > sum(len(table) for table in tables if isinstance(table, dict | set))
+        assert first.id not in driver.policy.adapters
+
 
 class DriverMachine(RuleBasedStateMachine):
     """Any order of arrivals, ends, preemptions, announcements, failed loads and partial steps.

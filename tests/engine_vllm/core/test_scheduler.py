@@ -1,11 +1,21 @@
 """What Chameleon's scheduler changes of vLLM's where it is made."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks
+from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.scheduler import scheduler_class
+from chameleon_lora.engine_vllm.messages import Loaded, PromoteAdapter
+from chameleon_lora.policy.memory.headroom import DeviceSettings
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.settings import ServingSettings
+from tests.engine_vllm.block_pools import make_pool
+from tests.engine_vllm.fake_requests import LIMITS, MIB, ROOM, announced
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -26,6 +36,13 @@ class FakeScheduler:
         self.kv_cache_manager = SimpleNamespace(block_pool=None)
         self.waiting: Any = None
 
+    def reset_prefix_cache(self) -> bool:
+        """The pool's own."""
+        return bool(self.kv_cache_manager.block_pool.reset_prefix_cache())
+
+
+CONFIG = SimpleNamespace(additional_config=None, lora_config=None)
+
 
 @pytest.mark.parametrize("policy", ["priority", "fcfs"])
 def test_no_clients_priority_chooses_whom_vllm_preempts(policy: str) -> None:
@@ -33,6 +50,34 @@ def test_no_clients_priority_chooses_whom_vllm_preempts(policy: str) -> None:
     pytest.importorskip("vllm")
     from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
-    config = SimpleNamespace(additional_config=None, lora_config=None)
-    scheduler = scheduler_class(FakeScheduler)(config, SchedulingPolicy(policy))
+    scheduler = scheduler_class(FakeScheduler)(CONFIG, SchedulingPolicy(policy))
     assert SchedulingPolicy.FCFS is scheduler.policy
+
+
+def driver_with_adapter_in(pool: Any) -> Driver:
+    """A driver whose one adapter has a block of the pool."""
+    device = DeviceSettings(headroom_share=0.0)
+    limits = replace(LIMITS, kv_tokens=21 * 16, block_bytes=MIB)
+    policy = Scheduler(PolicySettings(device=device), limits)
+    driver = Driver(policy, ServingSettings(), LoanedBlocks(pool))
+    version = driver.announce(announced("a"))
+    driver.pin("a", is_pinned=True)
+    room = replace(ROOM, free_blocks=20)
+    driver.commands(driver.begin_step(room, 1.0))
+    driver.acknowledge([Loaded(version.id, MIB, 8, 0.1)], 1.0)
+    assert [PromoteAdapter] == [type(c) for c in driver.commands(driver.begin_step(room, 2.0))]
+    return driver
+
+
+@pytest.mark.parametrize("has_requests", [True, False])
+def test_adapters_keep_their_blocks_when_vllm_refuses_a_reset(has_requests: bool) -> None:
+    """It does while requests hold blocks; adapters' blocks are no reason to."""
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy
+
+    scheduler = scheduler_class(FakeScheduler)(CONFIG, SchedulingPolicy.FCFS)
+    pool = scheduler.kv_cache_manager.block_pool = make_pool(20)
+    scheduler.chameleon = driver = driver_with_adapter_in(pool)
+    pool.get_new_blocks(int(has_requests))
+    assert has_requests is not scheduler.reset_prefix_cache()
+    assert driver.lending is not None
+    assert int(has_requests) == 20 - int(has_requests) - driver.lending.free_blocks

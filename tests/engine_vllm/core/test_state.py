@@ -184,10 +184,15 @@ def test_a_replaced_version_is_told_from_the_one_that_serves() -> None:
     """Both are in the state while the former runs; the metrics name what new requests get."""
     driver = make_driver()
     run_one(driver, "1", driver.announce(announced("a", "1")), 1.0)
-    run_one(driver, "2", driver.announce(announced("a", "2")), 2.0)
+    latest = driver.announce(announced("a", "2"))
+    run_one(driver, "2", latest, 2.0)
     former, current = state_of(driver)["adapters"]
     assert ("a", True, False) == (former["name"], former["is_leaving"], "version" in former)
-    assert ("a", "a@2", False) == (current["name"], current["version"], current["is_leaving"])
+    assert ("a", latest.inner_name, False) == (
+        current["name"],
+        current["version"],
+        current["is_leaving"],
+    )
     assert [{"name": "a", "level": "gpu", "is_pinned": False, "rank": 8}] == metrics_of(driver)[
         "adapters"
     ]

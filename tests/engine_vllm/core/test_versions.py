@@ -3,10 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.engine_vllm.core.versions import FIRST_ID, AdapterVersions, Version
+from chameleon_lora.engine_vllm.core.versions import FIRST_ID, MOST_PLAIN, AdapterVersions, Version
+from chameleon_lora.engine_vllm.messages import Announcement, LoadAdapter
 from tests.engine_vllm.fake_requests import announced
 
-NAMES = st.sampled_from(["a", "b", "a@2"])
+NAMES = st.sampled_from(["a", "b", "a@1001", "a@1002"])
 EVENTS = st.lists(
     st.tuples(NAMES, st.none() | st.sampled_from(["1", "2", "3"])), min_size=1, max_size=30
 )
@@ -47,7 +48,7 @@ def test_another_content_is_another_version() -> None:
     assert first == former
     assert second == catalog.current("a")
     assert first.id != second.id
-    assert ("a", "a@2") == (first.inner_name, second.inner_name)
+    assert ("a", f"a@{second.id}") == (first.inner_name, second.inner_name)
 
 
 def test_another_path_is_another_version() -> None:
@@ -74,6 +75,43 @@ def test_withdrawing_an_unknown_name_changes_nothing() -> None:
     """It answers None, for a second API server may say the same."""
     catalog = AdapterVersions()
     assert catalog.withdraw("a") is None
+
+
+def test_what_is_read_is_read_again_or_nothing() -> None:
+    """A version announced without a look at its files is the content that its first load found."""
+    catalog = AdapterVersions()
+    version, _ = catalog.announce(Announcement("a", "/a"))
+    assert LoadAdapter(version.id, "a", "/a") == catalog.load(version.id)
+    catalog.was_read(version.id, "7")
+    assert LoadAdapter(version.id, "a", "/a", fingerprint="7") == catalog.load(version.id)
+    assert (version, None) == catalog.announce(Announcement("a", "/a"))
+
+
+def test_a_renewed_adapter_is_a_new_version_once_it_was_read() -> None:
+    """Before that, the load to come finds what is there anyway."""
+    catalog = AdapterVersions()
+    source = Announcement("a", "/a")
+    first, _ = catalog.renew(source)
+    assert (first, None) == catalog.renew(source)
+    catalog.load(first.id)
+    second, former = catalog.renew(source)
+    assert (first, True) == (former, first.inner_name != second.inner_name)
+
+
+def test_versions_that_nobody_uses_are_forgotten() -> None:
+    """After 20,000 re-announcements, and as many names that came and went, little is left."""
+    catalog = AdapterVersions()
+    version, _ = catalog.announce(announced("a"))
+    for number in range(20_000):
+        version, _ = catalog.announce(announced("a", str(number)))
+        catalog.forget({version.id})
+    for number in range(20_000):
+        catalog.announce(announced(f"b{number}"))
+        catalog.withdraw(f"b{number}")
+        catalog.forget({version.id})
+    assert ["a"] == catalog.names()
+    sizes = [len(table) for table in vars(catalog).values() if hasattr(table, "__len__")]
+    assert MOST_PLAIN + 10 >= sum(sizes)
 
 
 @given(EVENTS)

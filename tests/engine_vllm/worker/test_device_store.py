@@ -243,12 +243,9 @@ def test_blocks_that_cannot_hold_it_stay_as_they_are(
     assert store.try_get(1, source) is None
 
 
-@pytest.mark.parametrize("host_copy", [StockCopy(1, 8, 100, None), "it was never loaded here"])
-def test_what_is_no_plain_run_of_bytes_is_not_promoted(
-    store: DeviceStore, host_copy: StockCopy | str
-) -> None:
+def test_what_is_no_plain_run_of_bytes_is_not_promoted(store: DeviceStore) -> None:
     """Another adapter may be."""
-    store.promote(PromoteAdapter(1, 0, (1, 2)), host_copy)
+    store.promote(PromoteAdapter(1, 0, (1, 2)), StockCopy(1, 8, 100, None))
     ack = ack_of(store)
     assert isinstance(ack, PromotionFailed)
     assert not ack.is_final

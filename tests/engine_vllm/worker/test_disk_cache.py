@@ -1,5 +1,7 @@
-"""ImageFile: what was packed comes back, or nothing does."""
+"""DiskCache: what was packed comes back, or nothing does, whatever the disk does."""
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,11 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache, fingerprint_of  # noqa: E402
-from chameleon_lora.engine_vllm.worker.packed_adapter import PackedAdapter, Piece, image_over  # noqa: E402
+from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache  # noqa: E402
+from chameleon_lora.engine_vllm.worker.packed_adapter import (  # noqa: E402
+    PackedAdapter,
+    Piece,
+    image_over,
+)
 
-SOURCE = (("adapter_model.safetensors", 10, 1),)
+OLD, NEW = "1", "2"
 IMAGE_BYTES = 512
+ROOM_BYTES = 3 * IMAGE_BYTES
 
 
 def image(adapter_id: int, value: int) -> PackedAdapter:
@@ -24,7 +31,7 @@ def image(adapter_id: int, value: int) -> PackedAdapter:
 @pytest.fixture
 def images(tmp_path: Path) -> Iterator[DiskCache]:
     """Room for three images."""
-    file = DiskCache(tmp_path, limit_bytes=3 * IMAGE_BYTES)
+    file = DiskCache(tmp_path, ROOM_BYTES)
     yield file
     file.close()
 
@@ -32,26 +39,26 @@ def images(tmp_path: Path) -> Iterator[DiskCache]:
 def test_an_image_comes_back_byte_for_byte(images: DiskCache) -> None:
     """A saved image has the same bytes, matrices and rank when it is loaded."""
     saved = image(1, 7)
-    assert images.save(saved, SOURCE)
-    found = images.load(1, SOURCE)
+    images.save(saved, OLD)
+    found = images.load(1, OLD)
     assert found is not None
     assert (saved.rank, saved.pieces) == (found.rank, found.pieces)
     assert saved.flat.equal(found.flat)
     assert all(a.equal(b) for a, b in zip(saved.views, found.views, strict=True))
 
 
-def test_a_changed_source_is_not_answered_from_the_file(images: DiskCache) -> None:
+def test_another_content_is_not_answered_from_the_file(images: DiskCache) -> None:
     """None for an id whose files were rewritten since: the old weights are never served."""
-    images.save(image(1, 7), SOURCE)
-    assert images.load(1, (("adapter_model.safetensors", 10, 2),)) is None
-    assert images.load(2, SOURCE) is None
+    images.save(image(1, 7), OLD)
+    assert images.load(1, NEW) is None
+    assert images.load(2, OLD) is None
 
 
 def test_the_oldest_makes_room(images: DiskCache) -> None:
     """A fourth image in room for three replaces the first and no other."""
     for adapter_id in (1, 2, 3, 4):
-        images.save(image(adapter_id, adapter_id), SOURCE)
-    found = {i: images.load(i, SOURCE) for i in (1, 2, 3, 4)}
+        images.save(image(adapter_id, adapter_id), OLD)
+    found = {i: images.load(i, OLD) for i in (1, 2, 3, 4)}
     assert found[1] is None
     for adapter_id in (2, 3, 4):
         kept = found[adapter_id]
@@ -59,35 +66,101 @@ def test_the_oldest_makes_room(images: DiskCache) -> None:
         assert kept.flat.equal(image(adapter_id, adapter_id).flat)
 
 
-def test_a_new_version_replaces_the_old_one(images: DiskCache) -> None:
-    """Saving an id again makes its latest bytes the ones that come back."""
-    images.save(image(1, 7), SOURCE)
-    newer = (("adapter_model.safetensors", 10, 2),)
-    images.save_once(image(1, 8), newer)
-    found = images.load(1, newer)
+def test_a_new_content_replaces_the_old_one(images: DiskCache) -> None:
+    """Saving an id again makes its latest bytes the ones that come back; the same content is kept."""
+    images.save(image(1, 7), OLD)
+    images.save(image(1, 9), OLD)
+    first = images.load(1, OLD)
+    assert first is not None
+    assert first.flat.equal(image(1, 7).flat)
+    images.save(image(1, 8), NEW)
+    found = images.load(1, NEW)
     assert found is not None
     assert found.flat.equal(image(1, 8).flat)
 
 
-def test_an_image_above_the_limit_is_not_kept(tmp_path: Path) -> None:
-    """False, and no disk is used."""
-    file = DiskCache(tmp_path, limit_bytes=IMAGE_BYTES - 1)
-    assert not file.save(image(1, 7), SOURCE)
-    assert file.load(1, SOURCE) is None
+@pytest.mark.parametrize(("limit_bytes", "workers"), [(IMAGE_BYTES - 1, 1), (3 * IMAGE_BYTES, 4)])
+def test_an_image_above_the_limit_is_not_kept(
+    tmp_path: Path, limit_bytes: int, workers: int
+) -> None:
+    """The limit is for all workers together, so one has its part of it."""
+    file = DiskCache(tmp_path, limit_bytes, workers)
+    file.save(image(1, 7), OLD)
+    assert file.load(1, OLD) is None
     file.close()
 
 
 def test_nothing_is_left_on_the_disk(images: DiskCache, tmp_path: Path) -> None:
     """The file has no name, so that a killed worker leaves nothing behind."""
-    images.save(image(1, 7), SOURCE)
+    images.save(image(1, 7), OLD)
     assert [] == list(tmp_path.iterdir())
 
 
-def test_a_fingerprint_tells_versions_apart(tmp_path: Path) -> None:
-    """Rewriting the weights changes it; reading them does not."""
-    weights = tmp_path / "adapter_model.safetensors"
-    weights.write_bytes(b"one")
-    first = fingerprint_of(str(tmp_path))
-    assert first == fingerprint_of(str(tmp_path))
-    weights.write_bytes(b"three")
-    assert first != fingerprint_of(str(tmp_path))
+def test_what_is_done_is_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the file is, how large it may become, and by which setting."""
+    caplog.set_level("INFO")
+    file = DiskCache(tmp_path, ROOM_BYTES, 3)
+    file.save(image(1, 7), OLD)
+    file.close()
+    (record,) = caplog.records
+    for word in (str(tmp_path), str(IMAGE_BYTES), "3 workers", "serving.disk_cache_bytes"):
+        assert word in record.getMessage()
+
+
+def test_a_folder_that_is_not_there_costs_the_images_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, and nothing is kept; no load fails for it."""
+    file = DiskCache(tmp_path / "nowhere", ROOM_BYTES)
+    file.save(image(1, 7), OLD)
+    assert file.load(1, OLD) is None
+    file.close()
+    assert ["nowhere" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_folder_in_memory_is_not_taken_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system keeps temporary files in memory, copies there would save nothing."""
+    shared_memory = Path("/dev/shm")  # a tmpfs on every Linux
+    if not os.access(shared_memory, os.W_OK):
+        pytest.skip("there is no file system in memory to write to")
+    monkeypatch.setattr("tempfile.tempdir", str(shared_memory))
+    file = DiskCache(None, ROOM_BYTES)
+    file.save(image(1, 7), OLD)
+    assert file.load(1, OLD) is None
+    file.close()
+
+
+def test_a_full_disk_costs_the_image_only(images: DiskCache) -> None:
+    """What cannot be written is not kept, and what was kept before still comes back."""
+    resource = pytest.importorskip("resource")
+    images.save(image(1, 7), OLD)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (IMAGE_BYTES, before[1]))  # "file too large"
+    try:
+        images.save(image(2, 8), OLD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert images.load(2, OLD) is None
+    assert images.load(1, OLD) is not None
+
+
+def test_a_disk_that_hangs_is_asked_no_more_until_it_answers(tmp_path: Path) -> None:
+    """Whoever asks gives up after a while, the next at once; then it serves again."""
+    go, is_hanging = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        is_hanging.set()
+        go.wait()
+
+    file = DiskCache(tmp_path, ROOM_BYTES, prepare_thread=hang, patience_s=0.05)
+    is_hanging.wait()
+    file.save(image(1, 7), OLD)
+    for _ in range(1000):  # each would wait for the patience alone
+        file.save(image(1, 7), OLD)
+    assert file.load(1, OLD) is None
+    go.set()
+    while file.load(1, OLD) is None:
+        file.save(image(1, 7), OLD)
+    file.close()

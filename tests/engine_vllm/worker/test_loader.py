@@ -7,10 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import threading  # noqa: E402
+import weakref  # noqa: E402
 
 from chameleon_lora.engine_vllm.messages import LoadAdapter  # noqa: E402
-from chameleon_lora.engine_vllm.worker.loader import Loader, reason_of  # noqa: E402
-from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy  # noqa: E402
+from chameleon_lora.engine_vllm.worker.loader import Delivery, Loader, ReadAdapter, reason_of  # noqa: E402
+from chameleon_lora.engine_vllm.worker.packed_adapter import StockCopy  # noqa: E402
 
 
 class ScriptedReader:
@@ -22,19 +23,18 @@ class ScriptedReader:
         self.kept: list[int] = []
         self.has_kept = threading.Event()
 
-    def read(self, command: LoadAdapter) -> HostCopy:
+    def read(self, command: LoadAdapter) -> ReadAdapter:
         """A copy without weights."""
         self.readers.add(threading.get_ident())
         if command.name == "broken":
             raise ValueError("rank 64 is above\nthe limit of 16")
         if command.name == "slow":
             self.go.wait()
-        return StockCopy(command.adapter_id, 8, 100, None)
+        return ReadAdapter(StockCopy(command.adapter_id, 8, 100, None), "1")
 
-    def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
+    def keep(self, read: ReadAdapter) -> None:
         """Notes the id."""
-        assert command.adapter_id == host_copy.adapter_id
-        self.kept.append(command.adapter_id)
+        self.kept.append(read.host_copy.adapter_id)
         self.has_kept.set()
 
 
@@ -56,52 +56,77 @@ def order(adapter_id: int, name: str = "plain") -> LoadAdapter:
     return LoadAdapter(adapter_id, name, f"/adapters/{name}")
 
 
+def take(loader: Loader, count: int) -> list[Delivery]:
+    """The next deliveries, once they are there."""
+    found: list[Delivery] = []
+    while len(found) < count:
+        found += loader.poll()
+    return found
+
+
+def id_of(delivery: Delivery) -> int:
+    """Whose it is."""
+    return delivery.order.command.adapter_id
+
+
 def test_loads_are_delivered_in_order(loader: Loader) -> None:
-    """Each delivery carries its ticket and copy, first come, first served."""
-    for ticket in range(5):
-        loader.submit(ticket, order(10 + ticket))
-    deliveries = [loader.wait() for _ in range(5)]
-    assert [(t, 10 + t) for t in range(5)] == [(d.ticket, d.adapter_id) for d in deliveries]
-    assert all(isinstance(d.outcome, StockCopy) for d in deliveries)
+    """Each delivery carries its order and copy, first come, first served."""
+    orders = [loader.submit(order(number)) for number in range(5)]
+    deliveries = take(loader, 5)
+    assert orders == [delivery.order for delivery in deliveries]
+    assert all(isinstance(delivery.outcome, ReadAdapter) for delivery in deliveries)
 
 
 def test_a_failing_load_is_an_answer_and_the_thread_goes_on(loader: Loader) -> None:
     """The reason is one line with name, path and cause; the next load succeeds."""
-    loader.submit(0, order(1, "broken"))
-    loader.submit(1, order(2))
+    loader.submit(order(1, "broken"))
+    loader.submit(order(2))
     expected = "Adapter 'broken' cannot be loaded: rank 64 is above the limit of 16"
-    assert expected == loader.wait().outcome
-    assert isinstance(loader.wait().outcome, StockCopy)
+    failed, loaded = take(loader, 2)
+    assert expected == failed.outcome
+    assert isinstance(loaded.outcome, ReadAdapter)
 
 
 def test_poll_never_waits(loader: Loader, reader: ScriptedReader) -> None:
     """Nothing while a load is under way."""
-    loader.submit(0, order(1, "slow"))
+    loader.submit(order(1, "slow"))
     assert [] == loader.poll()
     reader.go.set()
-    assert 1 == loader.wait().adapter_id
+    assert 1 == id_of(take(loader, 1)[0])
     assert [] == loader.poll()
 
 
 def test_a_cancelled_load_is_skipped(loader: Loader, reader: ScriptedReader) -> None:
     """What is cancelled before its turn is never read, so never delivered."""
-    loader.submit(0, order(1, "slow"))
-    loader.submit(1, order(2))
-    loader.submit(2, order(3))
-    loader.cancel(1)
+    loader.submit(order(1, "slow"))
+    loader.submit(order(2)).is_cancelled = True
+    loader.submit(order(3))
     reader.go.set()
-    assert [1, 3] == [loader.wait().adapter_id for _ in range(2)]
+    assert [1, 3] == [id_of(found) for found in take(loader, 2)]
+
+
+def test_cancelled_loads_leave_nothing_behind(loader: Loader) -> None:
+    """However many were begun and called off: whoever asks for memory finds no trace of them."""
+    orders = []
+    for _ in range(200):
+        begun = loader.submit(order(1))
+        take(loader, 1)
+        begun.is_cancelled = True
+        orders.append(weakref.ref(begun))
+        del begun
+    loader.close()
+    assert [None] * 200 == [order() for order in orders]
 
 
 def test_a_load_that_hangs_holds_up_no_other(reader: ScriptedReader) -> None:
     """Once it took too long, the loads behind it are read; it is delivered when it ends."""
     loader = Loader(reader, stall_s=0.01)
-    loader.submit(0, order(1, "slow"))
-    loader.submit(1, order(2))
-    loader.submit(2, order(3))
-    assert [2, 3] == [loader.wait().adapter_id for _ in range(2)]
+    loader.submit(order(1, "slow"))
+    loader.submit(order(2))
+    loader.submit(order(3))
+    assert [2, 3] == [id_of(found) for found in take(loader, 2)]
     reader.go.set()
-    assert 1 == loader.wait().adapter_id
+    assert 1 == id_of(take(loader, 1)[0])
     assert 2 == len(reader.readers)
     loader.close()
 
@@ -109,11 +134,11 @@ def test_a_load_that_hangs_holds_up_no_other(reader: ScriptedReader) -> None:
 def test_polling_is_enough_to_get_past_a_load_that_hangs(reader: ScriptedReader) -> None:
     """A step that only looks finds the others' deliveries in time."""
     loader = Loader(reader, stall_s=0.01)
-    loader.submit(0, order(1, "slow"))
-    loader.submit(1, order(2))
+    loader.submit(order(1, "slow"))
+    loader.submit(order(2))
     found: list[int] = []
     while not found:
-        found += [delivery.adapter_id for delivery in loader.poll()]
+        found += [id_of(delivery) for delivery in loader.poll()]
     assert [2] == found
     reader.go.set()
     loader.close()
@@ -123,13 +148,13 @@ def test_one_thread_is_left_when_nothing_hangs(reader: ScriptedReader) -> None:
     """Those that were there for loads that hung end with them."""
     loader = Loader(reader, stall_s=0.01)
     for ticket in range(3):
-        loader.submit(ticket, order(ticket, "slow"))
-    loader.submit(3, order(3))
-    assert 3 == loader.wait().adapter_id
+        loader.submit(order(ticket, "slow"))
+    loader.submit(order(3))
+    assert 3 == id_of(take(loader, 1)[0])
     reader.go.set()
-    assert {0, 1, 2} == {loader.wait().adapter_id for _ in range(3)}
-    loader.submit(4, order(4))
-    assert 4 == loader.wait().adapter_id
+    assert {0, 1, 2} == {id_of(found) for found in take(loader, 3)}
+    loader.submit(order(4))
+    assert 4 == id_of(take(loader, 1)[0])
     while 1 < len(loader._threads):
         assert [] == loader.poll()
     loader.close()
@@ -138,7 +163,7 @@ def test_one_thread_is_left_when_nothing_hangs(reader: ScriptedReader) -> None:
 def test_a_load_that_hangs_does_not_hold_up_the_end(reader: ScriptedReader) -> None:
     """Closing gives up waiting for it."""
     loader = Loader(reader)
-    loader.submit(0, order(1, "slow"))
+    loader.submit(order(1, "slow"))
     loader.close()
     assert [] == loader.poll()
     reader.go.set()
@@ -146,12 +171,12 @@ def test_a_load_that_hangs_does_not_hold_up_the_end(reader: ScriptedReader) -> N
 
 def test_copies_are_kept_when_no_load_waits(loader: Loader, reader: ScriptedReader) -> None:
     """Writing for later never delays a load that is due: both are read before either is kept."""
-    loader.submit(0, order(1, "slow"))
-    loader.submit(1, order(2))
+    loader.submit(order(1, "slow"))
+    loader.submit(order(2))
     reader.go.set()
-    deliveries = [loader.wait(), loader.wait()]
+    deliveries = take(loader, 2)
     assert reader.has_kept.wait(timeout=30)
-    assert [1, 2] == [delivery.adapter_id for delivery in deliveries]
+    assert [1, 2] == [id_of(delivery) for delivery in deliveries]
     loader.close()
     assert [1, 2] == reader.kept
 

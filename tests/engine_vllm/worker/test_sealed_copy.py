@@ -95,7 +95,8 @@ def open_files() -> int:
 def test_the_copy_is_the_adapter_and_goes(adapter: Path) -> None:
     """Two files of the same bytes under the adapter's own name; afterwards neither folder nor file."""
     before = open_files()
-    with sealed_copy(adapter, require_servable(adapter).fingerprint, ANY) as copy:
+    with sealed_copy(adapter, require_servable(adapter).fingerprint, ANY) as sealed:
+        copy = sealed.folder
         assert content(adapter) == content(copy)
         assert {CONFIG_NAME, WEIGHTS_NAME} == {path.name for path in copy.iterdir()}
         assert adapter.name == copy.name
@@ -106,7 +107,8 @@ def test_the_copy_is_the_adapter_and_goes(adapter: Path) -> None:
 def test_the_copy_survives_what_happens_to_the_files(adapter: Path) -> None:
     """Cut to nothing and deleted while mapped: the tensors stay, where a mapped file would end us."""
     expected = {name: values.copy() for name, values in load_file(adapter / WEIGHTS_NAME).items()}
-    with sealed_copy(adapter, "", ANY) as copy:
+    with sealed_copy(adapter, None, ANY) as sealed:
+        copy = sealed.folder
         os.truncate(adapter / WEIGHTS_NAME, 0)
         (adapter / CONFIG_NAME).unlink()
         found = load_file(copy / WEIGHTS_NAME)
@@ -117,7 +119,8 @@ def test_the_copy_survives_what_happens_to_the_files(adapter: Path) -> None:
 
 def test_nobody_can_write_to_the_copy(adapter: Path) -> None:
     """Not even this process, by the copy's own name."""
-    with sealed_copy(adapter, "", ANY) as copy:
+    with sealed_copy(adapter, None, ANY) as sealed:
+        copy = sealed.folder
         descriptor = os.open(copy / WEIGHTS_NAME, os.O_RDWR)
         try:
             for change in (lambda: os.write(descriptor, b"x"), lambda: os.ftruncate(descriptor, 0)):
@@ -169,7 +172,7 @@ def test_weights_that_change_during_the_copy_are_refused(
 
     watch.do_at_copy(rewrite)
     before = open_files()
-    with pytest.raises(AdapterInvalidError, match="changed"), sealed_copy(adapter, "", ANY):
+    with pytest.raises(AdapterInvalidError, match="changed"), sealed_copy(adapter, None, ANY):
         pass
     assert {} == watch.due
     assert status.st_size == weights.stat().st_size
@@ -184,14 +187,14 @@ def test_what_nobody_announced_is_checked_before_it_is_shown(adapter: Path, faul
         limits = AdapterLimits(max_rank=1)
     else:
         (adapter / CONFIG_NAME).write_text("{}")
-    with pytest.raises(AdapterError, match="way out: "), sealed_copy(adapter, "", limits):
+    with pytest.raises(AdapterError, match="way out: "), sealed_copy(adapter, None, limits):
         pass
 
 
 def test_weights_cut_during_the_copy_are_refused(adapter: Path, watch: Watch) -> None:
     """Half a file is an answer, not a wait and not the end of the process."""
     watch.do_at_copy(lambda: os.truncate(adapter / WEIGHTS_NAME, 20))
-    with pytest.raises(AdapterInvalidError), sealed_copy(adapter, "", ANY):
+    with pytest.raises(AdapterInvalidError), sealed_copy(adapter, None, ANY):
         pass
 
 
@@ -213,7 +216,7 @@ def test_what_claims_more_than_the_limit_is_not_copied(adapter: Path, watch: Wat
     limits = AdapterLimits(max_bytes=1024)
     with (
         pytest.raises(AdapterTooLargeError, match=f"{4 * rows + 32} bytes, the limit is 1024"),
-        sealed_copy(adapter, "", limits),
+        sealed_copy(adapter, None, limits),
     ):
         pass
 
@@ -229,7 +232,7 @@ def test_what_was_too_large_when_it_was_opened_is_not_copied(adapter: Path, watc
     watch.is_on = True
     watch.do_at_open(CONFIG_NAME, lambda: small.replace(weights))
     watch.do_at_copy(fail)
-    with pytest.raises(AdapterInvalidError, match="changed"), sealed_copy(adapter, "", limits):
+    with pytest.raises(AdapterInvalidError, match="changed"), sealed_copy(adapter, None, limits):
         pass
     assert not small.exists()
 
@@ -260,7 +263,7 @@ def test_a_pipe_that_comes_just_before_the_opening_is_refused(adapter: Path, wat
     watch.do_at_open(WEIGHTS_NAME, swap)
     with (
         pytest.raises(AdapterInvalidError, match="is not a regular file"),
-        sealed_copy(adapter, "", ANY),
+        sealed_copy(adapter, None, ANY),
     ):
         pass
     assert {} == watch.due
@@ -277,7 +280,8 @@ def test_what_lies_beside_the_files_is_neither_opened_nor_shown(
     os.mkfifo(adapter / "adapter_model.fifo")
     (adapter / "adapter_model.zero").symlink_to("/dev/zero")
     (adapter / "adapter_gone").symlink_to("nowhere")
-    with sealed_copy(adapter, "", ANY) as copy:
+    with sealed_copy(adapter, None, ANY) as sealed:
+        copy = sealed.folder
         assert {CONFIG_NAME, WEIGHTS_NAME} == {path.name for path in copy.iterdir()}
     beside = (".bin", ".pt", ".fifo", ".zero", "gone")
     assert [] == [path for path in watch.opened if path.endswith(beside)]

@@ -28,6 +28,7 @@ torch = pytest.importorskip("torch")
 
 from chameleon_lora.engine_vllm.config import is_chameleon_scheduler  # noqa: E402
 from chameleon_lora.engine_vllm.worker.step_messages import (  # noqa: E402
+    answering,
     choosing_manager,
     distrusting_slots,
     obeying,
@@ -35,18 +36,6 @@ from chameleon_lora.engine_vllm.worker.step_messages import (  # noqa: E402
 )
 
 ACKS: tuple[Ack, ...] = (LoadFailed(1, "no such folder"),)
-
-
-class News:
-    """A manager that has these acks once."""
-
-    def __init__(self, acks: tuple[Ack, ...]) -> None:
-        self.acks = acks
-
-    def poll_acks(self) -> tuple[Ack, ...]:
-        """What is new."""
-        acks, self.acks = self.acks, ()
-        return acks
 
 
 class Output:
@@ -78,7 +67,7 @@ class AsyncOutputV2:
 def test_acks_ride_on_a_copy() -> None:
     """vLLM shares one object among all empty steps; it must not keep a step's acks."""
     shared = Output()
-    answer = with_acks(shared, News(ACKS))
+    answer = with_acks(shared, ACKS)
     assert ACKS == getattr(answer, ACKS_ATTRIBUTE)
     assert not hasattr(shared, ACKS_ATTRIBUTE)
 
@@ -87,29 +76,26 @@ def test_acks_ride_on_a_copy() -> None:
 def test_acks_ride_inside_asynchronous_outputs(wrapper: Any) -> None:
     """The inner output, which the scheduler receives later, carries them."""
     shared = Output()
-    answer = with_acks(wrapper(shared), News(ACKS))
+    answer = with_acks(wrapper(shared), ACKS)
     assert ACKS == getattr(answer.get_output(), ACKS_ATTRIBUTE)
     assert not hasattr(shared, ACKS_ATTRIBUTE)
 
 
-def test_no_output_keeps_the_news() -> None:
-    """execute_model answers None when sample_tokens follows: the acks wait for that."""
-    news = News(ACKS)
-    assert with_acks(None, news) is None
-    assert ACKS == news.acks
+def test_an_output_that_goes_nowhere_stays_none() -> None:
+    """A stage of a pipeline that answers nobody has nobody to tell."""
+    assert with_acks(None, ACKS) is None
 
 
 def test_no_news_changes_nothing() -> None:
     """The very same output is passed on."""
     output = Output()
-    assert output is with_acks(output, News(()))
+    assert output is with_acks(output, ())
 
 
-class Diary(News):
-    """A manager that notes what it is told."""
+class Diary:
+    """A manager that notes what it is told, and has one ack."""
 
     def __init__(self) -> None:
-        super().__init__(())
         self.calls: list[Any] = []
         self.adapters = self
 
@@ -121,24 +107,53 @@ class Diary(News):
         """The commands of a step."""
         self.calls.append(("execute", tuple(commands)))
 
+    def poll_acks(self) -> tuple[Ack, ...]:
+        """At the end of a step."""
+        self.calls.append("poll")
+        return ACKS
+
     def forget_slots(self) -> None:
         """After others wrote into them."""
         self.calls.append("forget_slots")
 
 
-def worker_of(manager: Any) -> Any:
+def worker_of(manager: Any, runner_type: str = "generate") -> Any:
     """A worker as far as its manager."""
-    return SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager))
+    return SimpleNamespace(
+        model_runner=SimpleNamespace(lora_manager=manager),
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(runner_type=runner_type)),
+    )
 
 
-def test_commands_come_before_the_step_and_after_its_runner() -> None:
-    """The manager knows whose KV cache to promote into; it is made before that cache."""
+@pytest.mark.parametrize(
+    ("runner_type", "tokens", "is_end"),
+    [("generate", 3, False), ("generate", 0, True), ("pooling", 3, True)],
+)
+def test_commands_come_before_the_step_and_acks_at_its_end(
+    runner_type: str, tokens: int, is_end: bool
+) -> None:
+    """That is told by the step alone, so that all ranks ask at the same moments."""
     manager = Diary()
-    worker = worker_of(manager)
-    step = SimpleNamespace(**{COMMANDS_ATTRIBUTE: (DemoteAdapter(1),)})
-    obeying(lambda *_: manager.calls.append("step"))(worker, step)
-    expected = [("attach", worker.model_runner), ("execute", (DemoteAdapter(1),)), "step"]
-    assert expected == manager.calls
+    worker = worker_of(manager, runner_type)
+    step = SimpleNamespace(
+        **{COMMANDS_ATTRIBUTE: (DemoteAdapter(1),)}, total_num_scheduled_tokens=tokens
+    )
+
+    def execute_model(*_: Any) -> Output | None:
+        manager.calls.append("step")
+        return Output() if is_end else None
+
+    def sample_tokens(*_: Any) -> Output:
+        manager.calls.append("sample")
+        return Output()
+
+    answer = obeying(execute_model)(worker, step)
+    begun = [("attach", worker.model_runner), ("execute", (DemoteAdapter(1),)), "step"]
+    assert (begun + ["poll"] * is_end) == manager.calls
+    if not is_end:
+        answer = answering(sample_tokens)(worker, None)
+        assert [*begun, "sample", "poll"] == manager.calls
+    assert ACKS == getattr(answer, ACKS_ATTRIBUTE)
 
 
 def test_waking_up_makes_slots_unknown() -> None:

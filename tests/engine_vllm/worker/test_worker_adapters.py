@@ -1,7 +1,6 @@
 """WorkerAdapters and the manager around it: commands in, weights in slots, acks out."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any
 import pytest
 
 from chameleon_lora.engine_vllm.messages import (
-    Ack,
     ActivateAdapter,
     Activated,
     DropAdapter,
-    LoadAdapter,
     Loaded,
     LoadFailed,
 )
 from chameleon_lora.errors import AdapterError
+from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.conftest import CELLS
 
 torch = pytest.importorskip("torch")
@@ -28,6 +26,7 @@ from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader  # noqa:
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
 from chameleon_lora.engine_vllm.worker.packed_adapter import stacked_tensors  # noqa: E402
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # noqa: E402
+from tests.engine_vllm.adapter_commands import acks_of, load, load_all  # noqa: E402
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def manager(lora_engine: Any) -> Iterator[Any]:
     made = lora_engine.worker_manager
     made.remove_all_adapters()
     made.adapters.close()
-    made.adapters = make_worker_adapters(made, CELLS)
+    made.adapters = make_worker_adapters(made, CELLS, ServingSettings())
     yield made
     made.remove_all_adapters()
 
@@ -46,19 +45,6 @@ def adapters(manager: Any) -> WorkerAdapters:
     """The command side."""
     assert isinstance(manager.adapters, WorkerAdapters)
     return manager.adapters
-
-
-def load(adapter_id: int, folder: Path) -> LoadAdapter:
-    """The command for a folder."""
-    return LoadAdapter(adapter_id, f"adapter-{adapter_id}", str(folder))
-
-
-def acks_of(adapters: WorkerAdapters, count: int) -> list[Ack]:
-    """The next acks, once there are `count`."""
-    acks: list[Ack] = []
-    while len(acks) < count:
-        acks += adapters.poll_acks()
-    return acks
 
 
 def request(adapter_id: int, folder: Path) -> Any:
@@ -85,9 +71,7 @@ def layout(manager: Any) -> list[int | None]:
 
 def test_a_load_is_answered_with_its_size(adapters: WorkerAdapters, make_adapter: Any) -> None:
     """Loaded comes with the exact rank and the bytes of the image; nothing is active yet."""
-    adapters.execute([load(7, make_adapter(1, rank=8))])
-    (ack,) = acks_of(adapters, 1)
-    assert isinstance(ack, Loaded)
+    (ack,) = load_all(adapters, {7: make_adapter(1, rank=8)}).values()
     assert (7, 8) == (ack.adapter_id, ack.rank)
     assert 4 * 8 * 4 * (64 + 64) < ack.nbytes
     assert {7} == adapters.host_ids
@@ -97,8 +81,7 @@ def test_an_activation_takes_exactly_the_slot_it_names(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
     """The tenant goes, the others stay, and an adapter that moves leaves its old slot."""
-    adapters.execute([load(i, make_adapter(i)) for i in (1, 2, 3)])
-    acks_of(adapters, 3)
+    load_all(adapters, {i: make_adapter(i) for i in (1, 2, 3)})
     adapters.execute([ActivateAdapter(1, 2), ActivateAdapter(2, 0)])
     assert [2, None, 1] == layout(manager)
     adapters.execute([ActivateAdapter(3, 2), ActivateAdapter(2, 1)])
@@ -114,26 +97,11 @@ def test_the_batch_mapping_is_made_anew_after_a_slot_change(
 
     In its issue 47724 it did not, and a request under way went on with another user's adapter.
     """
-    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
+    load_all(adapters, {1: make_adapter(1)})
+    adapters.execute([ActivateAdapter(1, 0)])
     manager._adapter_manager._last_mapping = "of the step before"
     adapters.execute([ActivateAdapter(1, 1)])
     assert manager._adapter_manager._last_mapping is None
-
-
-def test_an_activation_waits_for_this_ranks_own_load(
-    manager: Any, adapters: WorkerAdapters, make_adapter: Any
-) -> None:
-    """Load and activate in one step works: rank 0 may have been ready long before."""
-    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
-    assert [1, None, None] == layout(manager)
-
-
-def test_an_activation_whose_load_failed_here_is_an_error(
-    adapters: WorkerAdapters, tmp_path: Path
-) -> None:
-    """The error names the adapter and why this rank could not load it."""
-    with pytest.raises(AdapterError, match=r"Adapter 1 cannot be activated: .*adapter-1.*nowhere"):
-        adapters.execute([load(1, tmp_path / "nowhere"), ActivateAdapter(1, 0)])
 
 
 @pytest.mark.parametrize(
@@ -164,20 +132,21 @@ def test_a_broken_adapter_is_an_answer(
     if damage == "missing":
         folder = folder / "nowhere"
     adapters.execute([load(1, folder), load(2, make_adapter(2))])
-    failed, loaded = acks_of(adapters, 2)
-    assert isinstance(failed, LoadFailed)
+    (failed,) = acks_of(adapters, LoadFailed)
     assert failed.reason.startswith("Adapter 'adapter-1'")
     assert "\n" not in failed.reason
     with pytest.raises(AssertionError, match=cause):
         raise AssertionError(failed.reason)
-    assert isinstance(loaded, Loaded)
+    while 2 not in adapters.host_ids:
+        adapters.poll_acks()
 
 
 def test_a_drop_frees_copy_and_slot(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
     """Neither host memory nor a slot names the adapter any more."""
-    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0), DropAdapter(1)])
+    load_all(adapters, {1: make_adapter(1)})
+    adapters.execute([ActivateAdapter(1, 0), DropAdapter(1)])
     assert frozenset() == adapters.host_ids
     assert [None] * 3 == layout(manager)
 
@@ -186,38 +155,44 @@ def test_a_drop_during_the_load_silences_it(adapters: WorkerAdapters, make_adapt
     """The dropped load is not answered; a load of the same id after it is, once."""
     folder = make_adapter(1)
     adapters.execute([load(1, folder), DropAdapter(1), load(1, folder), load(2, folder)])
-    acks = acks_of(adapters, 2)
-    assert [1, 2] == [ack.adapter_id for ack in acks if isinstance(ack, Loaded)]
+    assert [1, 2] == [ack.adapter_id for ack in acks_of(adapters, Loaded, 2)]
     assert () == adapters.poll_acks()
 
 
 def test_a_later_load_needs_the_files_no_more(
-    manager: Any, adapters: WorkerAdapters, make_adapter: Any, tmp_path: Path
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
     """The second load comes from the packed image and gives the slot the same bytes."""
-    folder = tmp_path / "adapter"
-    shutil.copytree(make_adapter(1), folder)
-    adapters.execute([load(1, folder), ActivateAdapter(1, 0)])
+    folder = make_adapter(1)
+    (loaded,) = load_all(adapters, {1: folder}).values()
+    adapters.execute([ActivateAdapter(1, 0)])
     first = digest(manager, 0)
     adapters.execute([DropAdapter(1)])
     finish_keeping(adapters)
-    weights = folder / "adapter_model.safetensors"
-    damage_unseen(weights)
-    adapters.execute([load(1, folder), ActivateAdapter(1, 1)])
+    (folder / "adapter_model.safetensors").unlink()
+    adapters.execute([load(1, folder, loaded.fingerprint)])
+    acks_of(adapters, Loaded)
+    adapters.execute([ActivateAdapter(1, 1)])
     assert first == digest(manager, 1)
 
 
-def test_a_rewritten_adapter_is_read_anew(
-    manager: Any, adapters: WorkerAdapters, make_adapter: Any, tmp_path: Path
+@pytest.mark.parametrize("moment", ["kept before", "kept after"])
+def test_a_rewritten_adapter_is_never_what_was_read_before(
+    adapters: WorkerAdapters, make_adapter: Any, tmp_path: Path, moment: str
 ) -> None:
-    """The packed image of files that changed since is not used."""
+    """Neither its old image under the new content nor its new bytes under the old one."""
     folder = tmp_path / "adapter"
     shutil.copytree(make_adapter(1), folder)
-    adapters.execute([load(1, folder), ActivateAdapter(1, 0)])
-    finish_keeping(adapters)
+    old = load_all(adapters, {1: folder})[1].fingerprint
+    if moment == "kept before":
+        finish_keeping(adapters)
     shutil.copytree(make_adapter(2), folder, dirs_exist_ok=True)
-    adapters.execute([load(1, folder), ActivateAdapter(1, 1)])
-    assert digest(manager, 0) != digest(manager, 1)
+    finish_keeping(adapters)
+    new = load_all(adapters, {1: folder})[1].fingerprint
+    assert old != new
+    adapters._reader.close()  # no image is left
+    adapters.execute([load(1, folder, old)])
+    assert "changed after it was announced" in acks_of(adapters, LoadFailed)[0].reason
 
 
 def finish_keeping(adapters: WorkerAdapters) -> None:
@@ -227,19 +202,12 @@ def finish_keeping(adapters: WorkerAdapters) -> None:
     loader.close()
 
 
-def damage_unseen(weights: Path) -> None:
-    """Overwrites the file so that size and time of change stay as they were."""
-    status = weights.stat()
-    weights.write_bytes(b"\0" * status.st_size)
-    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def test_cleared_slots_are_filled_again_when_needed(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
     """After a profile run or a weight reload the batch finds its adapters in the old slots."""
     folders = {i: make_adapter(i) for i in (1, 2)}
-    adapters.execute([load(i, folder) for i, folder in folders.items()])
+    load_all(adapters, folders)
     adapters.execute([ActivateAdapter(1, 2), ActivateAdapter(2, 0)])
     before = digest(manager, 0)
     manager.remove_all_adapters()
@@ -258,7 +226,8 @@ def test_warm_up_dummies_do_not_harm_real_adapters(
 ) -> None:
     """vLLM's dummies use the ids 1, 2, ... of real adapters; those come back afterwards."""
     folder = make_adapter(1)
-    adapters.execute([load(1, folder), ActivateAdapter(1, 1)])
+    load_all(adapters, {1: folder})
+    adapters.execute([ActivateAdapter(1, 1)])
     before = digest(manager, 1)
     dummies = {request(i, Path("/not/a/real/path")) for i in (1, 2, 3)}
     with manager.dummy_lora_cache():
@@ -277,12 +246,14 @@ def test_an_adapter_nobody_activated_is_served_all_the_same(
 ) -> None:
     """It is loaded inside the step into a slot the batch does not use, with one warning."""
     folders = {i: make_adapter(i) for i in (1, 2, 3)}
-    adapters.execute([load(1, folders[1]), ActivateAdapter(1, 1)])
+    load_all(adapters, {1: folders[1]})
+    adapters.execute([ActivateAdapter(1, 1)])
     batch = {request(i, folder) for i, folder in folders.items()}
     manager._apply_adapters(batch)
     assert (1, {2, 3}) == (layout(manager)[1], {layout(manager)[0], layout(manager)[2]})
     manager._apply_adapters(batch)
-    adapters.execute([load(4, make_adapter(4)), ActivateAdapter(4, 0)])
+    load_all(adapters, {4: make_adapter(4)})
+    adapters.execute([ActivateAdapter(4, 0)])
     manager._apply_adapters({request(i, folders[i]) for i in (2, 3)})
     assert {2, 3} <= set(layout(manager))
     assert 1 == sum("stalls" in record.message for record in caplog.records)
@@ -307,7 +278,8 @@ def test_removing_and_pinning_are_the_schedulers_business(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
     """vLLM's RPCs learn what is loaded and change nothing."""
-    adapters.execute([load(1, make_adapter(1)), ActivateAdapter(1, 0)])
+    load_all(adapters, {1: make_adapter(1)})
+    adapters.execute([ActivateAdapter(1, 0)])
     assert (True, False) == (manager.remove_adapter(1), manager.remove_adapter(2))
     assert not manager.pin_adapter(1)
     assert [1, None, None] == layout(manager)

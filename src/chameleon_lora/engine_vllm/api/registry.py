@@ -7,7 +7,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Iterable
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ class AdapterRegistry:
 
     async def _announce(self, sources: list[Announcement]) -> None:
         if sources:
-            await self._engine.call_utility_async(ANNOUNCE, [list(astuple(s)) for s in sources])
+            await self._engine.call_utility_async(ANNOUNCE, [asdict(s) for s in sources])
 
     def _list(self, name: str, path: str) -> None:
         from vllm.lora.request import LoRARequest

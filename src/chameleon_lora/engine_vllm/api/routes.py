@@ -98,7 +98,7 @@ async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
         reason = f"The lora adapter {quoted(name)} cannot be found."
         return _error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
     reason = await _ask(app, PIN, name, is_pinned)
-    if reason:
+    if reason is not None:
         return _error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
     _logger.info("LoRA adapter %s: name '%s'", done, name)
     return Response(f"Success: LoRA adapter '{name}' {done} successfully.")

@@ -5,6 +5,7 @@ disconnect, a preemption and a normal end all return quota the same way.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,9 +23,9 @@ from chameleon_lora.engine_vllm.messages import (
     Announcement,
     Command,
     DropAdapter,
-    LoadAdapter,
     Loaded,
     LoadFailed,
+    PromoteAdapter,
     Promoted,
     PromotionFailed,
 )
@@ -35,10 +36,10 @@ from chameleon_lora.policy.settings import Predictor
 from chameleon_lora.policy.view import PolicyView
 from chameleon_lora.settings import ServingSettings
 
+LEAST_IDLE_S, MOST_IDLE_S = 0.02, 1.0
 _logger = logging.getLogger(__name__)
 # Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
 OTHERS = Share("")
-SLACK = 16  # versions no longer known that are not worth a clean-up
 
 
 class Driver:
@@ -47,6 +48,7 @@ class Driver:
     Attributes:
         planned: vLLM requests to admit in the step under way, in order.
         lending: the KV blocks that adapters hold; None for an engine that lends none.
+        has_api_server: it announces what it serves, so that requests announce nothing.
     """
 
     def __init__(
@@ -64,7 +66,10 @@ class Driver:
         self._serving = serving
         self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
         self._requests: dict[RequestId, Any] = {}
-        self._versions: dict[AdapterId, Version] = {}
+        self._promoting: dict[int, int] = {}  # by adapter: the serial of the copy under way
+        self._has_news = False  # for the policy to act upon, since the last step
+        self._quiet_since_s = 0.0
+        self.has_api_server = False
         self.lending = None if blocks is None else BlockLoans(policy, blocks)
         self._log = log
         self._cold: set[AdapterId] = set()
@@ -77,35 +82,34 @@ class Driver:
 
     def announce(self, source: Announcement) -> Version:
         """Serve this content under this name from now on; requests under way keep the former."""
-        version, former = self.catalog.announce(source)
-        if version.id not in self._versions:
-            self._remember(version)
-            self.policy.registered(
-                Adapter(version.id, version.inner_name, source.rank, max(1, source.nbytes))
-            )
-        if former is not None:
-            is_pinned = self.policy.adapter(former.id).is_pinned
-            self.policy.pin(version.id, is_pinned=is_pinned)
-            self.policy.unregistered(former.id)
-        return version
+        return self._take(*self.catalog.announce(source))
 
-    def _remember(self, version: Version) -> None:
-        """Keep the version, and forget those that the policy forgot. O(1) amortised."""
-        self._versions[version.id] = version
-        known = self.policy.adapters
-        if len(self._versions) > 2 * len(known) + SLACK:
-            kept = {i: v for i, v in self._versions.items() if i in known}
-            self._versions = {**kept, version.id: version}
+    def renew(self, source: Announcement) -> Version:
+        """Serve what is in the files from now on, whatever it is; the same otherwise."""
+        return self._take(*self.catalog.renew(source))
+
+    def pass_by(self, source: Announcement) -> Version:
+        """A version for one request that was let in just before its adapter was withdrawn.
+
+        It is to be retired as soon as that request has arrived.
+        """
+        return self._take(self.catalog.unlisted(source), None)
+
+    def retire(self, version: Version) -> None:
+        """Requests that name it run to their end, then it is forgotten."""
+        self.policy.unregistered(version.id)
+        self._forget_gone()
+        self._has_news = True
 
     def withdraw(self, name: str) -> bool:
         """Serve this name no longer; requests under way run to their end. False if it is unknown."""
         version = self.catalog.withdraw(name)
         if version is not None:
-            self.policy.unregistered(version.id)
+            self.retire(version)
         return version is not None
 
-    def pin(self, name: str, is_pinned: bool) -> str:
-        """Keep the adapter in memory from now on, or no longer. Why that cannot be, or ""."""
+    def pin(self, name: str, is_pinned: bool) -> str | None:
+        """Keep the adapter in memory from now on, or no longer; else answers why that cannot be."""
         version = self.catalog.current(name)
         if version is None:
             return f"The lora adapter '{name}' cannot be found."
@@ -118,7 +122,26 @@ class Driver:
                 f"cache.host_bytes = {budget}: unpin others or raise it."
             )
         self.policy.pin(version.id, is_pinned=is_pinned)
-        return ""
+        self._has_news = True
+        return None
+
+    def _take(self, version: Version, former: Version | None) -> Version:
+        """The policy learns of it; a size that nobody knows yet is taken for the least."""
+        source = version.source
+        if version.id not in self.policy.adapters:
+            rank, nbytes = source.rank or 1, source.nbytes or 1
+            self.policy.registered(Adapter(version.id, version.inner_name, rank, nbytes))
+        if former is not None:
+            is_pinned = self.policy.adapter(former.id).is_pinned
+            self.policy.pin(version.id, is_pinned=is_pinned)
+            self.retire(former)
+        return version
+
+    def _forget_gone(self) -> None:
+        """Forget what the policy has forgotten."""
+        for adapter_id in self.catalog.forget(self.policy.adapters):
+            self._cold.discard(adapter_id)
+            self._load_waits_s.pop(adapter_id, None)
 
     # What vLLM's scheduler does with its queue
 
@@ -163,6 +186,7 @@ class Driver:
 
     def withdrawn(self, request: Any) -> None:
         """A waiting request was aborted."""
+        self._has_news = True
         self._finish(RequestId(request.request_id), request)
 
     @property
@@ -181,11 +205,14 @@ class Driver:
     def begin_step(self, room: StepBudget, now_s: float) -> StepPlan:
         """Tell the policy who ended, ask it for the plan, and line up whom vLLM is to admit."""
         self._now_s = now_s
+        if self._has_news:
+            self._has_news, self._quiet_since_s = False, now_s
         for request_id in list(self.policy.running):
             request = self._requests[request_id]
             if request.is_finished():
                 self._finish(request_id, request)
         plan = self.policy.step(now_s, room)
+        self._forget_gone()
         if self.lending is not None:
             self.lending.trade(plan, now_s)
         self.planned.extend(self._requests[admission.request_id] for admission in plan.admit)
@@ -215,15 +242,33 @@ class Driver:
         """The plan's part for the workers, in the order in which they are to do it."""
         evicted = [adapter_id for load in plan.loads for adapter_id in load.evicts]
         drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
-        loads = [self._load(load.adapter_id) for load in plan.loads]
+        loads = [self.catalog.load(load.adapter_id) for load in plan.loads]
         activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
         self._cold.update(a.adapter_id for a in plan.activations if a.is_cold)
         trades = () if self.lending is None else self.lending.take_commands()
+        for trade in trades:
+            self._promoting.pop(trade.adapter_id, None)
+            if isinstance(trade, PromoteAdapter):
+                self._promoting[trade.adapter_id] = trade.serial
         return (*drops, *loads, *activations, *trades)
+
+    def idle_s(self, now_s: float) -> float | None:
+        """How long an engine without requests may rest, None until it is told something.
+
+        While workers read or copy it looks for their answers, the less often the longer they take.
+        """
+        if self._has_news:
+            return 0.0
+        due_s = now_s if self._promoting else self.policy.work_due_s()
+        if due_s == math.inf:
+            return None
+        pause_s = (now_s - self._quiet_since_s) / 8
+        return max(due_s - now_s, min(max(LEAST_IDLE_S, pause_s), MOST_IDLE_S))
 
     def acknowledge(self, acks: Iterable[Ack], now_s: float) -> None:
         """Tell the policy what the workers did."""
         for ack in acks:
+            self._has_news = True
             match ack:
                 case Loaded():
                     self._loaded(ack, now_s)
@@ -233,9 +278,11 @@ class Driver:
                 case Activated():
                     self._activated(ack)
                 case Promoted():
+                    self._answered(ack)
                     self.telemetry.promoted(ack.seconds)
                     self.policy.promoted(ack.serial)
                 case PromotionFailed():
+                    self._answered(ack)
                     _logger.warning("Not kept in the KV cache: %s", ack.reason)
                     self.telemetry.promotion_failed()
                     self.policy.promotion_failed(ack.serial, is_final=ack.is_final)
@@ -252,8 +299,13 @@ class Driver:
 
     # What workers did
 
+    def _answered(self, ack: Promoted | PromotionFailed) -> None:
+        if self._promoting.get(ack.adapter_id) == ack.serial:
+            del self._promoting[ack.adapter_id]
+
     def _loaded(self, ack: Loaded, now_s: float) -> None:
         adapter_id = AdapterId(ack.adapter_id)
+        self.catalog.was_read(adapter_id, ack.fingerprint)
         self.telemetry.loaded(ack.seconds)
         waits_s = [now_s - since_s for since_s in self._absent.pop(adapter_id, {}).values()]
         for wait_s in waits_s:
@@ -266,7 +318,7 @@ class Driver:
                 "Adapter %r is served from host memory only: its %d bytes are more than the KV "
                 "cache has for adapters, %d blocks of %d bytes. Raise --gpu-memory-utilization "
                 "or device.max_bytes to keep it there.",
-                self._versions[adapter_id].source.name, ack.nbytes,
+                self.catalog[adapter_id].source.name, ack.nbytes,
                 device.limit_blocks, device.block_bytes,
             )  # fmt: skip
 
@@ -280,11 +332,6 @@ class Driver:
         wait_s = self._load_waits_s.pop(adapter_id, 0.0) + ack.seconds
         if self._log is not None:
             self._log.record("adapter_wait", adapter_id, wait_s, in_step=False, source=source)
-
-    def _load(self, adapter_id: AdapterId) -> LoadAdapter:
-        version = self._versions[adapter_id]
-        source = version.source
-        return LoadAdapter(adapter_id, source.name, source.path, source.is_3d, source.fingerprint)
 
     def _finish(self, request_id: RequestId, request: Any) -> None:
         has_ended_well = str(request.get_finished_reason()) in ("stop", "length")

@@ -17,6 +17,7 @@ from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks, block_bytes_of
 from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.versions import Version
 from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQueue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
@@ -27,6 +28,7 @@ from chameleon_lora.policy.plan import Failure, StepBudget
 from chameleon_lora.policy.request import RequestId
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits
+from chameleon_lora.settings import Settings
 
 IDLE_S = 0.001
 _logger = logging.getLogger(__name__)
@@ -85,33 +87,34 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             ignore_priorities(self)
             settings = settings_of(self.vllm_config)
             cells = cells_of(self.vllm_config, settings.serving.slot_parts)
-            limits = limits_of(self, cells, has_device=settings.policy.device.max_bytes != 0)
-            policy = Scheduler(settings.policy, limits)
-            pool = self.kv_cache_manager.block_pool
-            blocks = LoanedBlocks(pool) if limits.block_bytes else None
-            self.chameleon = Driver(policy, settings.serving, blocks, event_log())
+            self.chameleon = driver_for(self, settings, cells)
             self.lora_config: Any = with_room_for(self.vllm_config.lora_config, cells.count)
             self.waiting = WaitingQueue(self.chameleon)
             if hasattr(self, "skipped_waiting"):  # vLLM 0.26
                 self.skipped_waiting = EmptyQueue(self.waiting)
             self._chameleon_failures: list[tuple[Any, Failure]] = []
+            self.chameleon_is_due = False  # a step, though there is no request
             self._chameleon_checks = settings.serving.debug_checks
 
         def add_request(self, request: Any) -> None:
             self.chameleon.tick(time.monotonic())  # noqa: TID251  # the driver's clock
-            if request.request_id not in self.requests:
-                name_version(self.chameleon, request)
+            is_new = request.request_id not in self.requests
+            passing = name_version(self.chameleon, request) if is_new else None
             super().add_request(request)
+            if passing is not None:
+                self.chameleon.retire(passing)
+
+        def has_requests(self) -> bool:
+            return self.chameleon_is_due or bool(super().has_requests())
 
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
+            self.chameleon_is_due = False
             plan = self.chameleon.begin_step(room_of(self), time.monotonic())  # noqa: TID251
             self._chameleon_failures += end_failed(self, plan.fail)
             squash(self, plan.squash)
             output = super().schedule(*args, **kwargs)
             self.chameleon.end_step()
-            commands = self.chameleon.commands(plan)
-            if commands:
-                setattr(output, COMMANDS_ATTRIBUTE, commands)
+            setattr(output, COMMANDS_ATTRIBUTE, self.chameleon.commands(plan))
             if not output.total_num_scheduled_tokens and len(self.waiting):
                 time.sleep(IDLE_S)  # all wait for loads: leave the processor to the loader
             return output
@@ -122,16 +125,23 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             outputs = super().update_from_output(scheduler_output, model_output)
             if self._chameleon_checks and is_idle(self):
                 self.chameleon.check_balance()
-            failures, self._chameleon_failures = self._chameleon_failures, []
-            for request, failure in failures:
-                add_output(outputs, request.client_index, failure_output(request, failure.reason))
+            tell(outputs, self._chameleon_failures)
+            self._chameleon_failures = []
             return outputs
 
         def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-            self.chameleon.empty_device()
-            return bool(super().reset_prefix_cache(*args, **kwargs))
+            if is_reset := bool(super().reset_prefix_cache(*args, **kwargs)):
+                self.chameleon.empty_device()
+            return is_reset
 
     return ChameleonScheduler
+
+
+def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
+    """The policy for this engine, over its block pool if blocks can hold adapters."""
+    limits = limits_of(scheduler, cells, has_device=settings.policy.device.max_bytes != 0)
+    blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
+    return Driver(Scheduler(settings.policy, limits), settings.serving, blocks, event_log())
 
 
 def ignore_priorities(scheduler: Any) -> None:
@@ -202,22 +212,41 @@ def squash(scheduler: Any, request_ids: Iterable[RequestId]) -> None:
             squash_one(scheduler, request)
 
 
-def name_version(driver: Driver, request: Any) -> None:
-    """Let the request name one version of its adapter, by the engine's own id and inner name."""
+def name_version(driver: Driver, request: Any) -> Version | None:
+    """Let the request name one version of its adapter, by the engine's own id and inner name.
+
+    Answers the version if no other request can mean it: it is to be retired once this one is added.
+    """
     adapter = request.lora_request
     if adapter is None:
-        return
+        return None
     version = driver.catalog.current(adapter.lora_name)
-    if version is None or version.source.path != adapter.lora_path:
-        version = driver.announce(
-            Announcement(adapter.lora_name, adapter.lora_path, "", 0, 0, _is_3d(adapter))
-        )
+    is_passing = version is None and driver.has_api_server
+    if not driver.has_api_server and (
+        version is None or version.source.path != adapter.lora_path or adapter.load_inplace
+    ):
+        version = announce_unseen(driver, adapter)
+    elif version is None:  # let in just before it was unloaded
+        version = driver.pass_by(unseen(adapter))
     request.lora_request = msgspec.structs.replace(
         adapter, lora_name=version.inner_name, lora_int_id=version.id, load_inplace=False
     )
     if version.inner_name != adapter.lora_name:
         request.block_hashes.clear()  # they were keyed by the outer name
         request.update_block_hashes()
+    return version if is_passing else None
+
+
+def announce_unseen(driver: Driver, adapter: Any) -> Version:
+    """Serve an adapter of which only vLLM's LoRARequest is known, for there is no API server."""
+    source = unseen(adapter)
+    return driver.renew(source) if adapter.load_inplace else driver.announce(source)
+
+
+def unseen(adapter: Any) -> Announcement:
+    """What vLLM's LoRARequest says of an adapter."""
+    is_3d = bool(getattr(adapter, "is_3d_lora_weight", False))
+    return Announcement(adapter.lora_name, adapter.lora_path, is_3d=is_3d)
 
 
 def squash_one(scheduler: Any, request: Any) -> None:
@@ -235,15 +264,10 @@ def squash_one(scheduler: Any, request: Any) -> None:
     scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
 
 
-def add_output(outputs: dict[int, Any], client_index: int, output: Any) -> None:
-    """Add one request's output to what its client gets from this step."""
+def tell(outputs: dict[int, Any], failures: Iterable[tuple[Any, Failure]]) -> None:
+    """Add the reasons to what the clients of these requests get from this step."""
     from vllm.v1.engine import EngineCoreOutputs
 
-    mine = outputs.get(client_index)
-    if mine is None:
-        mine = outputs[client_index] = EngineCoreOutputs()
-    mine.outputs = [*mine.outputs, output]
-
-
-def _is_3d(adapter: Any) -> bool:
-    return bool(getattr(adapter, "is_3d_lora_weight", False))
+    for request, failure in failures:
+        mine = outputs.setdefault(request.client_index, EngineCoreOutputs())
+        mine.outputs = [*mine.outputs, failure_output(request, failure.reason)]

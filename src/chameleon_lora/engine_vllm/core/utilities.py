@@ -1,12 +1,19 @@
 """What the engine process understands beyond vLLM.
 
-Adapters announced, withdrawn and pinned by name, and questions about its state.
+Adapters announced, withdrawn and pinned by name, and questions about its state. And it wakes by
+itself for what its scheduler has to do while there is no request.
 """
 
+import queue
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import msgspec
+
 from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.scheduler import announce_unseen
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
 from chameleon_lora.engine_vllm.messages import Announcement
 
@@ -18,22 +25,32 @@ def announcing(stock: Callable[..., Any]) -> Callable[..., bool]:
         driver = driver_of(engine)
         if driver is None:
             return bool(stock(engine, lora_request))
-        is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
-        driver.announce(
-            Announcement(lora_request.lora_name, lora_request.lora_path, "", 0, 0, is_3d)
-        )
+        announce_unseen(driver, lora_request)
         return True
 
     return add_lora
 
 
+def waking(stock: Callable[..., None]) -> Callable[..., None]:
+    """EngineCoreProc._process_input_queue: an idle engine also wakes when its scheduler has work."""
+
+    def process_input_queue(engine: Any) -> None:
+        inputs = engine.input_queue
+        if "get" not in vars(inputs) and driver_of(engine) is not None:
+            inputs.get = partial(_next_input, engine, inputs.get)
+        stock(engine)
+
+    return process_input_queue
+
+
 def announce(engine: Any, sources: list[Any]) -> int:
-    """Each source is an Announcement's fields in order; answers how many were taken."""
+    """Each source is an Announcement as a mapping; answers how many were taken."""
     driver = driver_of(engine)
     if driver is None:
         return 0
-    for fields in sources:
-        driver.announce(Announcement(*fields))
+    driver.has_api_server = True
+    for source in msgspec.convert(sources, list[Announcement]):
+        driver.announce(source)
     return len(sources)
 
 
@@ -43,8 +60,8 @@ def withdraw(engine: Any, names: list[Any]) -> int:
     return 0 if driver is None else sum(driver.withdraw(name) for name in names)
 
 
-def pin(engine: Any, name: str, is_pinned: bool) -> str:
-    """An empty string if it was done, else the reason why not."""
+def pin(engine: Any, name: str, is_pinned: bool) -> str | None:
+    """None if it was done, else the reason why not."""
     driver = driver_of(engine)
     return "this engine has no adapters" if driver is None else driver.pin(name, is_pinned)
 
@@ -70,3 +87,25 @@ def arrivals(engine: Any, number: int) -> dict[str, Any] | None:
 def driver_of(engine: Any) -> Driver | None:
     """The driver of a Chameleon engine, None for another engine."""
     return getattr(engine.scheduler, "chameleon", None)
+
+
+def _next_input(
+    engine: Any, get: Callable[..., Any], block: bool = True, timeout: float | None = None
+) -> Any:
+    """The next input of the engine's queue, or a wake-up when a step is due before one comes.
+
+    An engine that sleeps or is paused is not woken, nor one that is to end: vLLM asks then no more.
+    """
+    from vllm.v1.engine import EngineCoreRequestType
+
+    scheduler = engine.scheduler
+    idle_s = None
+    if block and timeout is None and not engine.is_sleeping():
+        idle_s = scheduler.chameleon.idle_s(time.monotonic())  # noqa: TID251  # the driver's clock
+    try:
+        return get(block, timeout if idle_s is None else idle_s)
+    except queue.Empty:
+        if idle_s is None:
+            raise
+    scheduler.chameleon_is_due = True
+    return EngineCoreRequestType.WAKEUP, None

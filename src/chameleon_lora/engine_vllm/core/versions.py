@@ -6,12 +6,14 @@ gives each content of each name an id that it never uses again, and an inner nam
 version has; prefix-cache blocks are keyed by the inner name, so no version reads another's blocks.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 
-from chameleon_lora.engine_vllm.messages import Announcement
+from chameleon_lora.engine_vllm.messages import Announcement, LoadAdapter
 from chameleon_lora.policy.request import AdapterId
 
 FIRST_ID = 1000  # vLLM's own warm-up adapters take ids from 1
+MOST_PLAIN = 10_000  # names that go by themselves inside; no more are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +26,26 @@ class Version:
 
 
 class AdapterVersions:
-    """The versions that new requests mean, by name. Owner: the driver."""
+    """The versions that requests mean: new ones by name, those under way by id. Owner: the driver.
+
+    Invariant: beside the current versions, and former ones not yet forgotten, it remembers no more
+    than MOST_PLAIN names.
+    """
 
     def __init__(self) -> None:
         self._current: dict[str, Version] = {}
-        self._count_of: dict[str, int] = {}
-        self._inner_names: set[str] = set()
+        self._by_id: dict[AdapterId, Version] = {}
+        self._former: set[AdapterId] = set()
+        # Of versions whose files were asked for: the fingerprint of what was read, None till then.
+        self._contents: dict[AdapterId, str | None] = {}
+        self._plain: set[str] = set()
         self._next_id = FIRST_ID
+
+    def __getitem__(self, adapter_id: AdapterId) -> Version:
+        return self._by_id[adapter_id]
+
+    def __len__(self) -> int:
+        return len(self._by_id)
 
     def current(self, name: str) -> Version | None:
         """The version a new request for this name gets, or None if the name is unknown."""
@@ -44,24 +59,71 @@ class AdapterVersions:
         former = self._current.get(source.name)
         if former is not None and former.source == source:
             return former, None
-        version = Version(AdapterId(self._next_id), self._new_inner_name(source.name), source)
-        self._next_id += 1
-        self._current[source.name] = version
-        return version, former
+        return self._list(source), former
+
+    def renew(self, source: Announcement) -> tuple[Version, Version | None]:
+        """The same for files that nobody looked into: what is read from now on is another content."""
+        former = self._current.get(source.name)
+        if former is not None and former.id not in self._contents and former.source == source:
+            return former, None
+        return self._list(source), former
+
+    def unlisted(self, source: Announcement) -> Version:
+        """A new version that no name means."""
+        version = self._make(source)
+        self._former.add(version.id)
+        return version
 
     def withdraw(self, name: str) -> Version | None:
         """Afterwards the name is unknown; answers the version it meant."""
-        return self._current.pop(name, None)
+        version = self._current.pop(name, None)
+        if version is not None:
+            self._former.add(version.id)
+        return version
+
+    def load(self, adapter_id: AdapterId) -> LoadAdapter:
+        """The command to read it: a version is one content, so what was read once or nothing."""
+        source = self._by_id[adapter_id].source
+        content = source.fingerprint or self._contents.setdefault(adapter_id, None)
+        return LoadAdapter(adapter_id, source.name, source.path, source.is_3d, content)
+
+    def was_read(self, adapter_id: AdapterId, fingerprint: str | None) -> None:
+        """Its files were read, and were these."""
+        self._contents[adapter_id] = fingerprint
+
+    def forget(self, used: Container[AdapterId]) -> list[AdapterId]:
+        """Former versions that are not used any more are forgotten; answers which."""
+        gone = [adapter_id for adapter_id in self._former if adapter_id not in used]
+        for adapter_id in gone:
+            self._former.discard(adapter_id)
+            self._contents.pop(adapter_id, None)
+            del self._by_id[adapter_id]
+        return gone
 
     def names(self) -> list[str]:
         """Every name known, in the order of announcement."""
         return list(self._current)
 
-    def _new_inner_name(self, name: str) -> str:
-        """The name itself or `name@n`, whichever no version has had; another may be called a@2."""
-        inner_name = name
-        while inner_name in self._inner_names:
-            count = self._count_of[name] = self._count_of.get(name, 1) + 1
-            inner_name = f"{name}@{count}"
-        self._inner_names.add(inner_name)
-        return inner_name
+    def _list(self, source: Announcement) -> Version:
+        former = self._current.get(source.name)
+        if former is not None:
+            self._former.add(former.id)
+        version = self._current[source.name] = self._make(source)
+        return version
+
+    def _make(self, source: Announcement) -> Version:
+        adapter_id = AdapterId(self._next_id)
+        self._next_id += 1
+        inner_name = self._new_inner_name(source.name, adapter_id)
+        version = self._by_id[adapter_id] = Version(adapter_id, inner_name, source)
+        return version
+
+    def _new_inner_name(self, name: str, adapter_id: AdapterId) -> str:
+        """The name itself for its first version, `name@id` for others: no two have the same.
+
+        A name with an @ never goes by itself, nor does one that might have been forgotten.
+        """
+        is_plain = "@" not in name and name not in self._plain and len(self._plain) < MOST_PLAIN
+        if is_plain:
+            self._plain.add(name)
+        return name if is_plain else f"{name}@{adapter_id}"

@@ -87,13 +87,8 @@ class DeviceStore:
         self._pages: KvPages | UnsupportedLayoutError | None = None
         self._pages_at: list[Any] | None = None
 
-    def promote(self, command: PromoteAdapter, host_copy: HostCopy | str) -> None:
-        """Begins to copy into the blocks; answered by `poll`.
-
-        Args:
-            command: whose blocks nobody else uses.
-            host_copy: the adapter, or the reason why it is not in host memory.
-        """
+    def promote(self, command: PromoteAdapter, host_copy: HostCopy) -> None:
+        """Begins to copy into the command's blocks, which nobody else uses; answered by `poll`."""
         self.demote(command.adapter_id)
         start_s = stopwatch_s()
         try:
@@ -269,9 +264,7 @@ def _device_copy(
     return DeviceCopy(image.adapter_id, image.rank, image.dtype, image.pieces, tuple(parts), views)
 
 
-def _require_image(host_copy: HostCopy | str) -> PackedAdapter:
-    if isinstance(host_copy, str):
-        raise AdapterError(host_copy)
+def _require_image(host_copy: HostCopy) -> PackedAdapter:
     if isinstance(host_copy, StockCopy):
         raise AdapterError(
             f"Adapter {host_copy.adapter_id} changes layers that only vLLM's own code can fill"

@@ -1,18 +1,20 @@
 """Packed images on disk, so that an adapter's later loads are one read instead of a parse."""
 
-import contextlib
+import logging
+import math
 import os
+import queue
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.adapters.untrusted import is_folder
+from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.worker.packed_adapter import (
     PackedAdapter,
     Piece,
@@ -20,13 +22,19 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     image_over,
 )
 
-DEFAULT_LIMIT_BYTES = 8 << 30
-Fingerprint = tuple[tuple[str, int, int], ...]
+PATIENCE_S = (
+    2.0  # and a second for so many bytes: a disk that takes longer costs more than it saves
+)
+SLOWEST_BYTES_PER_S = 50e6
+FREE_PART = 10  # of what is free at the start, all workers together take no more than one such part
+_MEMORY = ("tmpfs", "ramfs")
+_CLOSE_LIMIT_S = 1.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    fingerprint: Fingerprint
+    fingerprint: str
     rank: int
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
@@ -35,69 +43,126 @@ class _Entry:
     pinned: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    work: Callable[[], PackedAdapter | None]
+    patience_s: float
+    answer: Future[PackedAdapter | None]
+
+
 class DiskCache:
     """A ring of images in one unnamed file, which vanishes with the process however that ends.
 
-    A new image takes the place of the oldest once `limit_bytes` are used. The loader's threads share
-    it, one at a time. A disk that is full or broken costs speed only: images are not kept.
+    A new image takes the place of the oldest once the limit is used. One thread does all reading and
+    writing, so nobody holds a lock meanwhile. Whatever fails costs speed only: on a disk that is full,
+    gone or broken nothing is kept, and one that hangs is asked no more until it answers.
     """
 
-    def __init__(self, folder: Path | None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        limit_bytes: int,
+        workers: int = 1,
+        prepare_thread: Callable[[], None] = lambda: None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """Opens the file in the background, and tells in the log what it does.
+
+        Args:
+            folder: None for the system's own for temporary files, unless that is in memory.
+            limit_bytes: for all workers of this host together, who share the disk.
+            workers: how many they are.
+            prepare_thread: called by the thread, first of all.
+            patience_s: how long a small image may take.
+        """
+        self._folder = folder
         self._limit_bytes = limit_bytes
+        self._workers = workers
+        self._prepare_thread = prepare_thread
+        self._patience_s = patience_s
         self._end_bytes = 0
-        self._lock = threading.RLock()
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by age, so by place in the ring
-        self._descriptor, name = tempfile.mkstemp(prefix="chameleon-images-", dir=folder)
-        Path(name).unlink()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._stuck_s = stopwatch_s() + patience_s  # the thread is stuck from then on
+        self._thread = threading.Thread(target=self._run, name="chameleon-disk-cache", daemon=True)
+        self._thread.start()
 
-    def save(self, image: PackedAdapter, fingerprint: Fingerprint) -> bool:
-        """Whether the image was kept; replaces an earlier one of the same adapter."""
-        with self._lock:
-            if image.nbytes > self._limit_bytes:
-                return False
-            self._entries.pop(image.adapter_id, None)
-            offset = self._make_room(image.nbytes)
-            try:
-                _write_all(self._descriptor, image.flat, offset)
-            except OSError:
-                return False
-            self._entries[image.adapter_id] = _Entry(
-                fingerprint,
-                image.rank,
-                image.dtype,
-                image.pieces,
-                offset,
-                image.nbytes,
-                image.flat.is_pinned(),
-            )
-            return True
+    def save(self, image: PackedAdapter, fingerprint: str) -> None:
+        """Keeps the image, in place of another of the same adapter, if the disk lets it."""
+        self._ask(lambda: self._save(image, fingerprint), image.nbytes)
 
-    def save_once(self, image: PackedAdapter, fingerprint: Fingerprint) -> None:
-        """Keeps the image unless one of that very source is kept already."""
-        with self._lock:
-            entry = self._entries.get(image.adapter_id)
-            if entry is None or entry.fingerprint != fingerprint:
-                self.save(image, fingerprint)
-
-    def load(self, adapter_id: int, fingerprint: Fingerprint) -> PackedAdapter | None:
-        """The adapter's image in fresh memory, or None if there is none of that very source."""
-        with self._lock:
-            entry = self._entries.get(adapter_id)
-            if entry is None or entry.fingerprint != fingerprint:
-                return None
-            flat = empty_buffer(entry.nbytes, pinned=entry.pinned)
-            try:
-                _read_all(self._descriptor, flat, entry.offset_bytes)
-            except OSError:
-                return None
-        return image_over(flat, adapter_id, entry.rank, entry.dtype, entry.pieces)
+    def load(self, adapter_id: int, fingerprint: str) -> PackedAdapter | None:
+        """The adapter's image in fresh memory, or None if there is none of that very content."""
+        entry = self._entries.get(adapter_id)
+        if entry is None or entry.fingerprint != fingerprint:
+            return None
+        return self._ask(lambda: self._load(adapter_id, entry), entry.nbytes)
 
     def close(self) -> None:
         """Afterwards the disk space is free again, and nothing is kept any more."""
-        with self._lock:
-            self._entries.clear()
-            self._limit_bytes = 0
-            os.close(self._descriptor)
+        self._jobs.put(None)
+        self._thread.join(_CLOSE_LIMIT_S)
+
+    def _ask(self, work: Callable[[], PackedAdapter | None], nbytes: int) -> PackedAdapter | None:
+        """What the thread's work answers; None if that fails, or takes too long."""
+        if stopwatch_s() > self._stuck_s:
+            return None
+        patience_s = self._patience_s + nbytes / SLOWEST_BYTES_PER_S
+        job = _Job(work, patience_s, Future())
+        self._jobs.put(job)
+        try:
+            return job.answer.result(patience_s)
+        except TimeoutError:
+            job.answer.cancel()
+            return None
+
+    def _run(self) -> None:
+        self._prepare_thread()
+        descriptor = self._try_open()
+        if descriptor is None:
+            self._stuck_s = -math.inf
+            return
+        self._descriptor = descriptor
+        self._stuck_s = math.inf
+        while (job := self._jobs.get()) is not None:
+            if not job.answer.set_running_or_notify_cancel():
+                continue
+            self._stuck_s = stopwatch_s() + job.patience_s
+            job.answer.set_result(self._try(job.work))
+            self._stuck_s = math.inf
+        self._stuck_s = -math.inf
+        os.close(descriptor)
+
+    def _try(self, work: Callable[[], PackedAdapter | None]) -> PackedAdapter | None:
+        try:
+            return work()
+        except (OSError, MemoryError, RuntimeError) as error:  # torch's own is the last
+            _logger.warning("The disk cache of adapters failed, files are read instead: %s", error)
+            return None
+
+    def _save(self, image: PackedAdapter, fingerprint: str) -> None:
+        known = self._entries.get(image.adapter_id)
+        if image.nbytes > self._limit_bytes or (known and known.fingerprint == fingerprint):
+            return
+        self._entries.pop(image.adapter_id, None)
+        offset = self._make_room(image.nbytes)
+        _write_all(self._descriptor, image.flat, offset)
+        self._entries[image.adapter_id] = _Entry(
+            fingerprint,
+            image.rank,
+            image.dtype,
+            image.pieces,
+            offset,
+            image.nbytes,
+            image.flat.is_pinned(),
+        )
+
+    def _load(self, adapter_id: int, entry: _Entry) -> PackedAdapter | None:
+        if self._entries.get(adapter_id) is not entry:
+            return None  # others took its place meanwhile
+        flat = empty_buffer(entry.nbytes, pinned=entry.pinned)
+        _read_all(self._descriptor, flat, entry.offset_bytes)
+        return image_over(flat, adapter_id, entry.rank, entry.dtype, entry.pieces)
 
     def _make_room(self, nbytes: int) -> int:
         offset = self._end_bytes if self._end_bytes + nbytes <= self._limit_bytes else 0
@@ -111,21 +176,40 @@ class DiskCache:
             del self._entries[adapter_id]
         return offset
 
+    def _try_open(self) -> int | None:
+        """The unnamed file, its limit set and told in the log; None if there is to be none."""
+        try:
+            folder = self._folder or Path(tempfile.gettempdir())
+            if self._folder is None and _file_system_of(folder) in _MEMORY:
+                _logger.info(
+                    "Adapters read once are not kept on disk: %s is in memory. Name another folder "
+                    "in serving.disk_cache_dir to have later loads of them read faster.", folder,
+                )  # fmt: skip
+                return None
+            status = os.statvfs(folder)
+            part_bytes = status.f_bavail * status.f_frsize // FREE_PART
+            self._limit_bytes = min(self._limit_bytes, part_bytes) // self._workers
+            descriptor, name = tempfile.mkstemp(prefix="chameleon-images-", dir=folder)
+            Path(name).unlink()
+        except OSError as error:
+            _logger.warning("Adapters read once are not kept on disk: %s", error)
+            return None
+        _logger.info(
+            "Adapters read once are kept packed in an unnamed file in %s, of %d bytes at most for "
+            "each of %d workers (serving.disk_cache_bytes).", folder, self._limit_bytes, self._workers,
+        )  # fmt: skip
+        return descriptor
 
-def fingerprint_of(path: str) -> Fingerprint:
-    """Name, size and time of change of the adapter's files: equal only if nothing was rewritten.
 
-    Never raises: a file that is not there counts as absent.
-    """
-    folder = Path(path).expanduser()
-    if not is_folder(folder):
-        return ((path, 0, 0),)
-    found = []
-    for file in (folder / CONFIG_NAME, folder / WEIGHTS_NAME):
-        with contextlib.suppress(OSError):
-            status = file.stat()
-            found.append((str(file), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+def _file_system_of(folder: Path) -> str | None:
+    """The type of the file system a folder is on, None if that cannot be told."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-") + 1]
+    return None
 
 
 def _write_all(descriptor: int, flat: torch.Tensor, offset: int) -> None:

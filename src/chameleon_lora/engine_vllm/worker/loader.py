@@ -17,7 +17,7 @@ from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import LoadAdapter
 from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
-from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache, fingerprint_of
+from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, PackedAdapter, Piece, pack
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
 from chameleon_lora.errors import AdapterError
@@ -26,28 +26,44 @@ _SWITCH_INTERVAL_S = 0.0005
 _REASON_CHARACTERS = 400
 STALL_S = 1.0  # a load that takes longer may hang: the next one gets a thread of its own
 MOST_THREADS = 16
+MOST_GEOMETRIES = 64
 _CLOSE_LIMIT_S = 1.0
 _KEEP_LATER = 16  # copies that may outlive their drop until a quiet moment; older ones go unkept
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class LoadOrder:
+    """One load that was asked for. Cancelled, it is skipped if it has not begun."""
+
+    command: LoadAdapter
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAdapter:
+    """An adapter in owned memory, and the fingerprint of the files it was read from."""
+
+    host_copy: HostCopy
+    fingerprint: str
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one load: a host copy, or the one-line reason why there is none."""
+    """What became of one load: the adapter, or the one-line reason why there is none."""
 
-    ticket: int
-    adapter_id: int
-    outcome: HostCopy | str
+    order: LoadOrder
+    outcome: ReadAdapter | str
     seconds: float
 
 
 class Reader(Protocol):
     """Where host copies come from; used by the loader's thread."""
 
-    def read(self, command: LoadAdapter) -> HostCopy:
-        """The adapter in owned memory; raises whatever went wrong."""
+    def read(self, command: LoadAdapter) -> ReadAdapter:
+        """The adapter; raises whatever went wrong."""
         ...
 
-    def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
+    def keep(self, read: ReadAdapter) -> None:
         """Called after delivery, to make the next read of this adapter cheaper."""
         ...
 
@@ -69,21 +85,18 @@ class Loader:
         self._reader = reader
         self._prepare_thread = prepare_thread
         self._stall_s = stall_s
-        self._orders: queue.SimpleQueue[tuple[int, LoadAdapter] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[LoadOrder | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self._cancelled: set[int] = set()
-        self._to_keep: deque[tuple[LoadAdapter, HostCopy]] = deque(maxlen=_KEEP_LATER)
+        self._to_keep: deque[ReadAdapter] = deque(maxlen=_KEEP_LATER)
         self._lock = threading.Lock()  # for the two below
         self._threads: dict[threading.Thread, float | None] = {}  # since when at a load
 
-    def submit(self, ticket: int, command: LoadAdapter) -> None:
-        """Queues a load; its delivery carries the ticket."""
-        self._orders.put((ticket, command))
+    def submit(self, command: LoadAdapter) -> LoadOrder:
+        """Queues a load; its delivery names the order."""
+        order = LoadOrder(command)
+        self._orders.put(order)
         self._grow()
-
-    def cancel(self, ticket: int) -> None:
-        """Skips the load if it has not begun; a later delivery of it may still come."""
-        self._cancelled.add(ticket)
+        return order
 
     def poll(self) -> list[Delivery]:
         """What was finished since the last call; never waits."""
@@ -92,13 +105,6 @@ class Loader:
         while not self._done.empty():  # only this caller takes from the queue
             deliveries.append(self._done.get())
         return deliveries
-
-    def wait(self) -> Delivery:
-        """The next delivery; waits for it. Call only while a load is under way."""
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._done.get(timeout=self._stall_s)
-            self._grow()
 
     def close(self) -> None:
         """Ends the threads; one whose load hangs ends with that, or with the process."""
@@ -128,21 +134,21 @@ class Loader:
     def _run(self) -> None:
         self._prepare_thread()
         while (order := self._next_order()) is not None:
-            ticket, command = order
-            if ticket in self._cancelled:
-                self._cancelled.discard(ticket)
+            if order.is_cancelled:
                 continue
             self._mark(stopwatch_s())
-            delivery = self._attempt(ticket, command)
-            if not isinstance(delivery.outcome, str):
-                self._to_keep.append((command, delivery.outcome))
+            delivery = self._attempt(order)
+            if isinstance(delivery.outcome, ReadAdapter):
+                self._to_keep.append(delivery.outcome)
             self._done.put(delivery)
             if self._is_one_too_many():
                 return
 
     def _mark(self, since_s: float | None) -> None:
+        me = threading.current_thread()
         with self._lock:
-            self._threads[threading.current_thread()] = since_s
+            if me in self._threads:  # closed meanwhile, it is struck off already
+                self._threads[me] = since_s
 
     def _is_one_too_many(self) -> bool:
         """Whether another thread is there for what comes; this one is struck off then."""
@@ -155,24 +161,26 @@ class Loader:
             self._threads.pop(me, None)  # closed meanwhile, it is struck off already
             return True
 
-    def _next_order(self) -> tuple[int, LoadAdapter] | None:
+    def _next_order(self) -> LoadOrder | None:
         """The next load; while none is due, what was read is kept for later."""
         while self._orders.empty():
             try:
                 kept = self._to_keep.popleft()
             except IndexError:  # another thread may have taken the last one
                 break
-            self._reader.keep(*kept)
+            self._mark(stopwatch_s())
+            self._reader.keep(kept)
+            self._mark(None)
         return self._orders.get()
 
-    def _attempt(self, ticket: int, command: LoadAdapter) -> Delivery:
+    def _attempt(self, order: LoadOrder) -> Delivery:
         start = stopwatch_s()
-        outcome: HostCopy | str
+        outcome: ReadAdapter | str
         try:
-            outcome = self._reader.read(command)
+            outcome = self._reader.read(order.command)
         except Exception as error:  # noqa: BLE001  # whatever a file can cause becomes an answer
-            outcome = reason_of(command, error)
-        return Delivery(ticket, command.adapter_id, outcome, stopwatch_s() - start)
+            outcome = reason_of(order.command, error)
+        return Delivery(order, outcome, stopwatch_s() - start)
 
 
 def reason_of(command: LoadAdapter, error: BaseException) -> str:
@@ -209,32 +217,31 @@ class VllmReader:
         self._limits = AdapterLimits(max_bytes=largest_bytes())
         self._geometries: dict[tuple[Piece, ...], tuple[Piece, ...]] = {}
 
-    def read(self, command: LoadAdapter) -> HostCopy:
-        """The adapter in owned memory, from its packed image if its files are unchanged."""
-        if self._images is not None:
-            image = self._images.load(command.adapter_id, fingerprint_of(command.path))
+    def read(self, command: LoadAdapter) -> ReadAdapter:
+        """The adapter, from the packed image of that very content if there is one."""
+        if self._images is not None and command.fingerprint is not None:
+            image = self._images.load(command.adapter_id, command.fingerprint)
             if image is not None:
-                return image
+                return ReadAdapter(image, command.fingerprint)
         return self.read_files(command)
 
-    def read_files(self, command: LoadAdapter) -> HostCopy:
+    def read_files(self, command: LoadAdapter) -> ReadAdapter:
         """The adapter from its own files; safe on any thread."""
         from vllm.lora.request import LoRARequest
 
         fused = {"is_3d_lora_weight": True} if command.is_3d else {}
-        with sealed_copy(resolved(command.path), command.fingerprint, self._limits) as folder:
-            request = LoRARequest(command.name, command.adapter_id, str(folder), **fused)
+        with sealed_copy(resolved(command.path), command.fingerprint, self._limits) as copy:
+            request = LoRARequest(command.name, command.adapter_id, str(copy.folder), **fused)
             lora_model = self._worker_manager._load_adapter(request)
             adapter_manager = self._worker_manager._adapter_manager
             adapter_manager._create_merged_loras_inplace(lora_model)
             host_copy = pack(adapter_manager, lora_model)
-        return self._with_shared_geometry(host_copy)
+        return ReadAdapter(self._with_shared_geometry(host_copy), copy.fingerprint)
 
-    def keep(self, command: LoadAdapter, host_copy: HostCopy) -> None:
-        """Writes the packed image, once per version of the adapter's files."""
-        if self._images is None or not isinstance(host_copy, PackedAdapter):
-            return
-        self._images.save_once(host_copy, fingerprint_of(command.path))
+    def keep(self, read: ReadAdapter) -> None:
+        """Writes the packed image, once per content of the adapter."""
+        if self._images is not None and isinstance(read.host_copy, PackedAdapter):
+            self._images.save(read.host_copy, read.fingerprint)
 
     def close(self) -> None:
         """Gives the disk space of the packed images back; nothing may be read afterwards."""
@@ -245,6 +252,8 @@ class VllmReader:
     def _with_shared_geometry(self, host_copy: HostCopy) -> HostCopy:
         if not isinstance(host_copy, PackedAdapter):
             return host_copy
+        if len(self._geometries) >= MOST_GEOMETRIES:
+            self._geometries.clear()  # some views are made again; nothing else hangs on sameness
         pieces = self._geometries.setdefault(host_copy.pieces, host_copy.pieces)
         return PackedAdapter(
             host_copy.adapter_id,

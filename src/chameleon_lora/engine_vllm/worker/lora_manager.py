@@ -2,17 +2,18 @@
 
 import functools
 import logging
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
-from chameleon_lora.engine_vllm.messages import Ack, Command
+from chameleon_lora.engine_vllm.worker.agreement import Agreement, gather_of_engine
 from chameleon_lora.engine_vllm.worker.copier import copier_for
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare_loader_thread
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
+from chameleon_lora.settings import ServingSettings
 
 _logger = logging.getLogger(__name__)
 
@@ -31,14 +32,9 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
             wrapped = super().create_lora_manager(model, vllm_config)
             serving = settings_of(vllm_config).serving
             cells = cells_of(vllm_config, serving.slot_parts)
-            self.adapters = make_worker_adapters(self, cells, serving.debug_checks)
+            workers = workers_on_host(vllm_config.parallel_config)
+            self.adapters = make_worker_adapters(self, cells, serving, workers)
             return wrapped
-
-        def execute(self, commands: Iterable[Command]) -> None:
-            self.adapters.execute(commands)
-
-        def poll_acks(self) -> tuple[Ack, ...]:
-            return self.adapters.poll_acks()
 
         def _apply_adapters(self, lora_requests: set[Any]) -> None:
             if self._is_dummy_run(lora_requests):
@@ -78,13 +74,19 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
 
 
 def make_worker_adapters(
-    worker_manager: Any, cells: Cells, debug_checks: bool = False
+    worker_manager: Any, cells: Cells, serving: ServingSettings, workers: int = 1
 ) -> WorkerAdapters:
-    """The command side of a manager whose slots exist already."""
+    """The command side of a manager whose slots exist already, one of so many on this host."""
     prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
-    reader = VllmReader(worker_manager, DiskCache(folder=None))
+    folder = Path(serving.disk_cache_dir) if serving.disk_cache_dir else None
+    images = (
+        DiskCache(folder, serving.disk_cache_bytes, workers, prepare_thread)
+        if serving.disk_cache_bytes
+        else None
+    )
+    reader = VllmReader(worker_manager, images)
     device = DeviceStore(
-        copier_for(worker_manager.device, prepare_thread), debug_checks=debug_checks
+        copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
     )
     return WorkerAdapters(
         worker_manager._adapter_manager,
@@ -92,4 +94,12 @@ def make_worker_adapters(
         Loader(reader, prepare_thread),
         reader,
         device,
+        Agreement(gather_of_engine()),
     )
+
+
+def workers_on_host(parallel_config: Any) -> int:
+    """How many workers share this host's disk."""
+    nodes = getattr(parallel_config, "nnodes_within_dp", 1)  # vLLM 0.26: one
+    engines = max(1, parallel_config.data_parallel_size_local)
+    return int(parallel_config.world_size // nodes * engines)

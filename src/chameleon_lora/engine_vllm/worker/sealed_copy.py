@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,21 +26,31 @@ from chameleon_lora.errors import AdapterInvalidError
 STAGED = re.compile(r"\S*/chameleon-load-[^/\s]*/")  # where the copy is, in messages of vLLM
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _MOST_AT_ONCE_BYTES = 1 << 30
-_CHANGED = (
+CHANGED = (
     "its files changed after it was announced; ask again in a moment, "
     "or load it anew with load_inplace"
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SealedCopy:
+    """One adapter's files, copied and checked, and the fingerprint of what was copied."""
+
+    folder: Path
+    fingerprint: str
+
+
 @contextmanager
-def sealed_copy(folder: Path, fingerprint: str, limits: AdapterLimits) -> Iterator[Path]:
+def sealed_copy(
+    folder: Path, fingerprint: str | None, limits: AdapterLimits
+) -> Iterator[SealedCopy]:
     """While the block runs, a folder with the adapter as it is now; afterwards it is gone.
 
     Costs the bytes of the weights in memory, once, until nothing maps them any more.
 
     Args:
         folder: the adapter's, whatever it holds by now.
-        fingerprint: of the files meant; "" for whatever is there.
+        fingerprint: of the files meant; None for whatever is there.
         limits: what the engine can hold.
 
     Raises:
@@ -57,15 +68,15 @@ def sealed_copy(folder: Path, fingerprint: str, limits: AdapterLimits) -> Iterat
         _copy(weights, copy, before.st_size)
         raw_header = read_header_bytes(copy)
         found = fingerprint_of(raw_config, before, raw_header)
-        if _times(before) != _times(os.fstat(weights.fileno())) or fingerprint not in ("", found):
+        if _times(before) != _times(os.fstat(weights.fileno())) or fingerprint not in (None, found):
             require_servable(folder, limits)  # what is there now may tell more
-            raise AdapterInvalidError(_CHANGED)
+            raise AdapterInvalidError(CHANGED)
         private = Path(staging) / (folder.absolute().name or "adapter")
         private.mkdir()
         (private / CONFIG_NAME).write_bytes(raw_config)
         (private / WEIGHTS_NAME).symlink_to(f"/proc/self/fd/{copy.fileno()}")
         require_servable(private, limits)
-        yield private
+        yield SealedCopy(private, found)
 
 
 def _weights_of(folder: Path) -> AbstractContextManager[BinaryIO]:
@@ -82,7 +93,7 @@ def _require_room(folder: Path, file_bytes: int, limits: AdapterLimits) -> None:
         return
     require_servable(folder, limits)
     if file_bytes > limits.max_bytes + 8 + MAX_HEADER_BYTES:
-        raise AdapterInvalidError(_CHANGED)
+        raise AdapterInvalidError(CHANGED)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, nbytes: int) -> None:

@@ -12,22 +12,20 @@ import torch
 from chameleon_lora.engine_vllm.config import is_chameleon_scheduler, settings_of
 from chameleon_lora.engine_vllm.event_log import event_log, watch_stock
 from chameleon_lora.engine_vllm.hooks import require_hooks
-from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
+from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Ack
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
+from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
 
 # Where vLLM's asynchronous outputs keep the output they will return: model runner V1, V2.
 _INNER_OUTPUTS = ("_model_runner_output", "model_runner_output")
 
 
-def with_acks(output: Any, manager: Any) -> Any:
-    """The output with the worker's news attached; None stays None and its news wait.
+def with_acks(output: Any, acks: tuple[Ack, ...]) -> Any:
+    """The output with the worker's news attached.
 
     Never writes into an output: vLLM shares one object among all empty steps.
     """
-    if output is None:
-        return None
-    acks = manager.poll_acks()
-    if not acks:
+    if output is None or not acks:  # a stage whose output goes nowhere
         return output
     for name in _INNER_OUTPUTS:
         if hasattr(output, name):
@@ -66,13 +64,17 @@ def obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
     """Worker.execute_model that carries out the step's commands first."""
 
     def obey_then_execute(worker: Any, scheduler_output: Any) -> Any:
-        manager = _manager_of(worker)
-        if manager is None:
+        adapters = _adapters_of(worker)
+        if adapters is None:
             return execute_model(worker, scheduler_output)
-        manager.adapters.attach(worker.model_runner)  # whose KV cache came after the manager
+        adapters.attach(worker.model_runner)  # whose KV cache came after the manager
         with torch.inference_mode():
-            manager.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
-        return with_acks(execute_model(worker, scheduler_output), manager)
+            adapters.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
+        output = execute_model(worker, scheduler_output)
+        is_pooling = worker.vllm_config.model_config.runner_type == "pooling"
+        if scheduler_output.total_num_scheduled_tokens and not is_pooling:
+            return output  # sample_tokens follows, on every rank
+        return with_acks(output, adapters.poll_acks())
 
     return obey_then_execute
 
@@ -81,9 +83,11 @@ def answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
     """Worker.sample_tokens whose output carries acks: it follows an execute_model that gave none."""
 
     def sample_then_answer(worker: Any, grammar_output: Any) -> Any:
-        manager = _manager_of(worker)
+        adapters = _adapters_of(worker)
         output = sample_tokens(worker, grammar_output)
-        return output if manager is None else with_acks(output, manager)
+        if adapters is None:
+            return output
+        return with_acks(output, adapters.poll_acks())
 
     return sample_then_answer
 
@@ -92,9 +96,9 @@ def ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
     """Worker.sleep, before which the copies in KV blocks are forgotten."""
 
     def end_then_sleep(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        manager = _manager_of(worker)
-        if manager is not None:
-            manager.adapters.forget_device()  # the KV cache's memory is about to go
+        adapters = _adapters_of(worker)
+        if adapters is not None:
+            adapters.forget_device()  # the KV cache's memory is about to go
         return sleep(worker, *args, **kwargs)
 
     return end_then_sleep
@@ -105,14 +109,14 @@ def distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:
 
     def wake_then_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
         woken = wake_up(worker, *args, **kwargs)
-        manager = _manager_of(worker)
-        if manager is not None:
-            manager.adapters.forget_slots()
+        adapters = _adapters_of(worker)
+        if adapters is not None:
+            adapters.forget_slots()
         return woken
 
     return wake_then_forget
 
 
-def _manager_of(worker: Any) -> Any | None:
+def _adapters_of(worker: Any) -> WorkerAdapters | None:
     manager = getattr(worker.model_runner, "lora_manager", None)
-    return manager if hasattr(manager, "poll_acks") else None
+    return getattr(manager, "adapters", None)

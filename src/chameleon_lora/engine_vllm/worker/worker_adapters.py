@@ -5,7 +5,7 @@ adapters are in place, and heals what others undid (profile runs and weight relo
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells
@@ -22,9 +22,16 @@ from chameleon_lora.engine_vllm.messages import (
     LoadFailed,
     PromoteAdapter,
 )
+from chameleon_lora.engine_vllm.worker.agreement import Agreement, News
 from chameleon_lora.engine_vllm.worker.cpu_punica import CellMasks, adopt
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
-from chameleon_lora.engine_vllm.worker.loader import Delivery, Loader, VllmReader, reason_of
+from chameleon_lora.engine_vllm.worker.loader import (
+    Delivery,
+    Loader,
+    LoadOrder,
+    VllmReader,
+    reason_of,
+)
 from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy
 from chameleon_lora.engine_vllm.worker.slot_writer import SlotWriter
 from chameleon_lora.errors import AdapterError
@@ -49,11 +56,13 @@ class WorkerAdapters:
         loader: Loader,
         reader: VllmReader,
         device: DeviceStore,
+        agreement: Agreement,
     ) -> None:
         self._manager = adapter_manager
         self._loader = loader
         self._reader = reader
         self._device = device
+        self._agreement = agreement
         self._cells = cells
         self._masks = CellMasks(cells)
         self._writer = SlotWriter(adapter_manager, cells)
@@ -61,10 +70,8 @@ class WorkerAdapters:
         self._assigned: dict[int, range] = {}
         self._present: dict[int, range] = {}
         self._copies: dict[int, HostCopy] = {}
-        self._tickets: dict[int, int] = {}
-        self._failed: dict[int, str] = {}
-        self._next_ticket = 0
-        self._acks: list[Ack] = []
+        self._orders: dict[int, LoadOrder] = {}
+        self._activated: list[Activated] = []
         self._has_warned = False
 
     @property
@@ -77,11 +84,7 @@ class WorkerAdapters:
         self._device.runner = runner
 
     def execute(self, commands: Iterable[Command]) -> None:
-        """Carries the commands out in their order; loads and promotions only begin.
-
-        Raises:
-            AdapterError: an adapter is to be activated that this worker could not load.
-        """
+        """Carries the commands out in their order; loads and promotions only begin."""
         for command in commands:
             match command:
                 case LoadAdapter():
@@ -91,16 +94,23 @@ class WorkerAdapters:
                 case ActivateAdapter():
                     self._activate(command)
                 case PromoteAdapter():
-                    self._finish_load(command.adapter_id)
-                    self._device.promote(command, self._loaded(command.adapter_id))
+                    self._demote(command.adapter_id)
+                    self._agreement.await_promotion(command.adapter_id, command.serial)
+                    self._device.promote(command, self._copies[command.adapter_id])
                 case DemoteAdapter():
-                    self._device.demote(command.adapter_id)
+                    self._demote(command.adapter_id)
 
     def poll_acks(self) -> tuple[Ack, ...]:
-        """What happened since the last call; never waits."""
-        for delivery in self._loader.poll():
-            self._deliver(delivery)
-        acks, self._acks = (*self._acks, *self._device.poll()), []
+        """What all ranks have done since the last call, which is made on all at the same moments.
+
+        Waits for no disk and no copy, only for the other ranks' call.
+        """
+        news: list[News] = [*self._delivered(), *self._device.poll()]
+        settled = self._agreement.settle(news)
+        for ack in settled:
+            if isinstance(ack, LoadFailed):
+                self._forget_copy(ack.adapter_id)  # this rank may have read its own part well
+        acks, self._activated = (*self._activated, *settled), []
         return acks
 
     def ensure_active(self, requests: Iterable[Any]) -> None:
@@ -128,6 +138,7 @@ class WorkerAdapters:
     def forget_device(self) -> None:
         """To be called before the KV cache's memory goes."""
         self._device.forget()
+        self._agreement.forget_promotions()
 
     def lend_slots(self) -> None:
         """Afterwards vLLM may fill slots its own way, all of them; the next step takes them back."""
@@ -146,38 +157,47 @@ class WorkerAdapters:
 
     def _load(self, command: LoadAdapter) -> None:
         self._drop(command.adapter_id)
-        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        self._tickets[command.adapter_id] = ticket
-        self._loader.submit(ticket, command)
+        self._agreement.await_load(command.adapter_id, command.name)
+        self._orders[command.adapter_id] = self._loader.submit(command)
 
     def _drop(self, adapter_id: int) -> None:
-        self._device.demote(adapter_id)
-        self._copies.pop(adapter_id, None)
-        self._failed.pop(adapter_id, None)
-        ticket = self._tickets.pop(adapter_id, None)
-        if ticket is not None:
-            self._loader.cancel(ticket)
+        self._agreement.forget_load(adapter_id)
+        self._demote(adapter_id)
+        self._forget_copy(adapter_id)
         self._assigned.pop(adapter_id, None)
         self._vacate(adapter_id)
 
-    def _deliver(self, delivery: Delivery) -> None:
-        adapter_id = delivery.adapter_id
-        if self._tickets.get(adapter_id) != delivery.ticket:
-            return  # dropped, or asked for anew, while it was under way
-        del self._tickets[adapter_id]
-        outcome = delivery.outcome
-        if isinstance(outcome, str):
-            self._failed[adapter_id] = outcome
-            self._acks.append(LoadFailed(adapter_id, outcome))
-            return
-        self._copies[adapter_id] = outcome
-        is_packed = not isinstance(outcome, StockCopy)
-        rank = outcome.rank if is_packed else self._cells.max_rank
-        self._acks.append(Loaded(adapter_id, outcome.nbytes, rank, delivery.seconds, is_packed))
+    def _demote(self, adapter_id: int) -> None:
+        self._agreement.forget_promotion(adapter_id)
+        self._device.demote(adapter_id)
+
+    def _forget_copy(self, adapter_id: int) -> None:
+        """Afterwards there is no host copy, and the load under way makes none."""
+        self._copies.pop(adapter_id, None)
+        order = self._orders.pop(adapter_id, None)
+        if order is not None:
+            order.is_cancelled = True
+
+    def _delivered(self) -> Iterator[Loaded | LoadFailed]:
+        """What became of this rank's own loads."""
+        for delivery in self._loader.poll():
+            adapter_id = delivery.order.command.adapter_id
+            if self._orders.get(adapter_id) is delivery.order:  # else dropped or asked for anew
+                del self._orders[adapter_id]
+                yield self._deliver(adapter_id, delivery)
+
+    def _deliver(self, adapter_id: int, delivery: Delivery) -> Loaded | LoadFailed:
+        if isinstance(delivery.outcome, str):
+            return LoadFailed(adapter_id, delivery.outcome)
+        host_copy = self._copies[adapter_id] = delivery.outcome.host_copy
+        is_packed = not isinstance(host_copy, StockCopy)
+        rank = host_copy.rank if is_packed else self._cells.max_rank
+        fingerprint = delivery.outcome.fingerprint
+        return Loaded(adapter_id, host_copy.nbytes, rank, delivery.seconds, is_packed, fingerprint)
 
     def _activate(self, command: ActivateAdapter) -> None:
         start = stopwatch_s()
-        host_copy = self._wait_for(command.adapter_id)
+        host_copy = self._copies[command.adapter_id]  # on every rank, for all said so
         window = self._window(host_copy, command.cell)
         for former in overlapping(self._assigned, window):
             del self._assigned[former]
@@ -186,28 +206,9 @@ class WorkerAdapters:
         from_device = self._place(command.adapter_id, host_copy, window)
         is_checked = from_device and self._device.debug_checks
         seconds = stopwatch_s() - start
-        self._acks.append(
+        self._activated.append(
             Activated(command.adapter_id, command.cell, seconds, from_device, is_checked)
         )
-
-    def _wait_for(self, adapter_id: int) -> HostCopy:
-        """This rank's own host copy."""
-        self._finish_load(adapter_id)
-        found = self._loaded(adapter_id)
-        if isinstance(found, str):
-            raise AdapterError(f"Adapter {adapter_id} cannot be activated: {found}")
-        return found
-
-    def _finish_load(self, adapter_id: int) -> None:
-        """Waits for this rank's own load: the scheduler knows of rank 0's only."""
-        while adapter_id in self._tickets:
-            self._deliver(self._loader.wait())
-
-    def _loaded(self, adapter_id: int) -> HostCopy | str:
-        """The host copy, or the reason why there is none."""
-        if adapter_id in self._copies:
-            return self._copies[adapter_id]
-        return self._failed.get(adapter_id, "it was never loaded here")
 
     def _take_slots(self) -> list[int | None]:
         """Afterwards vLLM tells rows apart by cell, not by slot. Answers who begins in which cell.
@@ -260,7 +261,7 @@ class WorkerAdapters:
         """Puts one adapter back where the scheduler has it, or anywhere if it has it nowhere."""
         adapter_id = request.lora_int_id
         if adapter_id in self._assigned:
-            host_copy, window = self._wait_for(adapter_id), self._assigned[adapter_id]
+            host_copy, window = self._copies[adapter_id], self._assigned[adapter_id]
         else:
             self._warn_once(adapter_id)
             host_copy = self._copies.get(adapter_id) or self._read_now(request)
@@ -291,7 +292,7 @@ class WorkerAdapters:
             bool(getattr(request, "is_3d_lora_weight", False)),
         )
         try:
-            return self._reader.read_files(command)
+            return self._reader.read_files(command).host_copy
         except Exception as error:
             raise AdapterError(reason_of(command, error)) from error
 
