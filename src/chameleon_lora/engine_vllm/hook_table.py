@@ -191,6 +191,7 @@ WORKERS = (
     Hook(_WORKER, _MIXIN, "LoRAModelRunnerMixin.lora_manager"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner.kv_caches"),
     Hook(_WORKER, "vllm.platforms", "current_platform"),
+    *_each(_WORKER, "vllm.distributed.parallel_state", "", "get_tp_group", "get_pcp_group", "get_pp_group"),
     *_each(
         _WORKER, "vllm.lora.worker_manager", "LRUCacheWorkerLoRAManager", "_load_adapter", "_apply_adapters",
         "create_lora_manager", "add_adapter", "remove_adapter", "pin_adapter", "remove_all_adapters",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chameleon_lora.engine_vllm.core.utilities import (
-    announce,
     _next_input,
+    announce,
     pin,
     waking,
     withdraw,
