@@ -57,7 +57,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["fly"], {"main"}),
         (["tenants", "--help"], {"main", "tenants"}),
     ],
-    ids=str,
+    ids=["--version", "--help", "fly", "tenants --help"],
 )
 def test_no_other_command_is_imported(words: list[str], expected: set[str]) -> None:
     """A process that runs one command has not loaded what the others need; neither numpy nor torch."""
