@@ -35,7 +35,7 @@ ENGINE: dict[str, Any] = {
     "max_num_batched_tokens": 128,
     "max_model_len": 128,
     "block_size": 32,
-    "num_gpu_blocks_override": 32,
+    "num_gpu_blocks_override": 18,
 }
 SETTINGS: dict[str, Any] = {
     "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
@@ -54,6 +54,7 @@ def main() -> None:
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:
         recorder = record(Path(folder), random.Random(given.seed))
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     recorder.write(given.out)
     steps = sum(told.fact == "step" for told in recorder.told)
     print(f"{given.out}: {len(recorder.told)} facts, {steps} of them steps")
@@ -84,7 +85,8 @@ def record(folder: Path, rng: random.Random) -> Recorder:
         ]
         engine.run(Wave(questions=questions, before=before))  # type: ignore[typeddict-item]  # a str
         engine.driver.pin(Path(adapters[number]).name, is_pinned=True)
-        engine.driver.withdraw(Path(adapters[-1 - number]).name)
+        loose = [a for a in engine.driver.view().adapters if a.is_in_host and not a.is_pinned]
+        engine.driver.withdraw(engine.driver.catalog[loose[-1].adapter.id].source.name)
     return recorder
 
 

@@ -96,3 +96,22 @@ def test_work_is_due_while_something_is_to_be_read_or_told() -> None:
     assert 0.0 == policy.work_due_s()
     assert (ONE,) == policy.step(0.2, ROOM).drops
     assert NEVER_S == policy.work_due_s()
+
+
+def test_what_finds_no_room_beside_pinned_ones_ends_with_the_reason() -> None:
+    """Its request fails, the one behind it runs, and after the unpinning it would be read."""
+    policy = make(host_bytes=2500)
+    policy.step(0.0, ROOM)
+    policy.loaded(ONE, 1000, 8, 0.0)
+    for number, nbytes in ((3, 2000), (4, 1000)):
+        policy.registered(adapter(number, nbytes))
+        policy.arrived(request(f"r{number}", number), 0.1)
+    plans = [policy.step(0.1, ROOM) for _ in range(2)]
+    failure = plans[0].fail[0]
+    assert ("r3", True) == (failure.request_id, "unpin some" in failure.reason)
+    assert [4] == loads(plans[1])
+    policy.loaded(AdapterId(4), 1000, 8, 0.2)
+    policy.finished(request("r4").id, 0, 0.2)
+    policy.pin(ONE, is_pinned=False)
+    policy.arrived(request("again", 3), 5.0)
+    assert [3] == loads(policy.step(5.0, ROOM))

@@ -22,9 +22,6 @@ LIMITS = EngineLimits(
     seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=10, block_bytes=160, slot_parts=2
 )
 GOLDEN = Path(__file__).parent / "golden" / "vllm.jsonl"
-needs_record = pytest.mark.skipif(
-    not GOLDEN.exists(), reason="no record; `python -m experiments.record_policy` makes one"
-)
 
 
 def test_what_is_recorded_can_be_told_again(tmp_path: Path) -> None:
@@ -62,7 +59,6 @@ def answers() -> list[object]:
     return [tell(policy, told) for told in recorded]
 
 
-@needs_record
 def test_the_same_facts_give_the_same_plans() -> None:
     """Each answer, in order: plans, and who made room."""
     _, recorded = read(GOLDEN)
@@ -70,7 +66,6 @@ def test_the_same_facts_give_the_same_plans() -> None:
         assert told.answer == answer, f"line {number}: {told.fact} at {told.given.get('now_s')}"
 
 
-@needs_record
 @pytest.mark.slow
 def test_plans_do_not_depend_on_the_hash_seed() -> None:
     """Interpreters with other hashes of strings answer the same."""
@@ -88,7 +83,6 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
         assert f"{answers()}\n" == told
 
 
-@needs_record
 def test_the_record_tells_of_what_vllm_brings_about() -> None:
     """Loads and evictions, slots, copies in KV blocks and their return, pins, withdrawals, a reset."""
     _, recorded = read(GOLDEN)

@@ -72,6 +72,7 @@ class Residency:
         self._expected = EntrySet()  # evictable, and not named yet, but foretold to be
         self._needed = EntrySet()  # evictable, but waiting requests name it
         self._homes: dict[AdapterId, EntrySet | None] = {}  # which of them each is in
+        self._pinned: dict[AdapterId, Entry] = {}
         self._tries = 0
         self.entries: dict[AdapterId, Entry] = {}
         self.device = DeviceCache(device, kv_blocks, self._evictor, self._rng)
@@ -89,6 +90,7 @@ class Residency:
         assert entry.tier is Tier.DISK and not entry.queued
         del self.entries[entry.adapter.id]
         self._homes.pop(entry.adapter.id, None)
+        self._pinned.pop(entry.adapter.id, None)
 
     def queue(self, entry: Entry, change: int) -> None:
         """Change the number of waiting requests that name the adapter."""
@@ -121,6 +123,10 @@ class Residency:
     def pin(self, entry: Entry, *, is_pinned: bool) -> None:
         """Protect the adapter from eviction, or no longer."""
         entry.is_pinned = is_pinned
+        if is_pinned:
+            self._pinned[entry.adapter.id] = entry
+        else:
+            self._pinned.pop(entry.adapter.id, None)
         self._place(entry)
 
     def expect(self, entry: Entry, *, is_expected: bool) -> None:
@@ -129,11 +135,20 @@ class Residency:
         self._place(entry)
 
     def why_too_large(self, entry: Entry) -> str | None:
-        """The reason if the budget is less than the adapter, were nothing else in host memory."""
+        """The reason if the budget is less than the adapter and those that pins keep. O(pinned)."""
         nbytes, budget = entry.adapter.nbytes, self._settings.host_bytes
-        if not budget or nbytes <= budget:
+        if not budget:
             return None
-        return f"its {nbytes} bytes are above cache.host_bytes, {budget}"
+        if nbytes > budget:
+            return f"its {nbytes} bytes are above cache.host_bytes, {budget}"
+        others = (o for o in self._pinned.values() if o is not entry and not o.is_leaving)
+        kept = sum(other.adapter.nbytes for other in others if other.tier >= Tier.LOADING)
+        if nbytes + kept <= budget:
+            return None
+        return (
+            f"its {nbytes} bytes find no room beside the {kept} of pinned adapters in "
+            f"cache.host_bytes, {budget}; unpin some, or raise it"
+        )
 
     def try_load(self, entry: Entry, sequence: int, now_s: float) -> tuple[AdapterId, ...] | None:
         """Take room for a load and answer whom it evicts; None, and nothing changes, without room.
