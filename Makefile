@@ -35,7 +35,7 @@ faults: setup
 soak: setup
 	$(bin)/python -m faults
 
-# A small real model, a few hundred adapters, and what Chameleon does with them.
+# A small real model, 24 adapters, and what Chameleon does with them.
 demo: setup
 	$(bin)/chameleon demo
 

@@ -86,7 +86,7 @@ def record(folder: Path, rng: random.Random) -> Recorder:
         engine.run(Wave(questions=questions, before=before))  # type: ignore[typeddict-item]  # a str
         engine.driver.pin(Path(adapters[number]).name, is_pinned=True)
         loose = [a for a in engine.driver.view().adapters if a.is_in_host and not a.is_pinned]
-        engine.driver.withdraw(engine.driver.catalog[loose[-1].adapter.id].source.name)
+        engine.driver.withdraw(engine.driver.versions[loose[-1].adapter.id].source.name)
     return recorder
 
 
@@ -94,8 +94,8 @@ def stand_in(driver: Driver) -> Recorder:
     """Afterwards a recorder stands between the driver and its policy."""
     recorder: Any = Recorder(driver.policy)
     driver.policy = recorder
-    if driver.lending is not None:
-        driver.lending.policy = recorder
+    if driver.loans is not None:
+        driver.loans.policy = recorder
     return recorder  # type: ignore[no-any-return]
 
 

@@ -108,7 +108,7 @@ async def while_loading(
     return FaultOutcome(ends, await _recovery_s(context, name, path), first_error(replies))
 
 
-def delete(_scene: FaultContext, path: Path) -> None:
+def delete(_context: FaultContext, path: Path) -> None:
     """The folder goes."""
     shutil.rmtree(path)
 

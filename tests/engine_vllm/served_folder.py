@@ -116,7 +116,10 @@ class ServedFolder:
     def told(self) -> list[tuple[str, list[str]]]:
         """What the engine was told since the last question: the call, and the names in it."""
         calls = [
-            (method.removeprefix("chameleon_"), [a if isinstance(a, str) else a[0] for a in named])
+            (
+                method.removeprefix("chameleon_"),
+                [a if isinstance(a, str) else a["name"] for a in named],
+            )
             for method, named in self.engine.calls
         ]
         self.engine.calls.clear()

@@ -114,7 +114,7 @@ def test_a_request_after_the_unload_brings_nothing_back() -> None:
     driver.announce(announced("a"))
     driver.withdraw("a")
     late, is_last = name(driver, LoRARequest("a", 1, "/adapters/a"))
-    assert ([], True) == (driver.catalog.names(), is_last)
+    assert ([], True) == (driver.versions.names(), is_last)
     assert "a" != late
 
 
@@ -126,7 +126,7 @@ def test_a_request_from_before_the_reload_does_not_turn_it_back() -> None:
     driver.has_api_server = True
     version = driver.announce(announced("a", path="/adapters/new"))
     assert (version.inner_name, False) == name(driver, LoRARequest("a", 1, "/adapters/old"))
-    assert version == driver.catalog.current("a")
+    assert version == driver.versions.current("a")
 
 
 def test_load_inplace_is_another_content() -> None:
@@ -137,9 +137,9 @@ def test_load_inplace_is_another_content() -> None:
     again = LoRARequest("a", 1, "/adapters/a", load_inplace=True)
     first, _ = name(driver, again)
     assert first == name(driver, again)[0]  # not read yet, so it will be what is there now
-    version = driver.catalog.current("a")
+    version = driver.versions.current("a")
     assert version is not None
-    driver.catalog.load(version.id)
+    driver.versions.load(version.id)
     second, _ = name(driver, again)
     assert first != second
     assert second == name(driver, LoRARequest("a", 1, "/adapters/a"))[0]

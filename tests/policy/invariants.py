@@ -51,7 +51,7 @@ def ticket_squash_bound(engine: EngineModel, state: RequestState) -> int:
 
 
 def check_lanes(policy: Scheduler) -> None:
-    """Each ready ticket stands in its lane once, in both orders; nothing is counted below zero."""
+    """Each ready request stands in its lane once, in both orders; nothing is counted below zero."""
     backlog = policy._backlog
     ready = [t for t in backlog.states.values() if t.stage is Stage.READY]
     assert len(ready) == sum(lane.ready for lane in backlog.lanes)
@@ -70,7 +70,7 @@ def check_lanes(policy: Scheduler) -> None:
 
 
 def members(heaps: Iterable[_Ready]) -> Counter[str]:
-    """The ready tickets in these heaps."""
+    """The ready requests in these heaps."""
     entries = [entry for ready in heaps for heap in ready._heaps.values() for entry in heap._heap]
     return Counter(str(t.request.id) for _, _, t in entries if t.stage is Stage.READY)
 
@@ -83,7 +83,7 @@ def check_shares(policy: Scheduler) -> None:
 
 
 def check_quota(policy: Scheduler) -> None:
-    """What lanes lent is what running tickets borrowed; never above the limits they were lent under."""
+    """What lanes lent is what running requests borrowed; never above the limits they were lent under."""
     book = policy._book
     charges = [t.charge for t in policy._backlog.running.values() if t.charge]
     lanes = range(len(book.limits))
@@ -97,7 +97,7 @@ def check_quota(policy: Scheduler) -> None:
 
 
 def check_adapters(policy: Scheduler) -> None:
-    """Counts, bytes and cells of every entry are those of the tickets and of one another."""
+    """Counts, bytes and cells of every entry are those of the requests and of one another."""
     residency, states = policy._residency, policy._backlog.states.values()
     queued = Counter(t.request.adapter_id for t in states if t.stage is not Stage.RUNNING)
     running = Counter(t.request.adapter_id for t in states if t.stage is Stage.RUNNING)

@@ -43,7 +43,7 @@ def intake_of(order: Order, quantile: float = 0.0) -> Estimator:
 
 
 def place(state: RequestState) -> tuple[float, float, int, int]:
-    """All by which a ticket is put into a lane, ordered there and charged."""
+    """All by which a request is put into a lane, ordered there and charged."""
     return (state.key, state.size, state.output_tokens, state.cost_tokens)
 
 

@@ -91,10 +91,10 @@ class TestWayOfARequest:
         model.arrive(request("a"), 50)
         model.step()
         model.now_s += 1000.0
-        before = model.policy._estimator._pace._wait_s
+        before = model.policy._estimator._load._wait_s
         model.preempt(request("a").id)
         model.step()
-        assert before == model.policy._estimator._pace._wait_s
+        assert before == model.policy._estimator._load._wait_s
 
     def test_preempted_request_is_charged_for_what_it_generated(self) -> None:
         """Its next prefill has its prompt and its 3 tokens."""
@@ -309,7 +309,7 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
     assert runs[0] == runs[1]
 
 
-def test_cadence_is_told_as_the_reason() -> None:
+def test_interval_is_told_as_the_reason() -> None:
     """Where a step admits nobody by rule, each lane's head waits for that."""
     model = EngineModel(preset(Preset.SLORA), LIMITS)
     model.arrive(request("a"), 5)

@@ -183,9 +183,9 @@ def test_host_memory_filled_by_adapters_always_in_use(limit: int) -> None:
 def test_boosted_requests_pass_no_more_often_than_others() -> None:
     """BOOST's head start is no way round the limit: the oldest is let in after 2 * limit others."""
     siege = Siege(engine(replace(FIFO, order=Order.BOOST), seats=1))
-    siege.engine.policy._estimator._pace.admitted(1e6)  # waits were long, so head starts are
+    siege.engine.policy._estimator._load.admitted(1e6)  # waits were long, so head starts are
     for tenth in range(3):
-        siege.engine.policy._estimator._pace.ended(1000, tenth / 10)
+        siege.engine.policy._estimator._load.ended(1000, tenth / 10)
     siege.arrive(BASE, 5000, output=100)
     assert not siege.lasts(lambda _: siege.send(BASE, 1, 1, hint=1))
     assert 0 < siege.admitted <= BOUND

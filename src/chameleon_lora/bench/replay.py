@@ -290,6 +290,6 @@ Result = TypeVar("Result")
 
 
 def run_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` returns; on uvloop where that is installed (`bench/load_generator.py` compares)."""
+    """What `work` returns; on uvloop where that is installed (`experiments/load_generator.py` compares)."""
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(work)

@@ -39,7 +39,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ENGINE_ITEM_BYTES = 4  # the engine computes in float32
 TOKEN_IDS = (3, 500)
 NEEDED = {
-    "vllm": "vLLM is not installed here: see README, Install; `make setup` installs it",
+    "vllm": "vLLM is not installed here: see README, Serve your own; `make setup` installs it",
     "scipy": "scipy, which fits the costs, is not installed here: pip install 'chameleon-lora[calibrate]'",
 }
 

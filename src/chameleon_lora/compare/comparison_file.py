@@ -104,8 +104,10 @@ def write_comparison(path: Path, comparison: ComparisonFile) -> None:
 
 
 def read_comparison(path: Path) -> ComparisonFile:
-    """Raises:
-    BenchError: the file is none; the message names it, and the field that is wrong.
+    """The comparison that a file holds.
+
+    Raises:
+        BenchError: the file is none; the message names it, and the field that is wrong.
     """
     try:
         # json and not msgspec takes the file in, for a ratio may be NaN.

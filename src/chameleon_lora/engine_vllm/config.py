@@ -9,7 +9,7 @@ CONFIG_KEY = "chameleon"  # in vLLM's --additional-config
 
 
 def settings_of(vllm_config: Any) -> Settings:
-    """Them.
+    """Chameleon's settings of this engine.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.

@@ -190,6 +190,8 @@ WORKERS = (
     Hook(_WORKER, _WORKERS, "Worker.wake_up", "worker.step_messages.distrusting_slots"),
     Hook(_WORKER, _MIXIN, "LoRAModelRunnerMixin.lora_manager"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner.kv_caches"),
+    Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "AsyncGPUModelRunnerOutput._model_runner_output"),
+    Hook(_WORKER, "vllm.v1.worker.gpu.async_utils", "AsyncOutput.model_runner_output"),  # runner V2
     Hook(_WORKER, "vllm.platforms", "current_platform"),
     *_each(_WORKER, "vllm.distributed.parallel_state", "", "get_tp_group", "get_pcp_group", "get_pp_group"),
     *_each(

@@ -11,10 +11,12 @@ AtRate = Callable[[float], SimFigures]
 
 @dataclass(frozen=True, slots=True)
 class SustainedLoad:
-    """Attributes:
-    rate_per_s: the highest load found whose P99 TTFT meets the objective; 0 if none does.
-    figures: at that load.
-    tried: (load, P99 TTFT in seconds) of each run, by load.
+    """The load that an engine sustains.
+
+    Attributes:
+        rate_per_s: the highest load found whose P99 TTFT meets the objective; 0 if none does.
+        figures: at that load.
+        tried: (load, P99 TTFT in seconds) of each run, by load.
     """
 
     rate_per_s: float

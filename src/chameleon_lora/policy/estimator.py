@@ -16,7 +16,7 @@ class Estimator:
     """Estimates at arrival. Numbers requests in order of arrival, from 1."""
 
     def __init__(self, settings: PolicySettings, kv_bytes_per_token: int) -> None:
-        self._pace = LoadEstimator()
+        self._load = LoadEstimator()
         self._admission = settings.admission
         self._kv_bytes_per_token = kv_bytes_per_token
         self._sizer = Sizer(settings.size)
@@ -28,7 +28,7 @@ class Estimator:
         self._sizer.registered(adapter.nbytes)
 
     def state(self, request: Request, entry: Entry | None, now_s: float) -> RequestState:
-        """A new ticket for the request, not in any lane yet."""
+        """What is known of a request that has come; it is in no lane yet."""
         limit = request.max_output_tokens
         hint = request.output_hint_tokens or self.lengths.predict(request)
         output = max(1, min(hint, limit))
@@ -50,14 +50,14 @@ class Estimator:
         )
 
     def admitted(self, state: RequestState, now_s: float) -> None:
-        """The ticket is about to run; the first time, it tells how long requests wait."""
+        """The request is about to run; the first time, it tells how long requests wait."""
         if not state.admitted_step:
-            self._pace.admitted(now_s - state.arrived_s)
+            self._load.admitted(now_s - state.arrived_s)
 
     def ended(self, state: RequestState, output_tokens: int, now_s: float) -> None:
         """A request ran to its end: later ones of its adapter are expected to do alike."""
         self.lengths.observe(state.request, state.output_tokens, output_tokens)
-        self._pace.ended(state.request.input_tokens + output_tokens, now_s)
+        self._load.ended(state.request.input_tokens + output_tokens, now_s)
 
     def _key(self, output_tokens: int, input_tokens: int, now_s: float) -> float:
         """Place in the lane. All age alike, so a later arrival's handicap stands for its youth."""
@@ -67,6 +67,6 @@ class Estimator:
             case Order.SJF:
                 return output_tokens + self._admission.aging_tokens_per_s * now_s
             case Order.BOOST:
-                return now_s - self._pace.boost_s(input_tokens + output_tokens)
+                return now_s - self._load.boost_s(input_tokens + output_tokens)
             case _:
                 assert_never(self._admission.order)

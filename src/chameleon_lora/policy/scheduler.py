@@ -224,10 +224,7 @@ class Scheduler:
         return self._device.due_s()
 
     def work_due_s(self) -> float:
-        """When `step` has adapters to drop or read at the earliest, though no request comes or ends.
-
-        0: now, as while a read is under way; infinity: never, as for what lacks room.
-        """
+        """When `step` has adapters to drop or read without any request; now while a read is under way."""
         return 0.0 if self._drops or self._fail else self._prefetcher.due_s()
 
     def adapter(self, adapter_id: AdapterId) -> AdapterView:
@@ -267,7 +264,7 @@ class Scheduler:
             self._prefetcher.want(entry, state.sequence)
 
     def _stop(self, state: RequestState) -> None:
-        """Take a running ticket off its slot; its quota returns."""
+        """The request runs no more: its quota and its slot's use return."""
         assert state.charge is not None
         self._book.give_back(state.charge)
         state.charge = None

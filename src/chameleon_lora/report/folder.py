@@ -15,7 +15,7 @@ PAGE_ENDINGS = frozenset({".html", ".htm"})
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PageFiles:
     """Where the files go.
 
     Attributes:
@@ -27,11 +27,11 @@ class Place:
     has_plots: bool
 
 
-def place_of(out: Path) -> Place:
+def place_of(out: Path) -> PageFiles:
     """A page alone for a name that ends like one; else a folder with page and plots."""
     if out.suffix.lower() in PAGE_ENDINGS and not out.is_dir():
-        return Place(out, has_plots=False)
-    return Place(out / PAGE, has_plots=True)
+        return PageFiles(out, has_plots=False)
+    return PageFiles(out / PAGE, has_plots=True)
 
 
 def try_drawing() -> Draw | None:
@@ -43,7 +43,7 @@ def try_drawing() -> Draw | None:
     return draw
 
 
-def write_page(place: Place, page: Page, draw: Draw | None, *, has_table: bool = False) -> None:
+def write_page(place: PageFiles, page: Page, draw: Draw | None, *, has_table: bool = False) -> None:
     """Writes the files over former ones of theirs; other files are left alone.
 
     Without `draw` there are no plots, and the page says how to get them.

@@ -29,10 +29,12 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Attributes:
-    key: its name in links and in the names of its plots.
-    notes: sentences above plots and tables; backticks set code.
-    command: makes this section again; None where only the page's own does.
+    """One part of a page.
+
+    Attributes:
+        key: its name in links and in the names of its plots.
+        notes: sentences above plots and tables; backticks set code.
+        command: makes this section again; None where only the page's own does.
     """
 
     key: str

@@ -22,9 +22,11 @@ class AxisScale(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Attributes:
-    runs: by load, lowest first; one group where loads are not known. Never without a group, no
-        group without a run.
+    """Runs grouped by load.
+
+    Attributes:
+        runs: by load, lowest first; one group where loads are not known. Never without a group, no
+            group without a run.
     """
 
     scale: AxisScale

@@ -74,7 +74,7 @@ def eviction(effort: Effort) -> Finding:
         "for all of them fit into idle memory (first table). With 500 they do not (second table), and "
         "the rules differ in hits much, in P99 TTFT hardly: what the paper's score saves on large "
         "adapters it pays in hits. `density` is ours (uses per byte), `belady` knows the future; "
-        "`bench/keep_rules.py` compares them over seeds."
+        "`experiments/keep_rules.py` compares them over seeds."
     )
     ours = f"{percents(falls[0][:3])}; with 500 adapters {percents(falls[1][:3])}"
     return Finding(ours, Verdict.HOLDS if is_ordered else Verdict.FAILS, note, tuple(tables))
@@ -95,7 +95,7 @@ def prefetch(effort: Effort) -> Finding:
     note = (
         "Arrivals are Poisson, as in the paper: the time since an adapter's last request says nothing of "
         "the next, so a histogram cannot foretell much more than its rate. On traffic with a period it "
-        "does (`bench/forecast.py`)."
+        "does (`experiments/forecast.py`)."
     )
     return Finding(
         f"{percent(falls[0])}{ranges[0]} with 100 adapters, {percent(falls[1])}{ranges[1]} with 500",

@@ -18,9 +18,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Attributes:
-    ours: our figure in the paper's terms.
-    note: why it differs, where it does; else empty.
+    """What a row came to.
+
+    Attributes:
+        ours: our figure in the paper's terms.
+        note: why it differs, where it does; else empty.
     """
 
     ours: str

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chameleon_lora.report.folder import PAGE, Place, write_page
+from chameleon_lora.report.folder import PAGE, PageFiles, write_page
 from chameleon_lora.report.page import Page, Section, Sheet
 from chameleon_lora.report.plot import Draw
 from chameleon_lora.report.table import Table
@@ -41,7 +41,7 @@ def write_report(folder: Path, report: Report, draw: Draw | None) -> None:
     Raises:
         ConfigError, OSError: a file cannot be written.
     """
-    write_page(Place(folder / PAGE, has_plots=True), report_page(report), draw)
+    write_page(PageFiles(folder / PAGE, has_plots=True), report_page(report), draw)
     (folder / SUMMARY).write_text(summary_text(report), encoding="utf-8")
     (folder / TABLE).write_text(markdown_text(report), encoding="utf-8")
 

@@ -46,9 +46,11 @@ def test_what_is_there_is_announced_and_listed(served: ServedFolder) -> None:
     served.refresh_all()
     [(method, sources)] = served.engine.calls
     assert "chameleon_announce" == method
-    assert [("a", 2), ("b", 4)] == [(source[0], source[4]) for source in sources]
-    assert [str(served.root / "a"), str(served.root / "b")] == [source[1] for source in sources]
-    assert all(len(source[2]) == 16 and source[3] > 0 for source in sources)
+    assert [("a", 2), ("b", 4)] == [(source["name"], source["rank"]) for source in sources]
+    assert [str(served.root / "a"), str(served.root / "b")] == [
+        source["path"] for source in sources
+    ]
+    assert all(len(source["fingerprint"]) == 16 and source["nbytes"] > 0 for source in sources)
     listed = served.models.lora_requests
     assert {"a": 1, "b": 2} == {name: request.lora_int_id for name, request in listed.items()}
     assert str(served.root / "a") == listed["a"].lora_path
@@ -81,8 +83,8 @@ def test_a_changed_adapter_is_announced_anew(served: ServedFolder) -> None:
     served.add("a", seed=1)
     served.refresh_all()
     [(_, [after])] = served.engine.calls
-    assert before[:2] == after[:2]
-    assert before[2] != after[2]
+    assert before != after
+    assert before | {"fingerprint": None} == after | {"fingerprint": None}
     assert request is served.models.lora_requests["a"]
 
 
@@ -252,7 +254,8 @@ class TestByRequest:
 
         asyncio.run(load())
         [(_, [source])] = served.engine.calls
-        assert ("mine", str(served.root / "b"), 4, True) == (source[0], source[1], *source[4:])
+        told = [source[key] for key in ("name", "path", "rank", "is_3d")]
+        assert ["mine", str(served.root / "b"), 4, True] == told
 
     def test_a_missing_folder_is_told_as_missing(self, served: ServedFolder) -> None:
         """The error names the adapter."""

@@ -90,7 +90,7 @@ class Server:
 
     def is_pinned(self, name: str) -> bool:
         """What the policy holds of it."""
-        version = self.core.driver.catalog.current(name)
+        version = self.core.driver.versions.current(name)
         assert version is not None
         return bool(self.core.driver.policy.adapter(version.id).is_pinned)
 
@@ -107,7 +107,7 @@ def test_the_state_is_the_engines() -> None:
     server = Server()
     server.serve("a")
     driver = server.core.driver
-    driver.arrived(request_for("1", driver.catalog.current("a")))
+    driver.arrived(request_for("1", driver.versions.current("a")))
     carry_out(driver, 1.0)
     assert state_of(driver) == server.state()
 

@@ -58,7 +58,7 @@ def test_an_adapter_loaded_by_request_is_looked_at_once(tmp_path: Path) -> None:
     opened = opened_by(lambda: load(served, "a"))
     assert 1 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
     [(method, [source])] = served.engine.calls
-    assert ("chameleon_announce", "a", 4) == (method, source[0], source[4])
+    assert ("chameleon_announce", "a", 4) == (method, source["name"], source["rank"])
 
 
 def test_one_that_cannot_be_served_is_refused_with_its_reason(tmp_path: Path) -> None:

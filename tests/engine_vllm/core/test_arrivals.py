@@ -55,7 +55,7 @@ def test_the_route_answers_in_json() -> None:
     server.serve("a")
     driver = server.core.driver
     for number in "12":
-        driver.arrived(request_for(number, driver.catalog.current("a")))
+        driver.arrived(request_for(number, driver.versions.current("a")))
     answer = ask(server.app, "GET", "/chameleon/arrivals?after=1")
     assert {"next": 2, "arrivals": [["2", "disk"]]} == json.loads(answer.text)
 

@@ -57,7 +57,7 @@ class Lab:
     def step(self, takes: int = 0, free: int | None = None) -> tuple[list[Any], list[Command]]:
         """One step in which requests take so many blocks; answers these and the commands."""
         self.now_s += 1.0
-        lending = self.driver.lending
+        lending = self.driver.loans
         assert lending is not None
         told = lending.free_blocks if free is None else free
         plan = self.driver.begin_step(

@@ -277,7 +277,7 @@ class TestAdapters:
                 driver.pin("a", is_pinned=False)
         driver.announce(announced("a"))
         carry_out(driver, 30_000.0)
-        tables = [*vars(driver).values(), *vars(driver.catalog).values()]
+        tables = [*vars(driver).values(), *vars(driver.versions).values()]
         assert 10 > sum(len(table) for table in tables if isinstance(table, dict | set))
         assert first.id not in driver.policy.adapters
 
@@ -308,7 +308,7 @@ class DriverMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["a", "b", "c", None]), tokens=st.integers(1, 600))
     def arrive(self, name: str | None, tokens: int) -> None:
         self.count += 1
-        version = self.driver.catalog.current(name) if name else None
+        version = self.driver.versions.current(name) if name else None
         request_id = f"r{self.count}"
         request = FakeRequest(request_id, num_prompt_tokens=tokens)
         if version is not None:
@@ -370,7 +370,7 @@ class DriverMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_adapter_outlives_its_use(self) -> None:
-        known = {self.driver.catalog.current(name) for name in self.driver.catalog.names()}
+        known = {self.driver.versions.current(name) for name in self.driver.versions.names()}
         strays = [
             entry
             for entry in self.driver.view().adapters

@@ -59,8 +59,8 @@ def test_versions_that_nobody_needs_are_forgotten() -> None:
     for number in range(1000):
         driver.announce(announced("a", str(number)))
     assert 1 == len(driver.policy.adapters)
-    assert len(driver.catalog) < 32
-    current = driver.catalog.current("a")
+    assert len(driver.versions) < 32
+    current = driver.versions.current("a")
     assert current is not None
     driver.arrived(request_for("r", current))
     carry_out(driver, 0.0)

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from chameleon_lora.engine_vllm.messages import DropAdapter, LoadAdapter, Loaded
-from chameleon_lora.policy.memory.prefetch import PrefetchSettings
-from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.policy.settings import PolicySettings, PrefetchSettings
 from tests.engine_vllm.fake_requests import (
     MIB,
     ROOM,

@@ -10,9 +10,8 @@ from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.scheduler import scheduler_class
 from chameleon_lora.engine_vllm.messages import Loaded, PromoteAdapter
-from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.scheduler import Scheduler
-from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.policy.settings import DeviceSettings, PolicySettings
 from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.block_pools import make_pool
 from tests.engine_vllm.fake_requests import LIMITS, MIB, ROOM, announced
@@ -79,5 +78,5 @@ def test_adapters_keep_their_blocks_when_vllm_refuses_a_reset(has_requests: bool
     scheduler.chameleon = driver = driver_with_adapter_in(pool)
     pool.get_new_blocks(int(has_requests))
     assert has_requests is not scheduler.reset_prefix_cache()
-    assert driver.lending is not None
-    assert int(has_requests) == 20 - int(has_requests) - driver.lending.free_blocks
+    assert driver.loans is not None
+    assert int(has_requests) == 20 - int(has_requests) - driver.loans.free_blocks

@@ -101,7 +101,7 @@ def test_announcements_cross_the_border_by_their_fields_names() -> None:
     engine = Engine()
     source = announced("a")
     assert (1, True) == (announce(engine, [asdict(source)]), engine.driver.has_api_server)
-    version = engine.driver.catalog.current("a")
+    version = engine.driver.versions.current("a")
     assert version is not None
     assert source == version.source
     assert [1, 0] == [withdraw(engine, ["a"]), withdraw(engine, ["a"])]

@@ -6,7 +6,7 @@ from tests.policy.engine_model import request
 
 
 def state(sequence: int, overtaken: int = 0) -> RequestState:
-    """A waiting ticket."""
+    """A waiting request."""
     return RequestState(
         request(f"r{sequence}"), None, sequence, 0.0, 0.0, 0.5, 5, 15, 10, 0, Stage.READY,
         overtaken=overtaken,

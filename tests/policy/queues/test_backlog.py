@@ -9,7 +9,7 @@ SEVEN = AdapterId(7)
 
 
 def waiting(backlog: Backlog, *states: RequestState, is_ready: bool = True) -> None:
-    """These tickets wait."""
+    """These requests wait."""
     for each in states:
         backlog.wait(each, is_ready=is_ready)
 
@@ -76,7 +76,7 @@ def test_left_tokens_of_an_adapter_are_those_of_its_longest() -> None:
 
 
 def test_recut_sorts_by_size() -> None:
-    """Each ticket goes to the lane of its size, ready, loading or running."""
+    """Each request goes to the lane of its size, ready, loading or running."""
     backlog = Backlog()
     small, large = state(1), state(2, adapter_id=7)
     small.size, large.size = 0.1, 0.9

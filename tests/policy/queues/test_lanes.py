@@ -11,7 +11,7 @@ from tests.policy.engine_model import request
 
 
 def state(sequence: int, key: float = 0.0, adapter_id: int | None = None) -> RequestState:
-    """A ticket that is not in a lane yet."""
+    """A request that is not in a lane yet."""
     return RequestState(
         request=request(f"r{sequence}", adapter_id, limit=100), entry=None, sequence=sequence,
         key=key, arrived_s=0.0, size=0.5, output_tokens=20, cost_tokens=30, prefill_tokens=10,

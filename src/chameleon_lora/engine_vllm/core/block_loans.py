@@ -16,7 +16,7 @@ from chameleon_lora.policy.scheduler import Scheduler
 
 
 class PrefixWatch:
-    """Remembers which cached blocks were lent to adapters. Owner: the lending of one block pool.
+    """Remembers which cached blocks were lent to adapters. Owner: the loans of one block pool.
 
     Invariant: it remembers no more blocks than the pool has, the latest.
     """

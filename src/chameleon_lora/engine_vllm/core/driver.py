@@ -47,7 +47,7 @@ class Driver:
 
     Attributes:
         planned: vLLM requests to admit in the step under way, in order.
-        lending: the KV blocks that adapters hold; None for an engine that lends none.
+        loans: the KV blocks that adapters hold; None for an engine that lends none.
         has_api_server: it announces what it serves, so that requests announce nothing.
     """
 
@@ -59,7 +59,7 @@ class Driver:
         log: EventLog | None = None,
     ) -> None:
         self.policy = policy
-        self.catalog = AdapterVersions()
+        self.versions = AdapterVersions()
         self.telemetry = Telemetry()
         self.arrivals = ArrivalLog()
         self.planned: deque[Any] = deque()
@@ -70,7 +70,7 @@ class Driver:
         self._has_news = False  # for the policy to act upon, since the last step
         self._quiet_since_s = 0.0
         self.has_api_server = False
-        self.lending = None if blocks is None else BlockLoans(policy, blocks)
+        self.loans = None if blocks is None else BlockLoans(policy, blocks)
         self._log = log
         self._cold: set[AdapterId] = set()
         # When requests arrived whose adapter was not in host memory, and has not been since.
@@ -82,18 +82,18 @@ class Driver:
 
     def announce(self, source: Announcement) -> Version:
         """Serve this content under this name from now on; requests under way keep the former."""
-        return self._take(*self.catalog.announce(source))
+        return self._take(*self.versions.announce(source))
 
     def renew(self, source: Announcement) -> Version:
         """Serve what is in the files from now on, whatever it is; the same otherwise."""
-        return self._take(*self.catalog.renew(source))
+        return self._take(*self.versions.renew(source))
 
     def pass_by(self, source: Announcement) -> Version:
         """A version for one request that was let in just before its adapter was withdrawn.
 
         It is to be retired as soon as that request has arrived.
         """
-        return self._take(self.catalog.unlisted(source), None)
+        return self._take(self.versions.unlisted(source), None)
 
     def retire(self, version: Version) -> None:
         """Requests that name it run to their end, then it is forgotten."""
@@ -103,14 +103,14 @@ class Driver:
 
     def withdraw(self, name: str) -> bool:
         """Serve this name no longer; requests under way run to their end. False if it is unknown."""
-        version = self.catalog.withdraw(name)
+        version = self.versions.withdraw(name)
         if version is not None:
             self.retire(version)
         return version is not None
 
     def pin(self, name: str, is_pinned: bool) -> str | None:
         """Keep the adapter in memory from now on, or no longer; else answers why that cannot be."""
-        version = self.catalog.current(name)
+        version = self.versions.current(name)
         if version is None:
             return f"The lora adapter '{name}' cannot be found."
         budget = self.policy.settings.cache.host_bytes
@@ -139,7 +139,7 @@ class Driver:
 
     def _forget_gone(self) -> None:
         """Forget what the policy has forgotten."""
-        for adapter_id in self.catalog.forget(self.policy.adapters):
+        for adapter_id in self.versions.forget(self.policy.adapters):
             self._cold.discard(adapter_id)
             self._load_waits_s.pop(adapter_id, None)
 
@@ -163,8 +163,8 @@ class Driver:
                 self.telemetry.waited(0.0)
             else:
                 self._absent.setdefault(known.adapter.id, {})[request_id] = self._now_s
-        if self.lending is not None:
-            self.lending.arrived(request.block_hashes, self._now_s)
+        if self.loans is not None:
+            self.loans.arrived(request.block_hashes, self._now_s)
         self.policy.arrived(
             Request(
                 id=request_id,
@@ -195,7 +195,7 @@ class Driver:
         return len(self._requests) - len(self.policy.running) + len(self.planned)
 
     def waiting_requests(self) -> Iterator[Any]:
-        """Them, by arrival."""
+        """Requests that vLLM does not run yet, by arrival."""
         running = self.policy.running
         planned = {request.request_id for request in self.planned}
         return (r for i, r in self._requests.items() if i not in running or i in planned)
@@ -213,8 +213,8 @@ class Driver:
                 self._finish(request_id, request)
         plan = self.policy.step(now_s, room)
         self._forget_gone()
-        if self.lending is not None:
-            self.lending.trade(plan, now_s)
+        if self.loans is not None:
+            self.loans.trade(plan, now_s)
         self.planned.extend(self._requests[admission.request_id] for admission in plan.admit)
         return plan
 
@@ -242,10 +242,10 @@ class Driver:
         """The plan's part for the workers, in the order in which they are to do it."""
         evicted = [adapter_id for load in plan.loads for adapter_id in load.evicts]
         drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
-        loads = [self.catalog.load(load.adapter_id) for load in plan.loads]
+        loads = [self.versions.load(load.adapter_id) for load in plan.loads]
         activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
         self._cold.update(a.adapter_id for a in plan.activations if a.is_cold)
-        trades = () if self.lending is None else self.lending.take_commands()
+        trades = () if self.loans is None else self.loans.take_commands()
         for trade in trades:
             self._promoting.pop(trade.adapter_id, None)
             if isinstance(trade, PromoteAdapter):
@@ -289,13 +289,13 @@ class Driver:
 
     def empty_device(self) -> None:
         """Every adapter gives its KV blocks back: the KV cache is to be emptied."""
-        if self.lending is not None:
-            self.lending.empty()
+        if self.loans is not None:
+            self.loans.empty()
 
     def check_balance(self) -> None:
         """For an engine without requests: AssertionError if a KV block is lost."""
-        if self.lending is not None:
-            self.lending.check_balance()
+        if self.loans is not None:
+            self.loans.check_balance()
 
     # What workers did
 
@@ -305,7 +305,7 @@ class Driver:
 
     def _loaded(self, ack: Loaded, now_s: float) -> None:
         adapter_id = AdapterId(ack.adapter_id)
-        self.catalog.was_read(adapter_id, ack.fingerprint)
+        self.versions.was_read(adapter_id, ack.fingerprint)
         self.telemetry.loaded(ack.seconds)
         waits_s = [now_s - since_s for since_s in self._absent.pop(adapter_id, {}).values()]
         for wait_s in waits_s:
@@ -318,7 +318,7 @@ class Driver:
                 "Adapter %r is served from host memory only: its %d bytes are more than the KV "
                 "cache has for adapters, %d blocks of %d bytes. Raise --gpu-memory-utilization "
                 "or device.max_bytes to keep it there.",
-                self.catalog[adapter_id].source.name, ack.nbytes,
+                self.versions[adapter_id].source.name, ack.nbytes,
                 device.limit_blocks, device.block_bytes,
             )  # fmt: skip
 

@@ -179,7 +179,7 @@ def room_of(scheduler: Any) -> StepBudget:
         planned += max(1, due - done)
         growth_blocks += max(0, -(-due // size) - -(-done // size))
     free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-    lending = scheduler.chameleon.lending
+    lending = scheduler.chameleon.loans
     return StepBudget(
         seats=seats - busy,
         kv_tokens=free_blocks * size,
@@ -220,7 +220,7 @@ def name_version(driver: Driver, request: Any) -> Version | None:
     adapter = request.lora_request
     if adapter is None:
         return None
-    version = driver.catalog.current(adapter.lora_name)
+    version = driver.versions.current(adapter.lora_name)
     is_passing = version is None and driver.has_api_server
     if not driver.has_api_server and (
         version is None or version.source.path != adapter.lora_path or adapter.load_inplace

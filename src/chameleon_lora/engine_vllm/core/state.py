@@ -97,7 +97,7 @@ def explain(held: Held, state: LaneState, limits: EngineLimits) -> str:
 
 def _public_names(driver: Driver) -> dict[AdapterId, str]:
     """The client's name of each version that new requests get."""
-    catalog = driver.catalog
+    catalog = driver.versions
     return {version.id: name for name in catalog.names() if (version := catalog.current(name))}
 
 

@@ -5,16 +5,15 @@ So `bool` answers "the plan has another request for this step" and `len` counts 
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from chameleon_lora.engine_vllm.core.driver import Driver
+from chameleon_lora.engine_vllm.core.driver import Driver
 
 
 class WaitingQueue:
     """vLLM's RequestQueue contract over the driver's plan."""
 
-    def __init__(self, driver: "Driver") -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     def add_request(self, request: Any) -> None:

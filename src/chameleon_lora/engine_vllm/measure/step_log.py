@@ -21,7 +21,7 @@ from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loade
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.step_work import StepWork
 
-_ARRIVED = "probe_arrived_s"
+_ARRIVED = "chameleon_arrived_s"
 
 
 @dataclass(slots=True)

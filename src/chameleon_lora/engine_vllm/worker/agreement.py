@@ -78,15 +78,15 @@ class Agreement:
         self._promotions[adapter_id] = (serial, [])
 
     def forget_load(self, adapter_id: int) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for this load any more."""
         self._loads.pop(adapter_id, None)
 
     def forget_promotion(self, adapter_id: int) -> None:
-        """The same."""
+        """Nobody waits for this promotion any more."""
         self._promotions.pop(adapter_id, None)
 
     def forget_promotions(self) -> None:
-        """The same for all of them."""
+        """Nobody waits for any promotion any more."""
         self._promotions.clear()
 
     def settle(self, news: Sequence[News]) -> list[News]:

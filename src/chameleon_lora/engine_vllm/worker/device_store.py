@@ -27,7 +27,7 @@ from chameleon_lora.errors import AdapterError, UnsupportedLayoutError
 _logger = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class PiecePart(NamedTuple):
     """What of a piece lies in one run of memory: some rows and columns, or None for all of it."""
 
     piece: int
@@ -48,7 +48,7 @@ class DeviceCopy:
     rank: int
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[PiecePart, ...]
     views: list[torch.Tensor]
 
 
@@ -210,7 +210,7 @@ def require_equal(image: PackedAdapter, device_copy: DeviceCopy) -> None:
 
 def parts_of(
     pieces: Sequence[Piece], runs: Sequence[PageRun], itemsize: int
-) -> Iterator[tuple[Part, int, int]]:
+) -> Iterator[tuple[PiecePart, int, int]]:
     """The pieces' parts, each with its run's index and its first byte within that run.
 
     Where a run ends inside a row, the rest of that row, the whole rows and the begun one are three.
@@ -220,7 +220,7 @@ def parts_of(
         stop = piece.offset_bytes + piece.nbytes
         at = bisect_right(ends, piece.offset_bytes)
         if stop <= ends[at]:
-            yield Part(index, None), at, piece.offset_bytes - runs[at].first
+            yield PiecePart(index, None), at, piece.offset_bytes - runs[at].first
             continue
         first = piece.offset_bytes
         while first < stop:
@@ -230,7 +230,7 @@ def parts_of(
             )
             for begin, region in _rectangles(span, piece.columns):
                 offset = piece.offset_bytes + begin * itemsize - runs[at].first
-                yield Part(index, region), at, offset
+                yield PiecePart(index, region), at, offset
             first, at = last, at + 1
 
 

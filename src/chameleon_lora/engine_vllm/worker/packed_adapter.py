@@ -238,7 +238,7 @@ class _StackedRecorder:
         self._cuts = cuts
 
     def __setitem__(self, slot: int, value: int) -> None:
-        """The reset before the copies: no concern of an image, which has no old tenant."""
+        """The reset before the copies: no concern of an image, which has no old occupant."""
 
     def __getitem__(self, key: tuple[Any, ...]) -> "_RegionRecorder":
         room = tuple(self.shape[-2:])

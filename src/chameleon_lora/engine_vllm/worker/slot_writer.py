@@ -1,4 +1,4 @@
-"""Puts adapters' copies into vLLM's LoRA slots, and knows what each slot still holds of its last tenant."""
+"""Puts adapters' copies into vLLM's LoRA slots, and knows what each slot still holds of its last occupant."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tenant:
+class _Occupant:
     """What was written for one adapter."""
 
     cells: range
@@ -41,7 +41,7 @@ class SlotWriter:
         self._manager = adapter_manager
         self._cells = cells
         self._unknown = set(range(cells.slots))
-        self._written: dict[int, _Tenant] = {}
+        self._written: dict[int, _Occupant] = {}
         self._corners: dict[int, dict[int, tuple[tuple[Piece, ...], list[torch.Tensor]]]] = {}
 
     def write(self, source: HostCopy | DeviceCopy, cell: int) -> None:
@@ -67,18 +67,18 @@ class SlotWriter:
         if leftovers:
             torch._foreach_zero_(leftovers)
         torch._foreach_copy_(self._targets_of(source, cell), source.views, non_blocking=True)
-        self._written[cell] = _Tenant(taken, source.pieces)
+        self._written[cell] = _Occupant(taken, source.pieces)
 
     def forget(self) -> None:
         """Afterwards nothing is assumed about any slot: others may have written there."""
         self._unknown = set(range(self._cells.slots))
         self._written.clear()
 
-    def _forget_in(self, taken: range) -> list[_Tenant]:
-        """The former tenants of these cells, which are no longer known."""
+    def _forget_in(self, taken: range) -> list[_Occupant]:
+        """The former occupants of these cells, which are no longer known."""
         found = [t for t in self._written.values() if overlap(t.cells, taken)]
-        for tenant in found:
-            del self._written[tenant.cells.start]
+        for occupant in found:
+            del self._written[occupant.cells.start]
         return found
 
     def _targets_of(self, source: PackedAdapter | DeviceCopy, cell: int) -> list[torch.Tensor]:
@@ -110,8 +110,10 @@ class SlotWriter:
             return matrix[first : first + piece.rows, : piece.columns]
         return matrix[: piece.rows, first : first + piece.columns]
 
-    def _leftovers(self, old: _Tenant, new: tuple[Piece, ...], cell: int) -> Iterator[torch.Tensor]:
-        """What of the old tenant's corners the new tenant will not overwrite."""
+    def _leftovers(
+        self, old: _Occupant, new: tuple[Piece, ...], cell: int
+    ) -> Iterator[torch.Tensor]:
+        """What of the old occupant's corners the new occupant will not overwrite."""
         if old.pieces is new and old.cells.start == cell:
             return
         kept: dict[_Place, Piece] = {(p.module, p.index, p.factor): p for p in new}

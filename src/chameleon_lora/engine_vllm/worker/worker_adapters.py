@@ -245,8 +245,8 @@ class WorkerAdapters:
         if manager.lora_index_to_id[cell] == adapter_id:
             return False
         self._vacate(adapter_id)  # it may be in another slot
-        for tenant in overlapping(self._present, window):
-            self._vacate(tenant)
+        for occupant in overlapping(self._present, window):
+            self._vacate(occupant)
         device_copy = self._device.try_get(adapter_id, host_copy)
         self._writer.write(device_copy or host_copy, cell)
         whole = isinstance(host_copy, StockCopy)
@@ -273,10 +273,10 @@ class WorkerAdapters:
         choices: list[tuple[int, int]] = []
         for cell in range(0, self._cells.count, len(self._window(host_copy, 0))):
             window = self._window(host_copy, cell)
-            tenants = overlapping(self._present, window)
+            occupants = overlapping(self._present, window)
             promised = overlapping(self._assigned, window)
-            if wanted.keys().isdisjoint((*tenants, *promised)):
-                choices.append((len(tenants), cell))
+            if wanted.keys().isdisjoint((*occupants, *promised)):
+                choices.append((len(occupants), cell))
         if not choices:
             raise AdapterError(
                 f"Adapter {host_copy.adapter_id} finds no room beside this batch's others; "

@@ -24,7 +24,7 @@ class Peak:
         self._free = free_tokens
 
     def fits(self, state: RequestState, adapter_tokens: int) -> bool:
-        """Whether the batch would still fit with the ticket, whose adapter adds so much. O(batch)."""
+        """Whether the batch would still fit with the request, whose adapter adds so much. O(batch)."""
         batch = list(self._batch)
         insort(batch, _growth(state, self._step))
         held = peak = 0
@@ -34,7 +34,7 @@ class Peak:
         return peak < self._free - adapter_tokens
 
     def add(self, state: RequestState, adapter_tokens: int) -> None:
-        """The ticket joins the batch."""
+        """The request joins the batch."""
         insort(self._batch, _growth(state, self._step))
         self._free -= adapter_tokens
 

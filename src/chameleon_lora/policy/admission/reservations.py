@@ -56,7 +56,7 @@ class Reservations:
         return [r.window for r in self._promises if r.head.sequence < state.sequence]
 
     def older_promise(self, state: RequestState, head: RequestState | None) -> Reservation | None:
-        """The promise to an older head that holds only if the ticket, were it to run, ends before.
+        """The promise to an older head that holds only if the request, were it to run, ends before.
 
         `head` is the first of its lane.
         """

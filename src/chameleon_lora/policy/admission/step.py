@@ -127,7 +127,7 @@ class AdmissionStep:
         return state.entry is not None and state.entry.cell is None
 
     def _find_cell(self, state: RequestState) -> int | None:
-        """Where the ticket's adapter may go, outside what is promised to older heads."""
+        """Where the request's adapter may go, outside what is promised to older heads."""
         assert state.entry is not None
         kept = self._reservations.kept_from(state)
         return self._residency.try_find_cell(state.entry, kept, self._now_s)
@@ -174,7 +174,7 @@ class AdmissionStep:
                 fronts.update((t.sequence, t) for t in behind)
 
     def _try(self, state: RequestState, sources: Sequence[int]) -> Held | None:
-        """Admit the ticket and answer None, or answer what it waits for and change nothing."""
+        """Admit the request and answer None, or answer what it waits for and change nothing."""
         held = self._lacks_engine(state)
         if held is not None:
             return held
@@ -195,7 +195,7 @@ class AdmissionStep:
         return None
 
     def _charge(self, state: RequestState, charge: QuotaCharge) -> None:
-        """The step's budgets are less by what the ticket takes of them."""
+        """The step's budgets are less by what the request takes of them."""
         if self._peak is not None:
             self._peak.add(state, self._adapter_tokens(state))
         state.charge = charge
@@ -207,7 +207,7 @@ class AdmissionStep:
         self._is_empty = False
 
     def _run(self, state: RequestState, cell: int | None) -> None:
-        """The ticket runs; its adapter goes to this cell if it is in no slot yet."""
+        """The request runs; its adapter goes to this cell if it is in no slot yet."""
         entry, request = state.entry, state.request
         is_bypass = self._backlog.run(state)
         if entry is not None:
@@ -242,7 +242,7 @@ class AdmissionStep:
         return self._yields(state)
 
     def _yields(self, state: RequestState) -> Held | None:
-        """URGENT if the ticket must let the urgent request go first (ADR 0012).
+        """URGENT if the request must let the urgent request go first (ADR 0012).
 
         Up to twice the limit some may still pass: while it waits for host memory, requests without
         an adapter; while it waits for a slot only, those that leave it a seat and need no slot.

@@ -21,7 +21,7 @@ from chameleon_lora.policy.request import Adapter, AdapterId
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
 NO_DEVICE = DeviceSettings(max_bytes=0)
 NO_BLOCKS = KvBlocks(0, 0)
-THOROUGH = 64  # but each so manieth looks at all, for a large one may need more than a sample
+THOROUGH = 64  # every 64th try looks at all: a large adapter may need more than a sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ class Residency:
         )
 
     def activate(self, entry: Entry, cell: int) -> None:
-        """Give the adapter, which is in host memory only, its cells in place of their tenants."""
+        """Give the adapter, which is in host memory only, its cells in place of their occupants."""
         assert entry.tier is Tier.HOST
         for former in self.slots.at(range(cell, cell + entry.cells)):
             assert not former.running

@@ -47,8 +47,8 @@ class SlotTable:
     def in_use(self) -> list[AdapterId]:
         """The adapters with a running request, by cell."""
         if self._in_use is None:
-            tenants = dict.fromkeys(self._cells)  # each once, by cell
-            self._in_use = [e.adapter.id for e in tenants if e is not None and e.running]
+            occupants = dict.fromkeys(self._cells)  # each once, by cell
+            self._in_use = [e.adapter.id for e in occupants if e is not None and e.running]
         return self._in_use
 
     def at(self, window: range) -> list[Entry]:
@@ -76,25 +76,25 @@ class SlotTable:
             return allowed[0].start if allowed else None
         if self._parts == 1:
             return self._cheapest_slot(allowed, keep_score)
-        tenants = [(self.at(window), window) for window in allowed]
-        least = min(_hardship(found) for found, _ in tenants)
-        likely = [(found, window) for found, window in tenants if _hardship(found) == least]
+        occupants = [(self.at(window), window) for window in allowed]
+        least = min(_hardship(found) for found, _ in occupants)
+        likely = [(found, window) for found, window in occupants if _hardship(found) == least]
         if least > EMPTY:
             likely = _cheapest(likely, keep_score)
         return min((self._free_beside(window), window.start) for _, window in likely)[1]
 
     def _cheapest_slot(self, allowed: Sequence[range], keep_score: KeepScore) -> int:
-        """The same for slots of one cell, which have one tenant at most: vLLM's, and the common case."""
-        guests: list[Entry] = []
+        """The same for slots of one cell, which have one occupant at most: vLLM's, and the common case."""
+        occupants: list[Entry] = []
         for window in allowed:
             entry = self._cells[window.start]
             if entry is None:
                 return window.start
-            guests.append(entry)
-        guests = [e for e in guests if not e.is_pinned] or guests
-        guests = [e for e in guests if not e.queued] or guests
-        values = keep_score(guests)
-        cells = (e.cell for e in guests)
+            occupants.append(entry)
+        occupants = [e for e in occupants if not e.is_pinned] or occupants
+        occupants = [e for e in occupants if not e.queued] or occupants
+        values = keep_score(occupants)
+        cells = (e.cell for e in occupants)
         return min(
             (value, cell) for value, cell in zip(values, cells, strict=True) if cell is not None
         )[1]
@@ -157,9 +157,11 @@ def _hardship(found: Sequence[Entry]) -> tuple[int, int, bool]:
 def _cheapest(
     windows: Sequence[tuple[list[Entry], range]], keep_score: KeepScore
 ) -> list[tuple[list[Entry], range]]:
-    """Those whose tenants are least worth keeping, summed; each counts for something."""
-    guests = list({entry.adapter.id: entry for found, _ in windows for entry in found}.values())
-    values = dict(zip((entry.adapter.id for entry in guests), keep_score(guests), strict=True))
+    """Those whose occupants are least worth keeping, summed; each counts for something."""
+    occupants = list({entry.adapter.id: entry for found, _ in windows for entry in found}.values())
+    values = dict(
+        zip((entry.adapter.id for entry in occupants), keep_score(occupants), strict=True)
+    )
     costs = [sum(1.0 + values[entry.adapter.id] for entry in found) for found, _ in windows]
     least = min(costs)
     return [window for window, cost in zip(windows, costs, strict=True) if cost == least]

@@ -15,9 +15,9 @@ NOBODY: dict[RequestId, RequestState] = {}
 
 
 class Backlog:
-    """Tickets by stage, lane and adapter. Owner: the scheduler.
+    """Requests by stage, lane and adapter. Owner: the scheduler.
 
-    Invariant: a ticket is in exactly one stage, and in the indexes of that stage only.
+    Invariant: a request is in exactly one stage, and in the indexes of that stage only.
     """
 
     def __init__(self) -> None:
@@ -32,20 +32,20 @@ class Backlog:
         ] = []  # heap; those that are not READY go at the top
 
     def waiting_for(self, adapter_id: AdapterId) -> Collection[RequestState]:
-        """The tickets that name the adapter and do not run, the oldest first."""
+        """The requests that name the adapter and do not run, the oldest first."""
         return self._waiting_for.get(adapter_id, NOBODY).values()
 
     def running_with(self, adapter_id: AdapterId) -> Collection[RequestState]:
-        """The running tickets that name the adapter, by admission."""
+        """The running requests that name the adapter, by admission."""
         return self._running_with.get(adapter_id, NOBODY).values()
 
     def oldest_for(self, adapter_id: AdapterId) -> RequestState | None:
-        """The ticket among them that arrived first, or None."""
+        """The request among them that arrived first, or None."""
         waiting = self._waiting_for.get(adapter_id)
         return next(iter(waiting.values())) if waiting else None
 
     def has_passed(self, state: RequestState) -> bool:
-        """True if a ticket that stood before it in its lane still waits there."""
+        """True if a request that stood before it in its lane still waits there."""
         lane = self.lanes[state.lane]
         head = lane.head()
         return head is not None and lane.place(head) < lane.place(state)
@@ -60,7 +60,7 @@ class Backlog:
         return left
 
     def oldest(self) -> RequestState | None:
-        """The ready ticket that arrived first, in whatever lane, or None. O(log n) amortised."""
+        """The ready request that arrived first, in whatever lane, or None. O(log n) amortised."""
         while self._by_age:
             state = self._by_age[0][1]
             if state.stage is Stage.READY:
@@ -70,7 +70,7 @@ class Backlog:
         return None
 
     def wait(self, state: RequestState, *, is_ready: bool) -> None:
-        """Afterwards the ticket, new or taken from the running, waits: in its lane if ready."""
+        """Afterwards the request, new or taken from the running, waits: in its lane if ready."""
         request = state.request
         if request.id in self.states:
             self._shares.give_back(request.share, state.cost_tokens)
@@ -103,7 +103,7 @@ class Backlog:
                 self.lanes[state.lane].leave(state, Stage.LOADING)
 
     def run(self, state: RequestState) -> bool:
-        """A ready ticket runs from now on. Answers whether it passed one that stood before it."""
+        """A ready request runs from now on. Answers whether it passed one that stood before it."""
         self._stop_waiting(state)
         has_passed = self.has_passed(state)
         self._shares.charge(state.request.share, state.cost_tokens)
@@ -114,18 +114,18 @@ class Backlog:
         return has_passed
 
     def stop(self, state: RequestState) -> None:
-        """A running ticket runs no more; the caller lets it wait or removes it."""
+        """A running request runs no more; the caller lets it wait or removes it."""
         del self.running[state.request.id]
         self._unindex(self._running_with, state)
 
     def remove(self, state: RequestState) -> None:
-        """Afterwards the ticket, which is not running, is unknown."""
+        """Afterwards the request, which is not running, is unknown."""
         if state.stage is not Stage.RUNNING:
             self._stop_waiting(state)
         del self.states[state.request.id]
 
     def recut(self, cutoffs: Sequence[float]) -> None:
-        """Sort every ticket into new lanes by size. O(waiting)."""
+        """Sort every request into new lanes by size. O(waiting)."""
         self.lanes = [Lane(self._shares) for _ in range(len(cutoffs) + 1)]
         for state in self.states.values():
             state.lane = lane_of(state.size, cutoffs)

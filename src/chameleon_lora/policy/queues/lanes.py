@@ -1,4 +1,4 @@
-"""A request's ticket, and the lane it waits in (PAPER §4.3.1, Algorithm 1's queues)."""
+"""What is known of one request, and the lane it waits in (PAPER §4.3.1, Algorithm 1's queues)."""
 
 import heapq
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ class RequestState:
 
 
 class _Heap:
-    """A heap of ready tickets. Entries of tickets that left are dropped when they surface.
+    """A heap of ready requests. Entries of requests that left are dropped when they surface.
 
     One that comes back before that finds its old entry valid again, for its place does not change.
     """
@@ -89,13 +89,13 @@ class _Heap:
         self._members: set[RequestState] = set()
 
     def push(self, state: RequestState) -> None:
-        """Afterwards the ticket is in the heap, once. O(log n)."""
+        """Afterwards the request is in the heap, once. O(log n)."""
         if state not in self._members:
             self._members.add(state)
             heapq.heappush(self._heap, (state.key, state.sequence, state))
 
     def first(self) -> RequestState | None:
-        """The first ticket that is ready, or None."""
+        """The first request that is ready, or None."""
         while self._heap:
             state = self._heap[0][2]
             if state.stage is Stage.READY:
@@ -106,21 +106,21 @@ class _Heap:
 
 
 class _Ready:
-    """Ready tickets, a heap for each share; first is the first of the share that has had least."""
+    """Ready requests, a heap for each share; first is the first of the share that has had least."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._heaps: dict[Share | None, _Heap] = {}
 
     def push(self, state: RequestState) -> None:
-        """Afterwards the ticket is in its share's heap, once. O(log n)."""
+        """Afterwards the request is in its share's heap, once. O(log n)."""
         heap = self._heaps.get(state.request.share)
         if heap is None:
             heap = self._heaps[state.request.share] = _Heap()
         heap.push(state)
 
     def first(self) -> RequestState | None:
-        """The first ticket that is ready, or None. O(shares that have tickets here)."""
+        """The first request that is ready, or None. O(shares that have requests here)."""
         if len(self._heaps) == 1:
             return next(iter(self._heaps.values())).first()
         heads = {share: head for share, heap in self._heaps.items() if (head := heap.first())}
@@ -128,7 +128,7 @@ class _Ready:
         return min(heads.values(), key=self.place, default=None)
 
     def place(self, state: RequestState) -> tuple[float, float, int]:
-        """Where a ticket stands now, without ties; smaller goes first."""
+        """Where a request stands now, without ties; smaller goes first."""
         return (self._shares.had(state.request.share), *state.order)
 
 
@@ -148,7 +148,7 @@ class Lane:
         self.ready = 0
 
     def push(self, state: RequestState) -> None:
-        """Put a ticket in its place; afterwards it is READY. O(log n)."""
+        """Put a request in its place; afterwards it is READY. O(log n)."""
         state.stage = Stage.READY
         self.ready += 1
         self._order.push(state)
@@ -160,26 +160,26 @@ class Lane:
             self._by_cells[cells].push(state)
 
     def leave(self, state: RequestState, stage: Stage) -> None:
-        """Take a READY ticket out, to another stage. O(log n) amortised."""
+        """Take a READY request out, to another stage. O(log n) amortised."""
         assert state.stage is Stage.READY
         state.stage = stage
         self.ready -= 1
-        # Surface what left, or heaps that nobody asks would keep every ticket there ever was.
+        # Surface what left, or heaps that nobody asks would keep every request there ever was.
         self.head()
         self.head_of(state.request.adapter_id)
         if state.entry is not None:
             self._by_cells[state.entry.cells].first()
 
     def place(self, state: RequestState) -> tuple[float, float, int]:
-        """Where a ticket of the lane stands now, without ties; smaller goes first."""
+        """Where a request of the lane stands now, without ties; smaller goes first."""
         return self._order.place(state)
 
     def head(self) -> RequestState | None:
-        """The first ready ticket, or None."""
+        """The first ready request, or None."""
         return self._order.first()
 
     def head_of(self, adapter_id: AdapterId | None) -> RequestState | None:
-        """The first ready ticket that names this adapter (None: the base model), or None."""
+        """The first ready request that names this adapter (None: the base model), or None."""
         queue = self._by_adapter.get(adapter_id)
         if queue is None:
             return None
@@ -194,7 +194,7 @@ class Lane:
         return [t for a in adapter_ids if a in known and (t := self.head_of(a))]
 
     def heads_narrower(self, cells: int) -> list[RequestState]:
-        """For each smaller window, the first ready ticket whose adapter takes one of that length."""
+        """For each smaller window, the first ready request whose adapter takes one of that length."""
         queues = (queue for length, queue in self._by_cells.items() if length < cells)
         return [head for queue in queues if (head := queue.first())]
 

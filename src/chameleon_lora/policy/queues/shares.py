@@ -17,7 +17,7 @@ class Shares:
     def __init__(self) -> None:
         self._had: dict[str, float] = {}
         self._waiting: dict[str, int] = {}
-        self._level = 0.0  # what the last one admitted had had before
+        self._level = 0.0  # what the share admitted last had had before
 
     def had(self, share: Share | None) -> float:
         """Tokens by weight that it has been charged, or was levelled to."""
