@@ -135,7 +135,11 @@ def test_a_setting_outside_tables_has_a_type_too() -> None:
     assert "setting 'seed' is '7'; it takes a value of type int" == refusal({"seed": "7"})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, 10**400, 10**5000],
+    ids=["nan", "inf", "-inf", "10**400", "10**5000"],
+)
 def test_a_float_is_finite(value: float) -> None:
     """Neither nan nor infinity nor a whole number beyond all floats is taken for a float."""
     text = refusal({"lanes": {"period_s": value}})

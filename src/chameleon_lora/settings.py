@@ -32,7 +32,7 @@ class ServingSettings:
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
-        disk_cache_bytes: of packed copies of adapters on disk, for all workers of a host together, so that
+        disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
             an adapter's later loads are one read; never more than a tenth of what is free there. They
             lie in a file without a name, which goes with the worker. 0 for none.
         disk_cache_dir: folder for that file; a fast local disk is best. "" for the system's own for
@@ -125,7 +125,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     """The value as `kind`, or ConfigError."""
     is_number = isinstance(value, int | float)
     if kind is float and is_number and not abs(value) <= sys.float_info.max:
-        raise ConfigError(f"setting '{path}' is {value!r:.20}; it takes a finite number")
+        shown = value if isinstance(value, float) else "above all floats"
+        raise ConfigError(f"setting '{path}' is {shown}; it takes a finite number")
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

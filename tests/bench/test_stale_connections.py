@@ -84,7 +84,21 @@ def test_a_request_that_met_a_closing_connection_is_not_lost(*, reuses_connectio
 
     errors, taken = asyncio.run(main())
     assert [None] * ENOUGH == errors
-    assert taken == (2 * ENOUGH - 1 if reuses_connections else ENOUGH)
+    assert taken == (ENOUGH + ENOUGH // 2 if reuses_connections else ENOUGH)
+
+
+def test_a_server_that_drops_everything_is_asked_twice_at_most() -> None:
+    """However many idle connections there are: the second time is on a connection of its own."""
+
+    async def main() -> tuple[str | None, int]:
+        async with hanging_up() as (server, url), open_session() as session:
+            await asyncio.gather(*(ask(session, url) for _ in range(3)))
+            server.drops_all = True
+            before = server.requests
+            return await ask(session, url), server.requests - before
+
+    error, taken = asyncio.run(main())
+    assert ("connection lost: ServerDisconnectedError: Server disconnected", 2) == (error, taken)
 
 
 def test_a_request_that_is_dropped_on_a_new_connection_is_lost() -> None:

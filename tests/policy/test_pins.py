@@ -84,6 +84,30 @@ def test_one_that_is_too_large_is_in_nobodys_way() -> None:
     assert RETRY_PINNED_S == policy.work_due_s()
 
 
+def test_the_work_behind_one_that_is_too_large_is_due() -> None:
+    """An engine without requests makes steps for the next one, though the large one came first."""
+    policy = make(host_bytes=1500, nbytes=2000)
+    policy.pin(TWO, is_pinned=True)
+    policy.step(0.0, ROOM)
+    assert 0.0 == policy.work_due_s()
+    assert [2] == loads(policy.step(0.1, ROOM))
+
+
+def test_room_among_many_small_ones_is_looked_for_until_it_is_found() -> None:
+    """An eviction looks at a sample, so one look may not do; afterwards nothing is due for ever."""
+    policy = make(host_bytes=1000, nbytes=500)
+    policy.pin(ONE, is_pinned=False)
+    for number in range(3, 1003):
+        policy.registered(adapter(number, 1))
+        policy.preloaded(AdapterId(number), 0.0)
+    policy.pin(ONE, is_pinned=True)
+    steps = 0
+    while not loads(policy.step(0.0, ROOM)):
+        assert 0.0 == policy.work_due_s()
+        steps += 1
+    assert steps < 64
+
+
 def test_work_is_due_while_something_is_to_be_read_or_told() -> None:
     """From the pin to the end of its load, and while an adapter is to be dropped."""
     policy = make()

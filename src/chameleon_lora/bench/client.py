@@ -69,24 +69,39 @@ async def stream_call(
     """The same for a completion made ready before.
 
     A server may hang up on a connection that has been idle just as the next request is on its way
-    there, and drops that one unread. So a request that ends without a word on a connection that was
-    used before is sent again; on a new connection it is lost.
+    there. So a request that ends without a word on a connection that was used before is sent once
+    more, on one of its own: as HTTP clients do, though the server may have taken the first.
     """
-    is_stale = True
-    while is_stale:
-        use = ConnectionUse()
-        try:
-            async with session.post(
-                f"{base_url}{call.path}", data=call.body, headers=_JSON, allow_redirects=False,
-                trace_request_ctx=use,
-            ) as response:  # fmt: skip
-                use.has_answered = True
-                await _read(response, call.model, answer, clock)
-            is_stale = False
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            is_stale = use.is_reused and not use.has_answered and _has_hung_up(error)
-            if not is_stale:
-                answer.error = _failure(error)
+    use = ConnectionUse()
+    error = await _try_call(session, f"{base_url}{call.path}", call, answer, clock, use)
+    if error is not None and use.is_reused and not use.has_answered and _has_hung_up(error):
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(
+            connector=connector, headers=session.headers, timeout=session.timeout
+        ) as fresh:
+            error = await _try_call(fresh, f"{base_url}{call.path}", call, answer, clock, use)
+    if error is not None:
+        answer.error = _failure(error)
+
+
+async def _try_call(
+    session: aiohttp.ClientSession,
+    url: str,
+    call: Call,
+    answer: Answer,
+    clock: Clock,
+    use: ConnectionUse,
+) -> Exception | None:
+    """Sends it; what went wrong with the connection, or None."""
+    try:
+        async with session.post(
+            url, data=call.body, headers=_JSON, allow_redirects=False, trace_request_ctx=use
+        ) as response:
+            use.has_answered = True
+            await _read(response, call.model, answer, clock)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        return error
+    return None
 
 
 async def _read(response: aiohttp.ClientResponse, model: str, answer: Answer, clock: Clock) -> None:

@@ -9,7 +9,7 @@ from collections.abc import KeysView
 from chameleon_lora.policy.admission.aging import AdmissionInterval
 from chameleon_lora.policy.admission.step import AdmissionStep, Instant
 from chameleon_lora.policy.estimator import Estimator
-from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
+from chameleon_lora.policy.memory.entry import Entry, Tier
 from chameleon_lora.policy.memory.prefetch import Prefetcher
 from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.plan import Failure, Held, StepBudget, StepPlan
@@ -88,8 +88,7 @@ class Scheduler:
         """Keep the adapter in memory from now on, reading it if need be; or no longer."""
         entry = self._residency.entries[adapter_id]
         self._residency.pin(entry, is_pinned=is_pinned)
-        if is_pinned:
-            self._prefetcher.want(entry, NEVER)
+        self._prefetcher.pinned(entry)
 
     # Facts about KV blocks
 

@@ -1,6 +1,5 @@
 """One tenant: its keys, the adapters it may name, and its limits."""
 
-import math
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,6 +7,7 @@ from fnmatch import fnmatchcase
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.tenants.keys import KeyHash
 
+LEAST, MOST = 1e-6, 1e15  # of a limit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -53,9 +53,10 @@ class Tenant:
         limits = ("requests_per_s", "burst", "input_tokens_per_minute", "output_tokens_per_minute")
         for key in limits:
             value = getattr(self, key)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not LEAST <= value <= MOST:
+                shown = f"above {MOST:g}" if value > MOST else f"{value:g}"
                 raise ConfigError(
-                    f"{key} is {value:g}; use more than 0, or leave it out for no limit"
+                    f"{key} is {shown}; use more than 0 and up to {MOST:g}, or leave it out for no limit"
                 )
         if self.burst is not None and self.requests_per_s is None:
             raise ConfigError(f"burst is {self.burst} without requests_per_s; give both or neither")

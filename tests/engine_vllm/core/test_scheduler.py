@@ -1,5 +1,6 @@
 """What Chameleon's scheduler changes of vLLM's where it is made."""
 
+import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.scheduler import scheduler_class
+from chameleon_lora.engine_vllm.core.scheduler import require_executor, scheduler_class
 from chameleon_lora.engine_vllm.messages import Loaded, PromoteAdapter
+from chameleon_lora.errors import UnsupportedEngineError
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import DeviceSettings, PolicySettings
 from chameleon_lora.settings import ServingSettings
@@ -80,3 +82,23 @@ def test_adapters_keep_their_blocks_when_vllm_refuses_a_reset(has_requests: bool
     assert has_requests is not scheduler.reset_prefix_cache()
     assert driver.loans is not None
     assert int(has_requests) == 20 - int(has_requests) - driver.loans.free_blocks
+
+
+@pytest.mark.parametrize(
+    ("backend", "is_refused"),
+    [(None, False), ("mp", False), ("uni", False), ("ray", False), ("external_launcher", True)],
+)
+def test_backends_that_leave_workers_without_commands_are_refused(
+    backend: str | None, is_refused: bool
+) -> None:
+    """By name; Ray is one of them with its former executor alone."""
+    config = SimpleNamespace(distributed_executor_backend=backend)
+    with pytest.raises(UnsupportedEngineError) if is_refused else contextlib.nullcontext():
+        require_executor(config)
+
+
+def test_rays_former_executor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason names the switch."""
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    with pytest.raises(UnsupportedEngineError, match="VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0"):
+        require_executor(SimpleNamespace(distributed_executor_backend="ray"))

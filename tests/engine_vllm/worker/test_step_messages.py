@@ -116,6 +116,10 @@ class Diary:
         """After others wrote into them."""
         self.calls.append("forget_slots")
 
+    def forget_device(self) -> None:
+        """After the KV cache's memory may have gone."""
+        self.calls.append("forget_device")
+
 
 def worker_of(manager: Any, runner_type: str = "generate") -> Any:
     """A worker as far as its manager."""
@@ -156,15 +160,28 @@ def test_commands_come_before_the_step_and_acks_at_its_end(
     assert ACKS == getattr(answer, ACKS_ATTRIBUTE)
 
 
-def test_waking_up_makes_slots_unknown() -> None:
+def test_a_step_that_fails_leaves_no_other_rank_waiting() -> None:
+    """The rank that raised has told its news, as the others do at the end of the step."""
+    manager = Diary()
+    step = SimpleNamespace(total_num_scheduled_tokens=0)
+
+    def execute_model(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        obeying(execute_model)(worker_of(manager), step)
+    assert "poll" == manager.calls[-1]
+
+
+def test_waking_up_makes_slots_and_blocks_unknown() -> None:
     """vLLM comes first, with its arguments; a stock manager is left alone."""
     manager, stock = Diary(), object()
     woken: list[Any] = []
     wake_up = distrusting_slots(lambda _worker, tags=None: woken.append((tags, *manager.calls)))
     wake_up(worker_of(manager), tags=["weights"])
     wake_up(worker_of(stock))
-    assert [(["weights"],), (None, "forget_slots")] == woken
-    assert ["forget_slots"] == manager.calls
+    assert [(["weights"],), (None, "forget_slots", "forget_device")] == woken
+    assert ["forget_slots", "forget_device"] == manager.calls
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
 from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Announcement
-from chameleon_lora.errors import UnsupportedLayoutError
+from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
 from chameleon_lora.policy.request import RequestId
 from chameleon_lora.policy.scheduler import Scheduler
@@ -40,10 +40,28 @@ def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
     from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
 
     require_hooks(settings_of(vllm_config).serving)
+    require_executor(vllm_config.parallel_config)
     is_async = vllm_config.scheduler_config.async_scheduling
     return scheduler_class(AsyncScheduler if is_async else SyncScheduler)(
         vllm_config=vllm_config, **kwargs
     )
+
+
+def require_executor(parallel_config: Any) -> None:
+    """Nothing if commands reach every worker of this engine, from one scheduler.
+
+    Raises:
+        UnsupportedEngineError: naming the backend that cannot be used.
+    """
+    from vllm import envs
+
+    backend = parallel_config.distributed_executor_backend
+    is_old_ray = backend == "ray" and not getattr(envs, "VLLM_USE_RAY_V2_EXECUTOR_BACKEND", True)
+    if backend == "external_launcher" or is_old_ray:
+        raise UnsupportedEngineError(
+            f"--distributed-executor-backend {backend} does not bring commands to all workers"
+            f"{' with VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0' if is_old_ray else ''}; use mp"
+        )
 
 
 def limits_of(scheduler: Any, cells: Cells, *, has_device: bool) -> EngineLimits:
@@ -151,8 +169,9 @@ def ignore_priorities(scheduler: Any) -> None:
 
 def is_idle(scheduler: Any) -> bool:
     """Whether no request runs or waits, and none that ended still has KV blocks."""
+    holding = ("kv_holding_waiting", "deferred_frees")  # 0.26 has neither
     has_requests = scheduler.running or len(scheduler.waiting)
-    return not has_requests and not getattr(scheduler, "deferred_frees", None)
+    return not has_requests and not any(getattr(scheduler, name, None) for name in holding)
 
 
 def with_room_for(lora_config: Any, adapters: int) -> Any:

@@ -26,8 +26,8 @@ def alone(news: Sequence[News]) -> list[list[News]]:
 def gather_of_engine() -> Gather:
     """How a rank of the engine in this process learns the news of all, its own included, by rank.
 
-    Every rank must call it as often. Ranks wait for each other's call, as they do in each forward
-    pass; without news on any rank that costs one number's way around.
+    Every rank must call it as often, and waits for the others' calls: pipeline stages, too, so that
+    they run one after the other meanwhile. Without news on any rank it costs one number's way around.
     """
     from vllm.distributed import parallel_state
 

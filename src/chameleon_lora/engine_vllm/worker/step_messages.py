@@ -68,9 +68,13 @@ def obeying(execute_model: Callable[..., Any]) -> Callable[..., Any]:
         if adapters is None:
             return execute_model(worker, scheduler_output)
         adapters.attach(worker.model_runner)  # whose KV cache came after the manager
-        with torch.inference_mode():
-            adapters.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
-        output = execute_model(worker, scheduler_output)
+        try:
+            with torch.inference_mode():
+                adapters.execute(getattr(scheduler_output, COMMANDS_ATTRIBUTE, ()))
+            output = execute_model(worker, scheduler_output)
+        except BaseException:
+            adapters.poll_acks()  # or the other ranks would wait for this one's news
+            raise
         is_pooling = worker.vllm_config.model_config.runner_type == "pooling"
         if scheduler_output.total_num_scheduled_tokens and not is_pooling:
             return output  # sample_tokens follows, on every rank
@@ -105,13 +109,14 @@ def ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:
-    """Worker.wake_up, after which no slot is taken to hold an adapter."""
+    """Worker.wake_up, after which no slot and no KV block is taken to hold an adapter."""
 
     def wake_then_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
         woken = wake_up(worker, *args, **kwargs)
         adapters = _adapters_of(worker)
         if adapters is not None:
             adapters.forget_slots()
+            adapters.forget_device()  # `discard` may have let the KV cache's memory go
         return woken
 
     return wake_then_forget

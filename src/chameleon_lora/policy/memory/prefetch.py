@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.memory.entry import NEVER, NEVER_S, Entry, Tier
 from chameleon_lora.policy.memory.forecast import Forecast, ForecastSettings
-from chameleon_lora.policy.memory.residency import Residency
+from chameleon_lora.policy.memory.residency import THOROUGH, Residency
 from chameleon_lora.policy.plan import Load
 from chameleon_lora.policy.request import AdapterId
 
@@ -64,6 +64,7 @@ class Prefetcher:
         self._began_s: dict[AdapterId, float] = {}  # of the loads under way
         self._retry_s: dict[AdapterId, float] = {}  # pinned ones that failed, soonest first
         self._forecast = Forecast(settings.forecast) if settings.predicted else None
+        self._looks = 0  # for room for the blocked one, each at a sample of adapters
         self.blocked: Entry | None = None
 
     def arrived(self, entry: Entry | None, now_s: float) -> None:
@@ -89,25 +90,38 @@ class Prefetcher:
                 self._oldest_first = [(oldest, known) for known, oldest in self._missing.items()]
                 heapq.heapify(self._oldest_first)
 
+    def pinned(self, entry: Entry) -> None:
+        """This adapter was pinned, so it is to be read; or unpinned, which may make room for another."""
+        self._looks = 0
+        if entry.is_pinned:
+            self.want(entry, NEVER)
+
     def unwant(self, entry: Entry) -> None:
         """No request waits for this adapter any more; a pinned one is to be read all the same."""
+        self._looks = 0
         if self._missing.pop(entry.adapter.id, None) is not None:
             self._want_pinned(entry)
 
     def ended(self, entry: Entry) -> None:
         """This adapter's load ended well."""
+        self._looks = 0
         self._began_s.pop(entry.adapter.id, None)
         self._retry_s.pop(entry.adapter.id, None)
 
     def failed(self, entry: Entry, now_s: float) -> None:
         """This adapter's load failed: if it is pinned, it is tried again later."""
         self.ended(entry)
+        if self.blocked is entry:
+            self.blocked = None
         if entry.is_pinned:
             self._retry_s[entry.adapter.id] = now_s + RETRY_PINNED_S
 
     def due_s(self) -> float:
-        """When a plan has a load to begin at the earliest, or an end of one to wait for."""
-        is_waiting = self._missing and self.blocked is None
+        """When a plan has a load to begin at the earliest, or an end of one to wait for.
+
+        For one without room, plans go on until one of them has looked at every adapter.
+        """
+        is_waiting = self._missing and (self.blocked is None or self._looks < THOROUGH)
         if self._began_s or is_waiting:
             return 0.0
         retry_s = next(iter(self._retry_s.values()), NEVER_S)
@@ -118,7 +132,7 @@ class Prefetcher:
         self._look_ahead(now_s)
         self._retry(now_s)
         loads: list[Load] = []
-        self.blocked = None
+        former, self.blocked = self.blocked, None
         while (found := self._first()) is not None:
             sequence, entry = found
             is_guess = sequence == NEVER and not entry.is_pinned
@@ -129,6 +143,7 @@ class Prefetcher:
                 loads.append(load)
             elif not is_guess:  # the oldest goes first: a smaller one would take its room
                 self.blocked = entry
+                self._looks = self._looks + 1 if former is entry else 1
                 break
             self.unwant(entry)  # of a guess without room too: its request will want it anew
         return loads
