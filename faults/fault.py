@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from faults.context import FaultContext
 from faults.greedy_request import Reply, RequestEnd
 
-SILENCE_S = 5.0
+SILENCE_S = 8.0  # a step that waited for a stalled disk would last 10 s; a busy machine takes 5
 TOLD, RIGHT, EITHER = (
     frozenset({RequestEnd.TOLD}),
     frozenset({RequestEnd.RIGHT}),

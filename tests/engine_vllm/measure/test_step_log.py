@@ -39,7 +39,7 @@ class FakeRequest:
     num_prompt_tokens: int
     num_computed_tokens: int
     lora_request: FakeLora | None = None
-    probe_arrived_s: float | None = None
+    chameleon_arrived_s: float | None = None
 
 
 @dataclass
@@ -149,8 +149,8 @@ def test_a_step_lasts_until_the_next_begins() -> None:
 def test_the_first_token_of_a_request_is_timed_once(tmp_path: Path) -> None:
     """From its arrival at 2 s to the end of the step that completes its prompt, at 9 s."""
     lines: list[dict[str, Any]] = []
-    whole = FakeRequest(num_prompt_tokens=10, num_computed_tokens=10, probe_arrived_s=2.0)
-    part = FakeRequest(num_prompt_tokens=30, num_computed_tokens=12, probe_arrived_s=1.0)
+    whole = FakeRequest(num_prompt_tokens=10, num_computed_tokens=10, chameleon_arrived_s=2.0)
+    part = FakeRequest(num_prompt_tokens=30, num_computed_tokens=12, chameleon_arrived_s=1.0)
     scheduler = FakeScheduler({"w": whole, "p": part})
     clock = Ticks(
         5.0, 5.0, 6.0, 6.0, 9.0, 10.0, 10.0, 10.5, 10.5, 12.0, 12.0, 12.0, 12.0, 12.0, 12.0
