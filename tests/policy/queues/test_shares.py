@@ -6,7 +6,15 @@ import pytest
 
 from chameleon_lora.policy.queues.shares import Shares
 from chameleon_lora.policy.request import AdapterId, Request, RequestId, Share
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
+from chameleon_lora.policy.settings import (
+    AdmissionSettings,
+    EngineLimits,
+    LaneSettings,
+    Order,
+    PolicySettings,
+    Preset,
+    preset,
+)
 from tests.policy.engine_model import EngineModel, adapter
 
 ONE_SEAT = EngineLimits(seats=1, slots=2, kv_tokens=4096, kv_bytes_per_token=1000)
@@ -139,3 +147,22 @@ def test_no_weight_keeps_anybody_waiting_for_ever() -> None:
     for number in range(limit + 20):
         model.arrive(ask(f"h{number}", Share("heavy", 1e6)), 10)
     assert 1 + limit == order_of(model).index("oldest")
+
+
+def test_turns_are_taken_across_lanes_too() -> None:
+    """A flood of small requests does not keep another tenant's large ones waiting in their lane."""
+    settings = PolicySettings(
+        lanes=LaneSettings(first_after=16, has_quotas=False),
+        admission=AdmissionSettings(order=Order.FIFO),
+    )
+    model = EngineModel(settings, EngineLimits(2, 2, 4096, kv_bytes_per_token=1000))
+    for number in range(16):  # small ones and large ones, from which two lanes are cut
+        tokens = 10 + 190 * (number % 2)
+        model.arrive(Request(RequestId(f"w{number}"), None, tokens, tokens, tokens), tokens)
+    model.run_until_idle()
+    assert 2 == len(model.policy.view(model.now_s).lanes)
+    model.plans.clear()
+    for number in range(12):
+        model.arrive(ask(f"b{number}", BULK), 10)
+    model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
+    assert order_of(model).index("s") < 3

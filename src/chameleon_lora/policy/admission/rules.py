@@ -42,7 +42,7 @@ class LaneOrder(Enum):
     """Which lane's head is tried next."""
 
     SMALLEST = "smallest"  # from the smallest lane up (the paper's Algorithm 1)
-    SENIOR = "senior"  # the head that stands first by `Order` among all heads (ADR 0011)
+    SENIOR = "senior"  # the head that stands first among all, by share and `Order` (ADR 0011)
 
 
 class Reserve(Enum):

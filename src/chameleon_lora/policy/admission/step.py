@@ -150,7 +150,9 @@ class AdmissionStep:
             case LaneOrder.SMALLEST:
                 return heads[0] if heads else None
             case LaneOrder.SENIOR:
-                return min(heads, key=lambda item: item[1].order, default=None)
+                return min(
+                    heads, key=lambda item: self._lanes[item[0]].place(item[1]), default=None
+                )
             case _:
                 assert_never(self._settings.lane_order)
 
