@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import psutil
@@ -29,6 +29,7 @@ class FaultRow:
         lost: ended without a word, among all.
         wrong: ended with tokens that are not theirs, among all.
         disturbed: of the load: failed, or silent for too long.
+        silent: of those, that ended right and were silent only.
         unexpected: that the fault concerned and that ended otherwise than they may.
         is_clean: the server is up, idle and holds no KV memory; or, where it could not go on, no
             process of it is left.
@@ -46,6 +47,7 @@ class FaultRow:
     is_clean: bool
     exit_status: int | None
     said: str
+    silent: int = 0
 
 
 HEAD = "| fault | in flight | requests | lost | wrong | disturbed | recovery, s | server after it | said |"
@@ -63,8 +65,14 @@ async def try_fault(fault: Fault, context: FaultContext, streams: int = STREAMS)
     is_clean = not fault.ends_server and await _is_clean(context)
     exit_status = None if is_clean else await asyncio.to_thread(_exit_status, context)
     is_clean = is_clean or (fault.ends_server and exit_status is not None)
-    disturbed = sum(_is_disturbed(r, load.end(r), fault, inflicted_s) for r in load.replies)
-    return _row(fault, outcome, load, (in_flight, disturbed), is_clean, exit_status)
+    ends = map(load.end, load.replies)
+    felt = [
+        e
+        for r, e in zip(load.replies, ends, strict=True)
+        if _is_disturbed(r, e, fault, inflicted_s)
+    ]
+    row = _row(fault, outcome, load, (in_flight, len(felt)), is_clean, exit_status)
+    return replace(row, silent=felt.count(RequestEnd.RIGHT))
 
 
 async def _inflicted(fault: Fault, context: FaultContext) -> FaultOutcome:

@@ -40,8 +40,11 @@ def test_a_fault_costs_nobody_else_anything(server: RunningServer, fault: Fault)
     """Requests it concerns end as they may, all others token for token as without it.
 
     The server is up, nothing is left running, and all KV memory has come back, counted block by block.
+    Silence alone is looked at twice: a stall of the server's comes each time, one of the machine's not.
     """
     row = server.run(partial(try_fault, fault))
+    if 0 < row.disturbed == row.silent:
+        row = server.run(partial(try_fault, fault))
     assert_nothing_is_lost(row)
     assert row.exit_status is None
 
