@@ -124,7 +124,7 @@ def _presets() -> str:
     lines += ["| preset | what it is | what it sets |", "| --- | --- | --- |"]
     for name in Preset:
         leaves = _leaves(preset(name), "")
-        sets = [f"`{key} = {_toml(value)}`" for key, value in leaves if value != default[key]]
+        sets = [_set(key, value) for key, value in leaves if value != default[key]]
         told = _sentence(words[name.value] or "the defaults below")
         lines.append(f"| `{name.value}` | {told} | {', '.join(sets) or 'nothing'} |")
     return "\n".join([*lines, "", ""])
@@ -154,6 +154,10 @@ def _kind(hint: Any) -> Any:
 
 def _is_choice(hint: Any) -> bool:
     return isinstance(kind := _kind(hint), type) and issubclass(kind, Enum)
+
+
+def _set(key: str, value: Any) -> str:
+    return f"`{key}` unset" if value is None else f"`{key} = {_toml(value)}`"
 
 
 def _shown(value: Any) -> str:

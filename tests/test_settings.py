@@ -121,7 +121,7 @@ def test_a_refusal_names_key_value_and_what_is_allowed(
         ("prefetch", "queued", 1, "bool"),
         ("lanes", "slo_s", True, "float"),
         ("lanes", "slo_s", "5", "float"),
-        ("serving", "adapters", None, "str"),
+        ("serving", "adapters", 5, "str"),
     ],
 )
 def test_a_value_of_another_type_is_refused(table: str, key: str, value: Any, kind: str) -> None:
@@ -155,7 +155,8 @@ def test_a_float_is_finite(value: float) -> None:
         ({"lanes": {"slo_s": 0}}, ("lanes.slo_s is 0", "above 0")),
         ({"lanes": {"first_after": 1}}, ("lanes.first_after is 1", "2 or more")),
         ({"lanes": {"cluster": {"max_lanes": 0}}}, ("'lanes.cluster'", "max_lanes is 0", "at least 1")),
-        ({"cache": {"host_bytes": -1}}, ("cache.host_bytes is -1", "0 (no bound) or more")),
+        ({"cache": {"host_bytes": -1}}, ("cache.host_bytes is -1", "leave it out for no bound")),
+        ({"cache": {"host_bytes": 0}}, ("cache.host_bytes is 0", "leave it out for no bound")),
         ({"cache": {"weights": {"size": -1}}}, ("'cache.weights'", "-1", "at least 0")),
         ({"prefetch": {"max_loading": 0}}, ("prefetch.max_loading is 0", "1 or more")),
         ({"length": {"window": 0}}, ("'length'", "window is 0", "at least 1")),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, EnumType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -27,7 +27,7 @@ class ServingSettings:
     """How the driver serves.
 
     Attributes:
-        adapters: folder whose sub-folders are served as adapters; "" for none.
+        adapters: folder whose sub-folders are served as adapters.
         scan_s: time between two looks at that folder.
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
@@ -35,26 +35,26 @@ class ServingSettings:
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
             an adapter's later loads are one read; never more than a tenth of what is free there. They
             lie in a file without a name, which goes with the worker. 0 for none.
-        disk_cache_dir: folder for that file; a fast local disk is best. "" for the system's own for
+        disk_cache_dir: folder for that file; a fast local disk is best. Unset, the system's own for
             temporary files, unless that is in memory: then nothing is kept.
         debug_checks: compare the bytes of each adapter taken from the KV cache with its host copy,
             and count all KV blocks whenever no request is left; an engine that finds a difference
             ends. Slow.
         admin_key_hash: the admin key's hash, as `chameleon tenants hash` prints it; with one, loading,
-            unloading and pinning adapters and Chameleon's own pages need that key. "" for none.
+            unloading and pinning adapters and Chameleon's own pages need that key.
         tenants: file of tenants in TOML (docs/tenants.md); with one, whoever asks needs a tenant's key
-            or the admin's. "" for none.
+            or the admin's.
     """
 
-    adapters: str = ""
+    adapters: str | None = None
     scan_s: float = 1.0
     trusts_hints: bool = False
     slot_parts: int = 4
     disk_cache_bytes: int = 1 << 30
-    disk_cache_dir: str = ""
+    disk_cache_dir: str | None = None
     debug_checks: bool = False
-    admin_key_hash: str = ""
-    tenants: str = ""
+    admin_key_hash: str | None = None
+    tenants: str | None = None
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
@@ -133,5 +133,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         choices: list[Enum] = list(kind) if isinstance(kind, EnumType) else []
         takes = f"use one of {', '.join(choice.value for choice in choices)}"
         if not choices:
-            takes = f"it takes a value of type {getattr(kind, '__name__', kind)}"
+            named = (get_args(kind) or (kind,))[
+                0
+            ]  # one that may be unset is told by what it is else
+            takes = f"it takes a value of type {getattr(named, '__name__', named)}"
         raise ConfigError(f"setting '{path}' is {value!r}; {takes}") from error

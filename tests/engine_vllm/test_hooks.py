@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.hook_table import HOOKS, SCHEDULER, TESTED, Hook, Part
 from chameleon_lora.engine_vllm.hooks import (
+    _is_expected,
     install,
     is_installed,
     require_hooks,
@@ -75,6 +77,15 @@ class TestTargets:
         with pytest.raises(UnsupportedEngineError) as caught:
             require_targets((core("First"), core("Scheduler"), core("Second")))
         assert f"lacks {SCHEDULER}.First; {SCHEDULER}.Second. " in str(caught.value)
+
+    @pytest.mark.parametrize(("since", "is_missed"), [("0.1", True), ("99.0", False)])
+    def test_one_that_came_later_may_be_missing_from_an_older_vllm(
+        self, since: str, is_missed: bool
+    ) -> None:
+        """And only from an older one."""
+        later = Hook(Part.CORE, SCHEDULER, "Scheduler.no_such_thing", since=since)
+        assert is_missed is _is_expected(later)
+        assert _is_expected(replace(later, target="Scheduler.schedule"))
 
     def test_what_moved_is_found_where_it_is(self) -> None:
         """In the place that this version has, whichever comes first."""

@@ -40,11 +40,11 @@ def check_requests(engine: EngineModel) -> None:
         waits_in = Stage.READY if is_ready else Stage.LOADING
         assert (Stage.RUNNING if request_id in engine.running else waits_in) is state.stage
         assert (state.charge is not None) is (state.stage is Stage.RUNNING)
-        assert state.overtaken <= 2 * limit
-        assert state.squashes <= ticket_squash_bound(engine, state)
+        assert limit is None or state.overtaken <= 2 * limit
+        assert state.squashes <= squash_bound(engine, state)
 
 
-def ticket_squash_bound(engine: EngineModel, state: RequestState) -> int:
+def squash_bound(engine: EngineModel, state: RequestState) -> int:
     """Requeues by the engine itself count as squashes too, so only the policy's are bounded."""
     own = engine.policy.settings.admission.squash_limit
     return own + engine.preemptions[state.request.id]

@@ -13,7 +13,7 @@ ROOM = StepBudget(seats=4, kv_tokens=4000, batch_tokens=512)
 NEVER_S = float("inf")
 
 
-def make(host_bytes: int = 0, nbytes: int = 1000) -> Scheduler:
+def make(host_bytes: int | None = None, nbytes: int = 1000) -> Scheduler:
     """Two adapters on disk, the first of them, of `nbytes`, pinned; the other one has 1,000 bytes."""
     limits = EngineLimits(seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=1000)
     policy = Scheduler(PolicySettings(cache=CacheSettings(host_bytes=host_bytes)), limits)

@@ -24,7 +24,7 @@ LIMITS = EngineLimits(seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=1000)
 ONE = AdapterId(1)
 
 
-def make(host_bytes: int = 0, **changes: object) -> EngineModel:
+def make(host_bytes: int | None = None, **changes: object) -> EngineModel:
     """An engine with three adapters of 1,000 bytes on disk; loads end at the next step."""
     settings = PolicySettings(cache=CacheSettings(host_bytes=host_bytes))
     model = EngineModel(settings, LIMITS, load_s=0.0, **changes)  # type: ignore[arg-type]

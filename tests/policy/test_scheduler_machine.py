@@ -57,7 +57,7 @@ def policies(draw: st.DrawFn) -> PolicySettings:
         settings,
         admission=admission,
         lanes=replace(settings.lanes, cluster=cluster, first_after=4, period_s=5.0),
-        cache=replace(cache, host_bytes=draw(st.sampled_from((0, 2500, 4000, 9000)))),
+        cache=replace(cache, host_bytes=draw(st.sampled_from((None, 2500, 4000, 9000)))),
         prefetch=replace(settings.prefetch, predicted=draw(st.booleans()), forecast=EAGER),
     )
 

@@ -24,7 +24,7 @@ from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from tests.policy.engine_model import EngineModel, adapter, cut_lanes
 from tests.policy.invariants import check
 
-WITHOUT_LIMIT = 1 << 60
+WITHOUT_LIMIT = None
 LIMIT = 3
 VICTIM = RequestId("victim")
 UNCUT = LaneSettings(first_after=1 << 30, period_s=1e9, has_quotas=False)
@@ -68,7 +68,7 @@ class Siege:
 def engine(
     admission: AdmissionSettings,
     lanes: LaneSettings = UNCUT,
-    host_bytes: int = 0,
+    host_bytes: int | None = None,
     seats: int = 4,
     kv_tokens: int = 10_000,
 ) -> EngineModel:
@@ -216,6 +216,7 @@ class Watchers:
         """One step, counted for all; whoever is let in has kept its bound."""
         backlog = self.engine.policy._backlog
         limit = self.engine.settings.admission.overtake_limit
+        assert limit is not None
         held_back = {i for i, t in backlog.states.items() if t.stage is Stage.READY}
         plan = self.engine.step()
         for request_id in held_back & self.watches.keys():
@@ -258,14 +259,14 @@ LANES = LaneSettings(cluster=ClusterSettings(elbow_share=0.01), first_after=6, p
 @given(
     rules=RULES,
     requests=st.lists(REQUESTS, min_size=5, max_size=80),
-    host_bytes=st.sampled_from((0, 2000, 4000)),
+    host_bytes=st.sampled_from((None, 2000, 4000)),
     rate=st.integers(1, 3),
     preempted=st.sets(st.integers(0, 60), max_size=4),
 )
 def test_random_requests_keep_the_bound(
     rules: AdmissionSettings,
     requests: list[tuple[int, int, int, int | None]],
-    host_bytes: int,
+    host_bytes: int | None,
     rate: int,
     preempted: set[int],
 ) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from chameleon_lora.bench.discovery import adapters_below
 from chameleon_lora.bench.run_folder import new_folder
-from chameleon_lora.cli.compare_table import comparison_table
 from chameleon_lora.cli.option_types import count, not_negative, positive
 from chameleon_lora.cli.traffic import add_traffic_options, traffic_of
 from chameleon_lora.compare.arms import (
@@ -28,6 +27,7 @@ from chameleon_lora.compare.comparison import (
     ComparisonResult,
 )
 from chameleon_lora.compare.points import LoadPoints, TrafficSpec
+from chameleon_lora.compare.printed import comparison_table
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.servers.launching import ServedModel
 from chameleon_lora.workload.named_adapters import name_of

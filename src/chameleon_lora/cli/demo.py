@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
-from chameleon_lora.cli.compare_table import comparison_table
 from chameleon_lora.cli.option_types import positive
 from chameleon_lora.compare.comparison import Comparison
 from chameleon_lora.compare.demo import DemoModel, DemoOptions, demo_plan
+from chameleon_lora.compare.printed import comparison_table
 from chameleon_lora.errors import ChameleonError
 from chameleon_lora.servers.tiny_model import default_cache_dir
 

@@ -35,6 +35,7 @@ class Hook:
         parameters: it must take them, if it is called.
         elsewhere: module and target in other versions of vLLM.
         is_new: vLLM has no such attribute; `wrapper` itself becomes it.
+        since: the first tested version that has it; an older one may be without.
     """
 
     part: Part
@@ -44,6 +45,7 @@ class Hook:
     parameters: tuple[str, ...] = ()
     elsewhere: tuple[tuple[str, str], ...] = ()
     is_new: bool = False
+    since: str | None = None
 
     @property
     def name(self) -> str:
@@ -188,6 +190,7 @@ WORKERS = (
     Hook(_WORKER, _WORKERS, "Worker.sample_tokens", "worker.step_messages.answering"),
     Hook(_WORKER, _WORKERS, "Worker.sleep", "worker.step_messages.ending_copies"),
     Hook(_WORKER, _WORKERS, "Worker.wake_up", "worker.step_messages.distrusting_slots"),
+    Hook(_WORKER, _WORKERS, "Worker.discard", "worker.step_messages.ending_copies", since="0.32"),
     Hook(_WORKER, _MIXIN, "LoRAModelRunnerMixin.lora_manager"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner.kv_caches"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "AsyncGPUModelRunnerOutput._model_runner_output"),

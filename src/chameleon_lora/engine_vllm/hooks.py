@@ -30,7 +30,7 @@ def install(hooks: Collection[Hook] = HOOKS) -> None:
         if hook.wrapper is None or (hook.part is Part.STEP_LOG and not is_step_log_asked_for()):
             continue
         try:
-            if not is_installed(hook):
+            if _is_expected(hook) and not is_installed(hook):
                 _install(hook)
         except Exception as error:  # noqa: BLE001  # vLLM's own engines must go on
             failed.append(f"{hook.name} ({error!r})")
@@ -49,7 +49,7 @@ def require_hooks(serving: ServingSettings) -> None:
         parts.add(Part.KEYS)
     if is_step_log_asked_for():
         parts.add(Part.STEP_LOG)
-    needed = [hook for hook in HOOKS if hook.part in parts]
+    needed = [hook for hook in HOOKS if hook.part in parts and _is_expected(hook)]
     require_targets(needed)
     wrapped = [hook for hook in needed if hook.wrapper is not None]
     lost = [hook.name for hook in wrapped if not is_installed(hook)]
@@ -140,6 +140,19 @@ def _layers(found: Any) -> Iterator[Any]:
     while found is not None and hasattr(found, "__dict__"):
         yield found
         found = vars(found).get("__wrapped__")
+
+
+def _is_expected(hook: Hook) -> bool:
+    """Whether this vLLM has it, or is no older than those that are known to."""
+    if hook.since is None or _lack(hook) is None:
+        return True
+    version = importlib.import_module("vllm").__version__
+    return _numbers(version) >= _numbers(hook.since)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 def _lack(hook: Hook) -> str | None:

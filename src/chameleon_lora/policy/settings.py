@@ -123,7 +123,7 @@ HOST_ONLY = DeviceSettings(max_bytes=0)
 QUEUED_ONLY = DeviceSettings(headroom_share=0.0, promotions_per_s=1000.0, fills=False)
 NO_PREFETCH = PrefetchSettings(queued=False, max_loading=1)
 AS_VLLM = AdmissionSettings(
-    bypass=Bypass.ANY, squash_limit=0, order=Order.FIFO, overtake_limit=1 << 60
+    bypass=Bypass.ANY, squash_limit=0, order=Order.FIFO, overtake_limit=None
 )
 LRU = CacheSettings(keep=KeepRule.LRU)
 
@@ -132,7 +132,7 @@ AS_SLORA = AdmissionSettings(
     bypass=Bypass.OFF,
     squash_limit=0,
     order=Order.FIFO,
-    overtake_limit=1 << 60,
+    overtake_limit=None,
     reserve=Reserve.PEAK,
     every_steps=10,
 )

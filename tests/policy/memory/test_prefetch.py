@@ -18,7 +18,7 @@ from tests.policy.invariants import check, check_idle
 
 
 def make(
-    *sizes: int, budget: int = 0, queued: bool = True, max_loading: int = 2
+    *sizes: int, budget: int | None = None, queued: bool = True, max_loading: int = 2
 ) -> tuple[Prefetcher, Residency, list[Entry]]:
     """A prefetcher over adapters of these sizes, all on disk."""
     residency = Residency(
@@ -177,7 +177,7 @@ LATE_S = 2.0 * PERIOD_S
 
 
 def foresee(
-    *sizes: int, budget: int = 0, settings: PrefetchSettings = FORESIGHT
+    *sizes: int, budget: int | None = None, settings: PrefetchSettings = FORESIGHT
 ) -> tuple[Prefetcher, Residency, list[Entry]]:
     """As `make`; and requests of all adapters came each 8 s, the last ones at 0 s."""
     _, residency, entries = make(*sizes, budget=budget)

@@ -16,7 +16,11 @@ KIB = 1000
 
 
 def make(
-    count: int, budget: int = 0, slots: int = 2, keep: KeepRule = KeepRule.LRU, size: int = KIB
+    count: int,
+    budget: int | None = None,
+    slots: int = 2,
+    keep: KeepRule = KeepRule.LRU,
+    size: int = KIB,
 ) -> tuple[Residency, list[Entry]]:
     """This many registered adapters, all on disk."""
     residency = Residency(
@@ -60,7 +64,7 @@ class TestHostMemory:
         assert 3 * KIB == residency.host_bytes
 
     def test_no_budget_is_no_bound(self) -> None:
-        """With host_bytes 0 everything stays."""
+        """Without host_bytes everything stays."""
         residency, entries = make(100)
         bring(residency, entries)
         assert 100 * KIB == residency.host_bytes
@@ -236,7 +240,7 @@ def test_uses_are_counted_inside_the_window() -> None:
     assert 0 == entry.uses_since(9.0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("host_bytes", -1), ("window_s", 0.0)])
+@pytest.mark.parametrize(("name", "value"), [("host_bytes", 0), ("window_s", 0.0)])
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     """The message names the setting, its value and what is allowed."""
     with pytest.raises(ConfigError, match=f"cache.{name} is {value}; use"):

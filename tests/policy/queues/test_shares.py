@@ -141,6 +141,7 @@ def test_a_bypass_is_one_that_passed_in_its_turn() -> None:
 def test_no_weight_keeps_anybody_waiting_for_ever() -> None:
     """The oldest request goes first once it was overtaken to its limit (ADR 0012)."""
     limit = PolicySettings().admission.overtake_limit
+    assert limit is not None
     model = engine()
     for name in ("old", "oldest"):
         model.arrive(ask(name, Share("light", 1e-6)), 10)

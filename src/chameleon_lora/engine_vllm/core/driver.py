@@ -39,7 +39,7 @@ from chameleon_lora.settings import ServingSettings
 LEAST_IDLE_S, MOST_IDLE_S = 0.02, 1.0
 _logger = logging.getLogger(__name__)
 # Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
-OTHERS = Share("")
+OTHERS = Share("*")
 
 
 class Driver:
@@ -116,7 +116,7 @@ class Driver:
         budget = self.policy.settings.cache.host_bytes
         views = self.view().adapters
         nbytes = sum(a.adapter.nbytes for a in views if a.is_pinned or a.adapter.id == version.id)
-        if is_pinned and budget and nbytes > budget:
+        if is_pinned and budget is not None and nbytes > budget:
             return (
                 f"With '{name}', {nbytes} bytes would be pinned, but host memory for adapters ends at "
                 f"cache.host_bytes = {budget}: unpin others or raise it."

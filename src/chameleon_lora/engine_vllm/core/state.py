@@ -34,7 +34,7 @@ def state_of(driver: Driver) -> dict[str, Any]:
         "tiers": _tiers(view.adapters),
         "host": {
             "bytes": view.host_bytes,
-            "limit_bytes": driver.policy.settings.cache.host_bytes or None,
+            "limit_bytes": driver.policy.settings.cache.host_bytes,
         },
         "device": _device(view.device),
         "slots": limits.slots,

@@ -96,16 +96,16 @@ def answering(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
     return sample_then_answer
 
 
-def ending_copies(sleep: Callable[..., Any]) -> Callable[..., Any]:
-    """Worker.sleep, before which the copies in KV blocks are forgotten."""
+def ending_copies(let_go: Callable[..., Any]) -> Callable[..., Any]:
+    """Worker.sleep and discard, before which the copies in KV blocks are forgotten."""
 
-    def end_then_sleep(worker: Any, *args: Any, **kwargs: Any) -> Any:
+    def end_then_let_go(worker: Any, *args: Any, **kwargs: Any) -> Any:
         adapters = _adapters_of(worker)
         if adapters is not None:
             adapters.forget_device()  # the KV cache's memory is about to go
-        return sleep(worker, *args, **kwargs)
+        return let_go(worker, *args, **kwargs)
 
-    return end_then_sleep
+    return end_then_let_go
 
 
 def distrusting_slots(wake_up: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ class OvertakeGuard:
         self,
         oldest_ready: Callable[[], RequestState | None],
         blocked: RequestState | None,
-        limit: int,
+        limit: int | None,
     ) -> None:
         self._oldest_ready = oldest_ready
         self._blocked = blocked  # the oldest whose adapter lacks room in host memory
@@ -26,7 +26,7 @@ class OvertakeGuard:
     @property
     def is_spent(self) -> bool:
         """True when nobody passes the urgent request any more, whatever it waits for."""
-        return self.urgent is not None and self.urgent.overtaken >= 2 * self._limit
+        return self._has_passed(self.urgent, 2)
 
     def admitted(self, state: RequestState) -> None:
         """A request was let in. Afterwards the oldest one held back counts it, if it is younger."""
@@ -44,8 +44,13 @@ class OvertakeGuard:
 
     def _find_urgent(self) -> RequestState | None:
         oldest = self._oldest()
-        is_over = oldest is not None and oldest.overtaken >= self._limit
-        return oldest if is_over else None
+        return oldest if self._has_passed(oldest, 1) else None
+
+    def _has_passed(self, oldest: RequestState | None, times: int) -> bool:
+        """Whether it was overtaken to so many times the limit, if there is one."""
+        if oldest is None or self._limit is None:
+            return False
+        return oldest.overtaken >= times * self._limit
 
 
 class AdmissionInterval:

@@ -59,7 +59,8 @@ class AdmissionSettings:
     Attributes:
         squash_limit: how often one request may be squashed; 0 turns squashing off.
         overtake_limit: admissions of younger requests after which the oldest request held back
-            goes first; after twice as many nobody else is admitted before it (ADR 0012).
+            goes first; after twice as many nobody else is admitted before it (ADR 0012). Unset, it
+            is overtaken without limit.
         every_steps: after an admission nobody is admitted in the next n - 1 steps (S-LoRA: 10), and
             prefetches begin halfway through them; an idle engine admits at once.
         aging_tokens_per_s: with SJF, predicted tokens a request gains on others per second of age.
@@ -67,7 +68,7 @@ class AdmissionSettings:
 
     bypass: Bypass = Bypass.BACKFILL
     squash_limit: int = 1
-    overtake_limit: int = 256
+    overtake_limit: int | None = 256
     order: Order = Order.BOOST
     lane_order: LaneOrder = LaneOrder.SENIOR
     aging_tokens_per_s: float = 10.0
@@ -76,8 +77,9 @@ class AdmissionSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("squash_limit", 0), ("overtake_limit", 1), ("every_steps", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"admission.{name} is {getattr(self, name)}; use {least} or more")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"admission.{name} is {value}; use {least} or more")
         if self.aging_tokens_per_s < 0:
             raise ConfigError(
                 f"admission.aging_tokens_per_s is {self.aging_tokens_per_s}; use 0 or more"

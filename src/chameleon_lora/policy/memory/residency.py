@@ -30,7 +30,7 @@ class CacheSettings:
 
     Attributes:
         keep: which adapters are worth keeping.
-        host_bytes: budget of packed adapters in host memory; 0 means no bound.
+        host_bytes: budget of packed adapters in host memory. Unset, there is no bound.
         window_s: sliding window in which uses count as frequency.
         keeps_unused: False takes an adapter off the device when its last request ends, so that only
             its copy in host memory is left (S-LoRA's rule).
@@ -38,13 +38,15 @@ class CacheSettings:
 
     keep: KeepRule = KeepRule.CHAMELEON
     weights: KeepWeights = field(default_factory=KeepWeights)
-    host_bytes: int = 0
+    host_bytes: int | None = None
     window_s: float = 300.0
     keeps_unused: bool = True
 
     def __post_init__(self) -> None:
-        if self.host_bytes < 0:
-            raise ConfigError(f"cache.host_bytes is {self.host_bytes}; use 0 (no bound) or more")
+        if self.host_bytes is not None and self.host_bytes < 1:
+            raise ConfigError(
+                f"cache.host_bytes is {self.host_bytes}; use 1 or more, or leave it out for no bound"
+            )
         if self.window_s <= 0:
             raise ConfigError(f"cache.window_s is {self.window_s}; use a time above 0 seconds")
 
@@ -137,7 +139,7 @@ class Residency:
     def why_too_large(self, entry: Entry) -> str | None:
         """The reason if the budget is less than the adapter and those that pins keep. O(pinned)."""
         nbytes, budget = entry.adapter.nbytes, self._settings.host_bytes
-        if not budget:
+        if budget is None:
             return None
         if nbytes > budget:
             return f"its {nbytes} bytes are above cache.host_bytes, {budget}"
@@ -158,7 +160,7 @@ class Residency:
         will come after `sequence`, so that two loads never evict each other in turn (ADR 0013).
         """
         budget = self._settings.host_bytes
-        lacking = self.host_bytes + entry.adapter.nbytes - budget if budget else 0
+        lacking = 0 if budget is None else self.host_bytes + entry.adapter.nbytes - budget
         self._tries += 1
         count = SAMPLED if self._tries % THOROUGH else len(self.entries)
         chosen: list[Entry] = []
@@ -207,8 +209,8 @@ class Residency:
         """Evict adapters that no request names until the budget holds again; answers whom."""
         budget, evicted = self._settings.host_bytes, []
         for unnamed in (self._unneeded, self._expected):
-            over = self.host_bytes - budget
-            if budget and over > 0:
+            over = 0 if budget is None else self.host_bytes - budget
+            if over > 0:
                 found = unnamed.sample(SAMPLED, self._rng)
                 chosen = self._evictor.cheapest(found, over, _nbytes, now_s)
                 evicted += [self.evict(victim) for victim in chosen]
