@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.policy.memory.entry import RETRY_AFTER_S, Tier
+from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.memory.residency import CacheSettings
-from chameleon_lora.policy.plan import Held, LaneState, StepBudget, StepPlan
+from chameleon_lora.policy.plan import DemotionReason, Held, LaneState, StepBudget, StepPlan
 from chameleon_lora.policy.queues.calibration import LaneSettings
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
@@ -21,6 +22,7 @@ from tests.policy.invariants import check, check_idle
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = EngineLimits(seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=1000)
+ON_DEVICE = EngineLimits(seats=4, slots=2, kv_tokens=1600, kv_bytes_per_token=100, block_bytes=1600)
 ONE = AdapterId(1)
 
 
@@ -317,3 +319,15 @@ def test_interval_is_told_as_the_reason() -> None:
     model.arrive(request("b"), 1)
     assert () == model.policy.step(0.1, StepBudget(3, 4000, 512)).admit
     assert [Held.INTERVAL] == [state.held for state in states(model)]
+
+
+def test_a_failed_promotion_ends_the_tier_only_if_it_says_so() -> None:
+    """One copy that cannot be made costs its adapter; with `is_final` there are none any more."""
+    engine = EngineModel(PolicySettings(device=DeviceSettings(headroom_share=0.0)), ON_DEVICE)
+    engine.preload(*(adapter(number, 1600) for number in (1, 2)))
+    for is_final, limit in ((False, 100), (True, 0)):
+        (promotion,) = engine.plan().promotions
+        engine.end_promotion(promotion, is_failed=True, is_final=is_final)
+        engine.now_s += 1.0
+        assert limit == engine.policy.view(engine.now_s).device.limit_blocks
+    assert 1 == engine.policy.view(engine.now_s).device.demotions[DemotionReason.FAILED]

@@ -1,5 +1,6 @@
 """For which adapters a request is expected, from the gaps between their requests."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -301,3 +302,18 @@ def test_windows_are_in_order(events: list[tuple[int, float, bool]]) -> None:
         ]
         assert all(0.0 < window.start_s < window.end_s for window in windows)
         assert all(one.end_s <= other.end_s for one, other in pairwise(windows))
+
+
+def test_next_time_is_the_earliest_of_all() -> None:
+    """Of two adapters with habits that whose window begins first; with none there is no next time."""
+    forecast = Forecast(EAGER)
+    assert math.inf == forecast.next_s()
+    rare = [(100.0 * number, AdapterId(1)) for number in range(4)]
+    often = [(280.0 + 10.0 * number, AdapterId(2)) for number in range(4)]
+    for now_s, adapter_id in sorted(rare + often):
+        forecast.due(now_s)
+        forecast.arrived(adapter_id, now_s)
+    while not (told := forecast.due(at_s := forecast.next_s())):
+        pass  # windows that later requests have put off
+    assert [Outlook(AdapterId(2), is_expected=True)] == told
+    assert 310.0 < at_s < 325.0

@@ -1,6 +1,6 @@
 """Blocks that adapters leave idle: a fixed part, and what requests missed for their sake."""
 
-from chameleon_lora.policy.memory.headroom import Headroom
+from chameleon_lora.policy.memory.headroom import DeviceSettings, Headroom
 from chameleon_lora.policy.plan import DemotionReason
 from tests.policy.memory.test_device import EAGER, LRU, make, promote
 
@@ -62,3 +62,15 @@ def test_adapters_come_back_when_prefixes_do_not() -> None:
     residency.device.plan(9.0, 70, 0)
     (found,) = residency.device.plan(609.0, 80, 0)
     assert a.adapter.id == found.adapter_id
+
+
+def test_it_is_raised_while_one_block_is_left() -> None:
+    """A block that was missed counts for one half-life of it, and two for two."""
+    headroom = Headroom(10, 100, 60.0)
+    headroom.missed(2, 0.0)
+    assert [True, True, False] == [headroom.is_raised(now_s) for now_s in (59.0, 60.0, 61.0)]
+
+
+def test_a_promotion_in_ten_seconds_is_a_rate() -> None:
+    """Any rate above 0 is one."""
+    assert 0.1 == DeviceSettings(promotions_per_s=0.1).promotions_per_s

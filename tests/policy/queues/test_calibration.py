@@ -5,7 +5,7 @@ import pytest
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.queues.calibration import CLUSTERED, Calibration, LaneSettings
 from chameleon_lora.policy.queues.clusters import ClusterSettings
-from chameleon_lora.policy.queues.quota import Quota
+from chameleon_lora.policy.queues.quota import LaneLoad, Quota, lane_quotas
 
 TOTAL = Quota(10_000, 10)
 
@@ -141,3 +141,13 @@ def test_static_lanes_wait_for_enough_to_cut_them_from() -> None:
     assert 2 == len(calibration.recut(1000.0).quotas)
     feed(calibration, 100, 2000.0)
     assert not calibration.is_due(1e9)
+
+
+def test_quotas_are_by_each_lanes_own_rate_of_arrivals() -> None:
+    """30 small ones and 10 large ones in 20 s; each runs for as long as the objective."""
+    calibration = make(slo_s=4.0)
+    for number in range(40):
+        is_large = number % 4 == 0
+        calibration.arrived(0.9 if is_large else 0.1, 900 if is_large else 100, 0.5 * number)
+    loads = [LaneLoad(100, 4.0, 30 / 20.0), LaneLoad(900, 4.0, 10 / 20.0)]
+    assert lane_quotas(TOTAL, loads, 4.0) == calibration.recut(20.0).quotas

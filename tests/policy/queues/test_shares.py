@@ -167,3 +167,21 @@ def test_turns_are_taken_across_lanes_too() -> None:
         model.arrive(ask(f"b{number}", BULK), 10)
     model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
     assert order_of(model).index("s") < 3
+
+
+def test_one_that_had_much_comes_back_with_what_it_had() -> None:
+    """A pause is no pardon: it stays behind another that waits and has had less."""
+    shares = Shares()
+    shares.charge(BULK, 100)
+    shares.waits(SMALL)
+    shares.waits(BULK)
+    assert [100.0, 0.0] == [shares.had(share) for share in (BULK, SMALL)]
+
+
+def test_what_is_given_back_is_what_was_charged() -> None:
+    """By its weight, and beside what it had before."""
+    shares, heavy = Shares(), Share("heavy", 4.0)
+    shares.charge(heavy, 100)
+    shares.charge(heavy, 20)
+    shares.give_back(heavy, 20)
+    assert 25.0 == shares.had(heavy)
