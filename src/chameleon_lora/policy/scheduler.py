@@ -241,7 +241,7 @@ class Scheduler:
     def view(self, now_s: float) -> PolicyView:
         """Everything as it is now. O(adapters + requests): for pages and tests, not for steps."""
         lanes = self._backlog.lane_states(self._book, self._held)
-        return PolicyView.of(lanes, self._residency, self._backlog.states.values(), now_s)
+        return PolicyView.of(lanes, self._residency, now_s)
 
     def _oldest_blocked(self, now_s: float) -> RequestState | None:
         """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
