@@ -234,6 +234,10 @@ class Scheduler:
         """An unfinished request as it is now. O(1)."""
         return RequestView.of(self._backlog.states[request_id])
 
+    def bytes_if_pinned(self, adapter_id: AdapterId) -> int:
+        """Bytes of all pinned adapters, were this one pinned too. O(pinned)."""
+        return self._residency.bytes_if_pinned(self._residency.entries[adapter_id])
+
     def device(self, now_s: float) -> DeviceView:
         """The KV cache as adapters have it now. O(1)."""
         return DeviceView.of(self._device, now_s)
@@ -252,8 +256,6 @@ class Scheduler:
             self._prefetcher.failed(entry, now_s)
             self._fail_waiting(entry, reason)
         return None if reason else self._backlog.oldest_for(entry.adapter.id)
-
-    # Steps of a request's way
 
     def _wait(self, state: RequestState) -> None:
         entry = state.entry

@@ -154,21 +154,29 @@ class PolicyView:
     """Everything at one instant.
 
     Attributes:
-        adapters: in the order in which they became known.
+        adapters: those in a faster place than disk, or on their way there; in the order in which
+            they became known.
+        disk_adapters: how many others there are, of `disk_bytes` in all.
         host_bytes: of adapters in host memory, or being read.
     """
 
     lanes: tuple[LaneState, ...]
     adapters: tuple[AdapterView, ...]
+    disk_adapters: int
+    disk_bytes: int
     device: DeviceView
     host_bytes: int
 
     @classmethod
     def of(cls, lanes: Iterable[LaneState], residency: Residency, now_s: float) -> Self:
-        """Everything as it is now. O(adapters)."""
+        """Everything as it is now. O(adapters), of which those on disk are only counted."""
+        disk, entries = Tier.DISK, residency.entries.values()
+        sizes = [entry.adapter.nbytes for entry in entries if entry.tier is disk]
         return cls(
             lanes=tuple(lanes),
-            adapters=tuple(map(AdapterView.of, residency.entries.values())),
+            adapters=tuple(AdapterView.of(entry) for entry in entries if entry.tier is not disk),
+            disk_adapters=len(sizes),
+            disk_bytes=sum(sizes),
             device=DeviceView.of(residency.device, now_s),
             host_bytes=residency.host_bytes,
         )

@@ -114,8 +114,7 @@ class Driver:
         if version is None:
             return f"The lora adapter '{name}' cannot be found."
         budget = self.policy.settings.cache.host_bytes
-        views = self.view().adapters
-        nbytes = sum(a.adapter.nbytes for a in views if a.is_pinned or a.adapter.id == version.id)
+        nbytes = self.policy.bytes_if_pinned(version.id)
         if is_pinned and budget is not None and nbytes > budget:
             return (
                 f"With '{name}', {nbytes} bytes would be pinned, but host memory for adapters ends at "

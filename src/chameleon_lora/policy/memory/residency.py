@@ -131,6 +131,11 @@ class Residency:
             self._pinned.pop(entry.adapter.id, None)
         self._place(entry)
 
+    def bytes_if_pinned(self, entry: Entry) -> int:
+        """Bytes of all pinned adapters, wherever they are, were this one pinned too. O(pinned)."""
+        pinned = {**self._pinned, entry.adapter.id: entry}
+        return sum(known.adapter.nbytes for known in pinned.values())
+
     def expect(self, entry: Entry, *, is_expected: bool) -> None:
         """A request of the adapter is foretold for the time to come, or no longer."""
         entry.is_expected = is_expected
