@@ -36,7 +36,6 @@ class Admission:
     request_id: RequestId
     adapter_id: AdapterId | None
     lane: int
-    is_bypass: bool
 
 
 @dataclass(frozen=True, slots=True)
