@@ -6,7 +6,7 @@ Time is an argument in seconds and never runs backwards. The same facts and seed
 
 from collections.abc import KeysView
 
-from chameleon_lora.policy.admission.aging import AdmissionInterval
+from chameleon_lora.policy.admission.overtaking import AdmissionInterval
 from chameleon_lora.policy.admission.step import AdmissionStep, Instant
 from chameleon_lora.policy.estimator import Estimator
 from chameleon_lora.policy.memory.entry import Entry, Tier

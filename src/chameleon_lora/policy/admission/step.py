@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from chameleon_lora.policy.admission.aging import AdmissionInterval, OvertakeGuard
+from chameleon_lora.policy.admission.overtaking import AdmissionInterval, OvertakeGuard
 from chameleon_lora.policy.admission.peak import Peak
 from chameleon_lora.policy.admission.reservations import Reservations, promise_breakers
 from chameleon_lora.policy.admission.rules import AdmissionSettings, LaneOrder, Reserve
