@@ -32,8 +32,9 @@ from pathlib import Path
 
 from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.memory.slots import SlotTable
+from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.request import Adapter, AdapterId
-from chameleon_lora.policy.settings import CacheSettings, KeepRule
+from chameleon_lora.policy.settings import HOST_ONLY, CacheSettings, KeepRule
 from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthScale, draw_lengths
 from chameleon_lora.workload.popularity import draw_ranks, power_law_shares
 
@@ -151,7 +152,7 @@ class ProductCache:
 
     def __init__(self, stream: Stream, settings: CacheSettings, seed: int) -> None:
         slots = SlotTable(len(stream.ranks), parts=1, max_rank=max(RANKS))
-        self._residency = Residency(settings, slots, seed)
+        self._residency = Residency(settings, slots, seed, HOST_ONLY, KvBlocks(0, 0))
         self._entries = [
             self._residency.register(Adapter(AdapterId(n), f"a{n}", rank, stream.nbytes(n)))
             for n, rank in enumerate(stream.ranks)

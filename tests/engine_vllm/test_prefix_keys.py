@@ -114,7 +114,7 @@ def test_a_request_after_the_unload_brings_nothing_back() -> None:
     driver.announce(announced("a"))
     driver.withdraw("a")
     late, is_last = name(driver, LoRARequest("a", 1, "/adapters/a"))
-    assert ([], True) == (driver.versions.names(), is_last)
+    assert (None, True) == (driver.versions.current("a"), is_last)
     assert "a" != late
 
 

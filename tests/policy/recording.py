@@ -16,8 +16,8 @@ from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 
 QUESTIONS = frozenset(
-    {"adapter", "adapters", "busy_blocks", "device", "held_blocks", "promotion_due_s"}
-    | {"request", "running", "view", "work_due_s"}
+    {"adapter", "adapters", "busy_blocks", "bytes_if_pinned", "device", "held_blocks"}
+    | {"promotion_due_s", "request", "running", "view", "work_due_s"}
 )
 FACTS = frozenset(
     name for name in vars(Scheduler) if not name.startswith("_") and name not in QUESTIONS

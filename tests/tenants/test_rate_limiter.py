@@ -12,7 +12,7 @@ from chameleon_lora.tenants import (
     Tenant,
     TokenCharge,
     TokenEstimate,
-    ask_of,
+    estimate_of,
 )
 
 FREE = Tenant("free", (KeyHash(b"1"),))
@@ -106,7 +106,7 @@ def test_an_estimate_never_keeps_a_prompt_out_for_ever() -> None:
     """A prompt estimated above the quota is charged the quota, and with what it was in the end."""
     allowances = RateLimiter()
     charge = charged(allowances.charge(METERED, TokenEstimate(10**6, 0), 0.0))
-    assert 600 == charge.ask.input_tokens
+    assert 600 == charge.estimate.input_tokens
     allowances.settle(charge, TokenEstimate(100, 0), 0.0)
     charged(allowances.charge(METERED, TokenEstimate(500, 0), 0.0))
 
@@ -167,10 +167,10 @@ def test_one_that_is_no_tenant_any_more_is_forgotten() -> None:
 )
 def test_what_a_body_asks_for(path: str, body: dict[str, Any], output_tokens: int) -> None:
     """The longest limit given, for each prompt and answer; 256 without; nothing on other routes."""
-    assert TokenEstimate(3, output_tokens) == ask_of(path, body, 12)
+    assert TokenEstimate(3, output_tokens) == estimate_of(path, body, 12)
 
 
 @pytest.mark.parametrize(("nbytes", "tokens"), [(0, 0), (1, 1), (4, 1), (5, 2)])
 def test_a_prompt_is_estimated_by_bytes(nbytes: int, tokens: int) -> None:
     """Four of the body are a token."""
-    assert tokens == ask_of("/tokenize", {}, nbytes).input_tokens
+    assert tokens == estimate_of("/tokenize", {}, nbytes).input_tokens

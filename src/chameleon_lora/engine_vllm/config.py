@@ -20,6 +20,13 @@ def settings_of(vllm_config: Any) -> Settings:
 _PACKAGE = "chameleon_lora."
 
 
+def is_ours(vllm_config: Any) -> bool:
+    """Whether an engine of this configuration, None for one unknown, has Chameleon's scheduler."""
+    if vllm_config is None:
+        return False
+    return is_chameleon_scheduler(vllm_config.scheduler_config.scheduler_cls)
+
+
 def is_chameleon_scheduler(scheduler_cls: str | Callable[..., Any] | None) -> bool:
     """Whether --scheduler-cls names something of this package."""
     if scheduler_cls is None:

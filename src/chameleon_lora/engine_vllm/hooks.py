@@ -30,8 +30,7 @@ def install(hooks: Collection[Hook] = HOOKS) -> None:
         if hook.wrapper is None or (hook.part is Part.STEP_LOG and not is_step_log_asked_for()):
             continue
         try:
-            if _is_expected(hook) and not is_installed(hook):
-                _install(hook)
+            _install(hook)
         except Exception as error:  # noqa: BLE001  # vLLM's own engines must go on
             failed.append(f"{hook.name} ({error!r})")
     if failed:
@@ -114,6 +113,8 @@ def is_step_log_asked_for() -> bool:
 
 
 def _install(hook: Hook) -> None:
+    if not _is_expected(hook) or is_installed(hook):
+        return
     owner, attribute = _owner(hook.module, hook.target)
     ours = _ours(hook)
     if not hook.is_new:

@@ -36,7 +36,6 @@ class Admission:
     request_id: RequestId
     adapter_id: AdapterId | None
     lane: int
-    is_bypass: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +121,8 @@ class StepPlan:
 
     Attributes:
         admit: in the order in which the engine is to admit.
-        squash: running requests that go back to their lanes, because the memory they took by
-            bypass is now free for the head they passed.
+        squash: running requests that go back to their lanes, because the slot they took
+            by bypass can now go to the head they passed.
         drops: adapters to forget in host memory (unregistered, or left unused by the keep rule).
         demotions: adapters whose KV blocks are given back, besides those that promotions evict.
     """

@@ -6,7 +6,7 @@ Time is an argument in seconds and never runs backwards. The same facts and seed
 
 from collections.abc import KeysView
 
-from chameleon_lora.policy.admission.aging import AdmissionInterval
+from chameleon_lora.policy.admission.overtaking import AdmissionInterval
 from chameleon_lora.policy.admission.step import AdmissionStep, Instant
 from chameleon_lora.policy.estimator import Estimator
 from chameleon_lora.policy.memory.entry import Entry, Tier
@@ -234,6 +234,10 @@ class Scheduler:
         """An unfinished request as it is now. O(1)."""
         return RequestView.of(self._backlog.states[request_id])
 
+    def bytes_if_pinned(self, adapter_id: AdapterId) -> int:
+        """Bytes of all pinned adapters, were this one pinned too. O(pinned)."""
+        return self._residency.bytes_if_pinned(self._residency.entries[adapter_id])
+
     def device(self, now_s: float) -> DeviceView:
         """The KV cache as adapters have it now. O(1)."""
         return DeviceView.of(self._device, now_s)
@@ -241,7 +245,7 @@ class Scheduler:
     def view(self, now_s: float) -> PolicyView:
         """Everything as it is now. O(adapters + requests): for pages and tests, not for steps."""
         lanes = self._backlog.lane_states(self._book, self._held)
-        return PolicyView.of(lanes, self._residency, self._backlog.states.values(), now_s)
+        return PolicyView.of(lanes, self._residency, now_s)
 
     def _oldest_blocked(self, now_s: float) -> RequestState | None:
         """The oldest request whose adapter's load lacks room; those whose adapter is too large fail."""
@@ -252,8 +256,6 @@ class Scheduler:
             self._prefetcher.failed(entry, now_s)
             self._fail_waiting(entry, reason)
         return None if reason else self._backlog.oldest_for(entry.adapter.id)
-
-    # Steps of a request's way
 
     def _wait(self, state: RequestState) -> None:
         entry = state.entry

@@ -9,7 +9,7 @@ from chameleon_lora.policy.memory.device import DeviceCache
 from chameleon_lora.policy.memory.entry import Entry, Tier
 from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.plan import DemotionReason, LaneState
-from chameleon_lora.policy.queues.lanes import RequestState, Stage
+from chameleon_lora.policy.queues.lanes import RequestState
 from chameleon_lora.policy.request import Adapter, Request
 
 
@@ -90,8 +90,6 @@ class RequestView:
     """
 
     request: Request
-    lane: int
-    is_running: bool
     output_tokens: int
     prefill_tokens: int
     admitted_step: int | None
@@ -101,8 +99,6 @@ class RequestView:
         """The request as it is now. O(1)."""
         return cls(
             request=state.request,
-            lane=state.lane,
-            is_running=state.stage is Stage.RUNNING,
             output_tokens=state.output_tokens,
             prefill_tokens=state.prefill_tokens,
             admitted_step=state.admitted_step or None,
@@ -158,30 +154,29 @@ class PolicyView:
     """Everything at one instant.
 
     Attributes:
-        adapters: in the order in which they became known.
-        requests: all that are unfinished, in no order that matters.
+        adapters: those in a faster place than disk, or on their way there; in the order in which
+            they became known.
+        disk_adapters: how many others there are, of `disk_bytes` in all.
         host_bytes: of adapters in host memory, or being read.
     """
 
     lanes: tuple[LaneState, ...]
     adapters: tuple[AdapterView, ...]
-    requests: tuple[RequestView, ...]
+    disk_adapters: int
+    disk_bytes: int
     device: DeviceView
     host_bytes: int
 
     @classmethod
-    def of(
-        cls,
-        lanes: Iterable[LaneState],
-        residency: Residency,
-        states: Iterable[RequestState],
-        now_s: float,
-    ) -> Self:
-        """Everything as it is now. O(adapters + requests)."""
+    def of(cls, lanes: Iterable[LaneState], residency: Residency, now_s: float) -> Self:
+        """Everything as it is now. O(adapters), of which those on disk are only counted."""
+        disk, entries = Tier.DISK, residency.entries.values()
+        sizes = [entry.adapter.nbytes for entry in entries if entry.tier is disk]
         return cls(
             lanes=tuple(lanes),
-            adapters=tuple(map(AdapterView.of, residency.entries.values())),
-            requests=tuple(map(RequestView.of, states)),
+            adapters=tuple(AdapterView.of(entry) for entry in entries if entry.tier is not disk),
+            disk_adapters=len(sizes),
+            disk_bytes=sum(sizes),
             device=DeviceView.of(residency.device, now_s),
             host_bytes=residency.host_bytes,
         )

@@ -34,7 +34,7 @@ class Engine:
         self._gaps = TokenGaps(outcome.gaps)
         self._kv_blocks = outcome.kv_blocks = limits.kv_blocks.count
         self._adapters: dict[AdapterId, Adapter] = {}
-        self.traffic = AdapterCopies(setup.profile, self.policy, kernel, self._adapters)
+        self.copies = AdapterCopies(setup.profile, self.policy, kernel, self._adapters)
         self._ids: dict[str, AdapterId] = {}
         self._waiting: dict[RequestId, Waiting] = {}
         self._records: dict[RequestId, SimRecord] = {}
@@ -208,17 +208,17 @@ class Engine:
         for request_id in plan.squash:
             self._outcome.squashes += 1
             self._requeue(self._batch.runs[request_id])
-        self.traffic.gone(plan.demotions)
+        self.copies.gone(plan.demotions)
         for load in plan.loads:
-            self.traffic.load(load, now_s)
+            self.copies.load(load, now_s)
         ready_s, uses = now_s, Uses()
         for activation in plan.activations:
-            found, ready_s = self.traffic.activate(activation, ready_s)
+            found, ready_s = self.copies.activate(activation, ready_s)
             uses[activation.adapter_id] = (found, ready_s - now_s)
         for admission in plan.admit:
             self._admit(admission, uses, now_s)
         for promotion in plan.promotions:
-            self.traffic.promote(promotion, now_s)
+            self.copies.promote(promotion, now_s)
         return ready_s
 
     def _admit(self, admission: Admission, uses: Uses, now_s: float) -> None:
@@ -247,7 +247,7 @@ class Engine:
     def _make_room(self, now_s: float) -> None:
         """KV blocks for all who run and for what they grow by: adapters give theirs, then preemption."""
         while (lacking := self._lacking_blocks()) > 0:
-            self.traffic.gone(self.policy.make_room(lacking, now_s))
+            self.copies.gone(self.policy.make_room(lacking, now_s))
             if self._lacking_blocks() <= 0 or len(self._batch.runs) == 1:
                 return
             self._outcome.preemptions += 1

@@ -21,7 +21,7 @@ def simulate(setup: Setup, requests: Sequence[TimedRequest]) -> SimOutcome:
     engine = Engine(setup, kernel, outcome)
     _Arrivals(setup, requests, kernel, engine).plan_next()
     kernel.run()
-    outcome.link_busy_s, outcome.link_bytes = engine.traffic.link.busy_s, engine.traffic.link.nbytes
+    outcome.link_busy_s, outcome.link_bytes = engine.copies.link.busy_s, engine.copies.link.nbytes
     outcome.promotions = engine.policy.device(kernel.now_s).promotions
     return outcome
 

@@ -7,7 +7,7 @@ from chameleon_lora.tenants.keys import KeyHash, digest_of, hash_key, is_one_of,
 from chameleon_lora.tenants.rate_limiter import RateLimiter, Refusal, TokenCharge
 from chameleon_lora.tenants.registry import TenantRegistry, parse_tenants
 from chameleon_lora.tenants.tenant import Tenant, salted
-from chameleon_lora.tenants.token_estimate import TokenEstimate, ask_of
+from chameleon_lora.tenants.token_estimate import TokenEstimate, estimate_of
 
 __all__ = [
     "KeyHash",
@@ -17,8 +17,8 @@ __all__ = [
     "TenantRegistry",
     "TokenCharge",
     "TokenEstimate",
-    "ask_of",
     "digest_of",
+    "estimate_of",
     "hash_key",
     "is_one_of",
     "parse_hash",

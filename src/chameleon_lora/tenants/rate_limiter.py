@@ -32,7 +32,7 @@ class TokenCharge:
     """What was taken for one request."""
 
     tenant: str
-    ask: TokenEstimate
+    estimate: TokenEstimate
 
 
 class Bucket:
@@ -87,26 +87,30 @@ class RateLimiter:
     def __init__(self) -> None:
         self._buckets: dict[str, _Buckets] = {}
 
-    def charge(self, tenant: Tenant, ask: TokenEstimate, now_s: float) -> TokenCharge | Refusal:
+    def charge(
+        self, tenant: Tenant, estimate: TokenEstimate, now_s: float
+    ) -> TokenCharge | Refusal:
         """Take what is asked for and let it in, or refuse it and take nothing.
 
         A prompt's tokens are an estimate, so one above the quota is charged the whole quota.
         """
         held = self._limited(tenant, now_s)
         if held.inputs is not None:
-            ask = TokenEstimate(min(ask.input_tokens, int(held.inputs.capacity)), ask.output_tokens)
-        refusal = next(_refusals(tenant, held, ask, now_s), None)
+            estimate = TokenEstimate(
+                min(estimate.input_tokens, int(held.inputs.capacity)), estimate.output_tokens
+            )
+        refusal = next(_refusals(tenant, held, estimate, now_s), None)
         if refusal is not None:
             return refusal
-        for bucket, amount in _amounts(held, ask, requests=1):
+        for bucket, amount in _amounts(held, estimate, requests=1):
             bucket.take(amount, now_s)
-        return TokenCharge(tenant.name, ask)
+        return TokenCharge(tenant.name, estimate)
 
     def settle(self, charge: TokenCharge, used: TokenEstimate, now_s: float) -> None:
         """The request ended: it counts with what it used. The request itself stays counted."""
         over = TokenEstimate(
-            used.input_tokens - charge.ask.input_tokens,
-            used.output_tokens - charge.ask.output_tokens,
+            used.input_tokens - charge.estimate.input_tokens,
+            used.output_tokens - charge.estimate.output_tokens,
         )
         held = self._buckets.get(charge.tenant, _Buckets())
         for bucket, amount in _amounts(held, over, requests=0):
@@ -145,17 +149,19 @@ def _limited(
     return bucket
 
 
-def _amounts(held: _Buckets, ask: TokenEstimate, *, requests: int) -> Iterator[tuple[Bucket, int]]:
+def _amounts(
+    held: _Buckets, estimate: TokenEstimate, *, requests: int
+) -> Iterator[tuple[Bucket, int]]:
     every = (
         (held.requests, requests),
-        (held.inputs, ask.input_tokens),
-        (held.outputs, ask.output_tokens),
+        (held.inputs, estimate.input_tokens),
+        (held.outputs, estimate.output_tokens),
     )
     return ((bucket, amount) for bucket, amount in every if bucket is not None)
 
 
 def _refusals(
-    tenant: Tenant, held: _Buckets, ask: TokenEstimate, now_s: float
+    tenant: Tenant, held: _Buckets, estimate: TokenEstimate, now_s: float
 ) -> Iterator[Refusal]:
     """Each limit that does not let it in now."""
     if held.requests is not None and (wait_s := held.requests.wait_s(1, now_s)):
@@ -165,8 +171,8 @@ def _refusals(
             wait_s,
         )
     quotas = (
-        (held.inputs, ask.input_tokens, "input", "send a shorter prompt"),
-        (held.outputs, ask.output_tokens, "output", "lower max_tokens"),
+        (held.inputs, estimate.input_tokens, "input", "send a shorter prompt"),
+        (held.outputs, estimate.output_tokens, "output", "lower max_tokens"),
     )
     for bucket, amount, kind, way_out in quotas:
         if bucket is None or not (wait_s := bucket.wait_s(amount, now_s)):

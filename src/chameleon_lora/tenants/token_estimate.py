@@ -18,7 +18,7 @@ class TokenEstimate:
     output_tokens: int = 0
 
 
-def ask_of(path: str, body: Mapping[str, Any], nbytes: int) -> TokenEstimate:
+def estimate_of(path: str, body: Mapping[str, Any], nbytes: int) -> TokenEstimate:
     """What a body of so many bytes asks of a route.
 
     The prompt is estimated at 4 bytes of the body a token. The answer is the longest limit given,

@@ -106,6 +106,16 @@ class TestTrades:
         taken, commands = lab.step(takes=20)
         assert ([DemoteAdapter(number)], 20) == (commands, len(taken))
 
+    def test_without_requests_the_end_of_a_copy_is_looked_for(self) -> None:
+        """And the engine rests when it has come."""
+        lab = Lab()
+        number = lab.bring("a", 3)
+        lab.step()
+        assert lab.driver.idle_s(lab.now_s) is not None
+        lab.driver.acknowledge([Promoted(number, 1, 0.1)], lab.now_s)
+        lab.step()
+        assert lab.driver.idle_s(lab.now_s) is None
+
     def test_demotions_are_told_before_promotions(self) -> None:
         """One adapter's blocks become another's: the first leaves them before the second comes."""
         lab = Lab()
@@ -149,6 +159,7 @@ class TestTrades:
         cache(lab.pool, "x", "y")
         lab.driver.empty_device()
         assert (0, 20) == (lab.blocks.held, lab.blocks.free)
+        assert 0.0 == lab.driver.idle_s(lab.now_s)
         assert lab.pool.reset_prefix_cache()
         told = {c.adapter_id for c in lab.step(takes=20)[1] if isinstance(c, DemoteAdapter)}
         assert numbers == told

@@ -15,6 +15,7 @@ from chameleon_lora.engine_vllm.messages import (
     LoadFailed,
 )
 from chameleon_lora.policy.request import RequestId
+from chameleon_lora.policy.settings import CacheSettings, PolicySettings
 from tests.engine_vllm.fake_requests import (
     LIMITS,
     MIB,
@@ -252,6 +253,16 @@ class TestAdapters:
         request.end = "stop"
         assert (DropAdapter(former.id),) == driver.commands(driver.begin_step(ROOM, 4.0))
 
+    def test_pins_end_where_host_memory_ends(self) -> None:
+        """Those that are still on disk count, one that is pinned again counts once."""
+        driver = make_driver(settings=PolicySettings(cache=CacheSettings(host_bytes=2 * MIB)))
+        for name in "abc":
+            driver.announce(announced(name))
+        assert [None] * 3 == [driver.pin(name, is_pinned=True) for name in "aba"]
+        assert f"With 'c', {3 * MIB} bytes" in str(driver.pin("c", is_pinned=True))
+        assert driver.pin("a", is_pinned=False) is None
+        assert driver.pin("c", is_pinned=True) is None
+
     def test_withdrawing_answers_whether_the_name_was_known(self) -> None:
         """The second time it was not."""
         driver = make_driver()
@@ -370,10 +381,10 @@ class DriverMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_adapter_outlives_its_use(self) -> None:
-        known = {self.driver.versions.current(name) for name in self.driver.versions.names()}
+        known = {self.driver.versions.current(name) for name in "abc"}
         strays = [
             entry
-            for entry in self.driver.view().adapters
+            for entry in map(self.driver.policy.adapter, self.driver.policy.adapters)
             if entry.adapter.id not in {version.id for version in known if version}
             and not (entry.running or entry.queued)
             and entry.adapter.id not in {load.adapter_id for load in self.loading}

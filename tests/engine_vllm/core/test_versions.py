@@ -21,7 +21,6 @@ def test_a_name_means_its_announced_version() -> None:
     assert (Version(version.id, "a", source), None) == (version, former)
     assert FIRST_ID <= version.id
     assert version == catalog.current("a")
-    assert ["a"] == catalog.names()
 
 
 def test_an_unknown_name_means_nothing() -> None:
@@ -30,7 +29,6 @@ def test_an_unknown_name_means_nothing() -> None:
     catalog.announce(announced("a"))
     catalog.withdraw("a")
     assert (None, None) == (catalog.current("a"), catalog.current("b"))
-    assert [] == catalog.names()
 
 
 def test_the_same_announcement_is_the_same_version() -> None:
@@ -109,7 +107,7 @@ def test_versions_that_nobody_uses_are_forgotten() -> None:
         catalog.announce(announced(f"b{number}"))
         catalog.withdraw(f"b{number}")
         catalog.forget({version.id})
-    assert ["a"] == catalog.names()
+    assert version == catalog.current("a")
     sizes = [len(table) for table in vars(catalog).values() if hasattr(table, "__len__")]
     assert MOST_PLAIN + 10 >= sum(sizes)
 
@@ -131,5 +129,5 @@ def test_no_id_or_inner_name_is_used_twice(events: list[tuple[str, str | None]])
             versions.append(version)
     assert len(versions) == len({version.id for version in versions})
     assert len(versions) == len({version.inner_name for version in versions})
-    current = [(name, catalog.current(name)) for name in catalog.names()]
+    current = [(name, catalog.current(name)) for name, _ in events]
     assert expected == {name: version.source.fingerprint for name, version in current if version}

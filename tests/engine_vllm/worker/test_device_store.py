@@ -23,7 +23,7 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (  # noqa: E402
     PackedAdapter,
     Piece,
     StockCopy,
-    image_over,
+    packed_over,
 )
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def image(adapter_id: int, dtype: Any = torch.float32) -> PackedAdapter:
         offset += -(-nbytes // 256) * 256
     generator = torch.Generator().manual_seed(adapter_id)
     flat = torch.zeros(offset, dtype=torch.uint8)
-    made = image_over(flat, adapter_id, 8, dtype, tuple(pieces))
+    made = packed_over(flat, adapter_id, 8, dtype, tuple(pieces))
     for view in made.views:
         view.copy_(torch.randn(view.shape, generator=generator))
     return made

@@ -13,7 +13,7 @@ from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache  # noqa: E402
 from chameleon_lora.engine_vllm.worker.packed_adapter import (  # noqa: E402
     PackedAdapter,
     Piece,
-    image_over,
+    packed_over,
 )
 
 OLD, NEW = "1", "2"
@@ -25,7 +25,7 @@ def image(adapter_id: int, value: int) -> PackedAdapter:
     """An image of two matrices, all of one byte value."""
     flat = torch.full((IMAGE_BYTES,), value, dtype=torch.uint8)
     pieces = (Piece("q", 0, "a", 2, 8, 0, 64), Piece("q", 0, "b", 8, 2, 256, 64))
-    return image_over(flat, adapter_id, 2, torch.float32, pieces)
+    return packed_over(flat, adapter_id, 2, torch.float32, pieces)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.engine_vllm.conftest import CELLS
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader  # noqa: E402
+from chameleon_lora.engine_vllm.worker.loader import Loader  # noqa: E402
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
 from chameleon_lora.engine_vllm.worker.packed_adapter import stacked_tensors  # noqa: E402
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # noqa: E402
@@ -241,22 +241,18 @@ def test_warm_up_dummies_do_not_harm_real_adapters(
     assert before == digest(manager, 1)
 
 
-def test_an_adapter_nobody_activated_is_served_all_the_same(
-    manager: Any, adapters: WorkerAdapters, make_adapter: Any, caplog: pytest.LogCaptureFixture
+def test_an_adapter_without_a_slot_does_not_run(
+    manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
-    """It is loaded inside the step into a slot the batch does not use, with one warning."""
-    folders = {i: make_adapter(i) for i in (1, 2, 3)}
-    load_all(adapters, {1: folders[1]})
+    """Neither one that was only loaded nor one whose slot went to another: no request is guessed for."""
+    folders = {i: make_adapter(i) for i in (1, 2)}
+    load_all(adapters, folders)
     adapters.execute([ActivateAdapter(1, 1)])
-    batch = {request(i, folder) for i, folder in folders.items()}
-    manager._apply_adapters(batch)
-    assert (1, {2, 3}) == (layout(manager)[1], {layout(manager)[0], layout(manager)[2]})
-    manager._apply_adapters(batch)
-    load_all(adapters, {4: make_adapter(4)})
-    adapters.execute([ActivateAdapter(4, 0)])
-    manager._apply_adapters({request(i, folders[i]) for i in (2, 3)})
-    assert {2, 3} <= set(layout(manager))
-    assert 1 == sum("stalls" in record.message for record in caplog.records)
+    with pytest.raises(AdapterError, match="Adapter 2 is to run, but the scheduler gave it no"):
+        manager._apply_adapters({request(i, folder) for i, folder in folders.items()})
+    adapters.execute([ActivateAdapter(2, 1)])
+    with pytest.raises(AdapterError, match="Adapter 1 is to run, but the scheduler gave it no"):
+        manager._apply_adapters({request(1, folders[1])})
 
 
 def test_more_adapters_than_slots_is_an_error(manager: Any, make_adapter: Any) -> None:
@@ -300,8 +296,10 @@ def test_answers_differ_by_adapter_and_base_stays_base(
         )
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    named = [request(i, make_adapter(i)) for i in (1, 2, 3)]
+    folders = {i: make_adapter(i) for i in (1, 2, 3)}
+    load_all(manager.adapters, folders)
+    manager.adapters.execute([ActivateAdapter(i, i - 1) for i in folders])
+    named = [request(i, folder) for i, folder in folders.items()]
     alone = [answers([one])[0] for one in (*named, None)]
     assert alone == answers([*named, None])
     assert 4 == len({tuple(answer) for answer in alone})
-    assert isinstance(manager.adapters._reader, VllmReader)

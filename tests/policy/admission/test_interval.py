@@ -2,7 +2,7 @@
 
 import pytest
 
-from chameleon_lora.policy.admission.aging import AdmissionInterval
+from chameleon_lora.policy.admission.overtaking import AdmissionInterval
 
 
 def steps(every_steps: int, count: int) -> tuple[list[int], list[int]]:

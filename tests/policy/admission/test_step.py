@@ -201,13 +201,6 @@ class TestBypass:
         policy.arrived(request("long base", output=LONG), 0.0)
         assert passing == admitted(policy)
 
-    def test_bypasses_are_marked(self) -> None:
-        """The plan says that the request passed another."""
-        policy = with_held_head(Bypass.BACKFILL)
-        policy.arrived(request("short", 1, output=SHORT), 0.0)
-        (admission,) = policy.step(0.0, ROOM).admit
-        assert admission.is_bypass
-
     def test_nobody_passes_a_head_that_waits_for_memory(self) -> None:
         """Bypass is for slots: a head without KV memory holds its lane."""
         policy = make(AdmissionSettings(order=Order.FIFO)).policy

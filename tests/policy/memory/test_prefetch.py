@@ -11,8 +11,9 @@ from chameleon_lora.policy.memory.forecast import ForecastSettings
 from chameleon_lora.policy.memory.prefetch import MOST_LOADING, Prefetcher, PrefetchSettings
 from chameleon_lora.policy.memory.residency import CacheSettings, Residency
 from chameleon_lora.policy.memory.slots import SlotTable
+from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings
+from chameleon_lora.policy.settings import HOST_ONLY, EngineLimits, PolicySettings
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle
 
@@ -21,9 +22,8 @@ def make(
     *sizes: int, budget: int | None = None, queued: bool = True, max_loading: int = 2
 ) -> tuple[Prefetcher, Residency, list[Entry]]:
     """A prefetcher over adapters of these sizes, all on disk."""
-    residency = Residency(
-        CacheSettings(keep=KeepRule.LRU, host_bytes=budget), SlotTable(2, 1, 8), seed=0
-    )
+    cache = CacheSettings(keep=KeepRule.LRU, host_bytes=budget)
+    residency = Residency(cache, SlotTable(2, 1, 8), 0, HOST_ONLY, KvBlocks(0, 0))
     entries = [residency.register(adapter(n, size)) for n, size in enumerate(sizes)]
     return Prefetcher(PrefetchSettings(queued, max_loading), residency), residency, entries
 

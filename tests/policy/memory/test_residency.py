@@ -9,7 +9,9 @@ from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
 from chameleon_lora.policy.memory.eviction import KeepRule
 from chameleon_lora.policy.memory.residency import SAMPLED, THOROUGH, CacheSettings, Residency
 from chameleon_lora.policy.memory.slots import SlotTable
+from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.settings import HOST_ONLY
 from tests.policy.engine_model import adapter
 
 KIB = 1000
@@ -23,9 +25,8 @@ def make(
     size: int = KIB,
 ) -> tuple[Residency, list[Entry]]:
     """This many registered adapters, all on disk."""
-    residency = Residency(
-        CacheSettings(keep=keep, host_bytes=budget), SlotTable(slots, 1, 8), seed=0
-    )
+    cache = CacheSettings(keep=keep, host_bytes=budget)
+    residency = Residency(cache, SlotTable(slots, 1, 8), 0, HOST_ONLY, KvBlocks(0, 0))
     return residency, [residency.register(adapter(number, size)) for number in range(count)]
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.policy.queues.lanes import Lane, RequestState, Stage
+from chameleon_lora.policy.queues.shares import Shares
 from chameleon_lora.policy.request import AdapterId
 from tests.policy.engine_model import request
 
@@ -21,14 +22,14 @@ def state(sequence: int, key: float = 0.0, adapter_id: int | None = None) -> Req
 
 def test_empty_lane_has_no_head() -> None:
     """Neither at all nor of an adapter."""
-    lane = Lane()
+    lane = Lane(Shares())
     assert lane.head() is None
     assert lane.head_of(None) is None
 
 
 def test_smallest_key_first_then_the_oldest() -> None:
     """Of equal keys the one that came first."""
-    lane = Lane()
+    lane = Lane(Shares())
     third, first, second = state(1, 2.0), state(2, 1.0), state(3, 1.0)
     for waiting in (third, first, second):
         lane.push(waiting)
@@ -41,7 +42,7 @@ def test_smallest_key_first_then_the_oldest() -> None:
 
 def test_head_of_an_adapter() -> None:
     """Each adapter, and the base model, has its own first one."""
-    lane = Lane()
+    lane = Lane(Shares())
     base, one, two = state(1), state(2, adapter_id=7), state(3, adapter_id=7)
     for waiting in (two, one, base):
         lane.push(waiting)
@@ -53,7 +54,7 @@ def test_head_of_an_adapter() -> None:
 
 def test_one_that_comes_back_has_its_old_place() -> None:
     """After a preemption it stands before those that came later, and once only."""
-    lane = Lane()
+    lane = Lane(Shares())
     states = [state(number) for number in range(3)]
     for waiting in states:
         lane.push(waiting)
@@ -67,7 +68,7 @@ def test_one_that_comes_back_has_its_old_place() -> None:
 
 def test_what_left_is_not_kept() -> None:
     """After a thousand requests the lane remembers none of them."""
-    lane = Lane()
+    lane = Lane(Shares())
     for number in range(1000):
         waiting = state(number, adapter_id=number % 10)
         lane.push(waiting)
@@ -88,7 +89,7 @@ def test_left_tokens_shrink_and_then_grow() -> None:
 )
 def test_head_is_that_of_a_sorted_list(keys: list[int], leaves: list[int]) -> None:
     """Whoever leaves and comes back, the head is the least of those that are ready."""
-    lane, states = Lane(), []
+    lane, states = Lane(Shares()), []
     for number, key in enumerate(keys):
         states.append(state(number, float(key), number % 3))
         lane.push(states[-1])

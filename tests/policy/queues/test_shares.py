@@ -129,15 +129,6 @@ def test_requests_without_a_share_leave_no_trace() -> None:
     assert (0, {}, {}) == (shares.had(None), shares._had, shares._waiting)
 
 
-def test_a_bypass_is_one_that_passed_in_its_turn() -> None:
-    """An admission that came first by its share is no bypass, though others are older."""
-    model = engine()
-    for name, share in (("b0", BULK), ("b1", BULK), ("s0", SMALL)):
-        model.arrive(ask(name, share), 10)
-    assert ["b0", "s0", "b1"] == order_of(model)
-    assert not any(a.is_bypass for plan in model.plans for a in plan.admit)
-
-
 def test_no_weight_keeps_anybody_waiting_for_ever() -> None:
     """The oldest request goes first once it was overtaken to its limit (ADR 0012)."""
     limit = PolicySettings().admission.overtake_limit

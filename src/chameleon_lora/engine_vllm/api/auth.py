@@ -29,8 +29,8 @@ from chameleon_lora.tenants import (
     Refusal,
     Tenant,
     TokenEstimate,
-    ask_of,
     digest_of,
+    estimate_of,
     is_one_of,
 )
 
@@ -165,13 +165,13 @@ class AuthMiddleware:
                 return
         inner = {**scope, "headers": _headers(scope, tenant, len(kept))}
         await self._charge(
-            tenant, ask_of(path, body, len(text)), inner, _replay(kept, receive), send
+            tenant, estimate_of(path, body, len(text)), inner, _replay(kept, receive), send
         )
 
     async def _charge(
-        self, tenant: Tenant, ask: TokenEstimate, scope: Message, receive: Receive, send: Send
+        self, tenant: Tenant, estimate: TokenEstimate, scope: Message, receive: Receive, send: Send
     ) -> None:
-        charge = self._limiter.charge(tenant, ask, self._clock())
+        charge = self._limiter.charge(tenant, estimate, self._clock())
         if isinstance(charge, Refusal):
             if charge.retry_s is None:
                 await _refuse(scope, send, HTTPStatus.BAD_REQUEST, charge.reason)
@@ -184,7 +184,7 @@ class AuthMiddleware:
         try:
             await self._let_in(caller, scope, receive, send)
         finally:
-            self._limiter.settle(charge, _used(caller, charge.ask), self._clock())
+            self._limiter.settle(charge, _used(caller, charge.estimate), self._clock())
 
 
 def _used(caller: CallerContext, asked: TokenEstimate) -> TokenEstimate:

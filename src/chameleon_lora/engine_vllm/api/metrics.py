@@ -24,7 +24,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from chameleon_lora.engine_vllm.config import is_chameleon_scheduler
+from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.engine_vllm.messages import CPU, GPU, HistogramCounts
 from chameleon_lora.policy.plan import Held
 
@@ -304,6 +304,5 @@ def bounding(stock: Callable[..., None]) -> Callable[..., None]:
 
 def _has_series(logger: Any) -> bool:
     """Whether it is a Chameleon engine's, with a gauge that can forget."""
-    is_ours = is_chameleon_scheduler(logger.vllm_config.scheduler_config.scheduler_cls)
     can_forget = hasattr(getattr(logger, "gauge_lora_info", None), "clear")
-    return is_ours and can_forget and _SEVERAL_PROCESSES not in os.environ
+    return is_ours(logger.vllm_config) and can_forget and _SEVERAL_PROCESSES not in os.environ

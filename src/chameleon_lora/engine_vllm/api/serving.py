@@ -20,7 +20,12 @@ from chameleon_lora.engine_vllm.api.registry import (
     registry_of,
     require_name,
 )
-from chameleon_lora.engine_vllm.config import CONFIG_KEY, is_chameleon_scheduler, settings_of
+from chameleon_lora.engine_vllm.config import (
+    CONFIG_KEY,
+    is_chameleon_scheduler,
+    is_ours,
+    settings_of,
+)
 from chameleon_lora.engine_vllm.errors import client_error, failure_reason, openai_error
 from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.errors import AdapterError, AdapterNotFoundError
@@ -36,8 +41,8 @@ def with_registry(stock: Any) -> Any:
 
     def init(models: Any, *args: Any, **kwargs: Any) -> None:
         stock(models, *args, **kwargs)
-        config = getattr(models.engine_client, "vllm_config", None)
-        if config is None or not is_chameleon_scheduler(config.scheduler_config.scheduler_cls):
+        config: Any = getattr(models.engine_client, "vllm_config", None)
+        if not is_ours(config):
             return
         serving = settings_of(config).serving
         folder = AdapterFolder(Path(serving.adapters).absolute()) if serving.adapters else None

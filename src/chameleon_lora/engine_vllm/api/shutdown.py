@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from chameleon_lora.engine_vllm.config import is_chameleon_scheduler
+from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.errors import EngineGoneError
 
 SHUTTING_DOWN = "chameleon_is_shutting_down"
@@ -37,7 +37,7 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
     """
 
     def shutdown(engine: Any, timeout: float | None = None) -> None:
-        is_first = _is_ours(engine) and not is_shutting_down(engine)
+        is_first = is_ours(getattr(engine, "vllm_config", None)) and not is_shutting_down(engine)
         if is_first:
             setattr(engine, SHUTTING_DOWN, True)
         has_died = is_first and _is_dead(engine)
@@ -77,11 +77,6 @@ def checking_health(stock: Callable[..., Any]) -> Callable[..., Any]:
         await stock(engine)
 
     return check_health
-
-
-def _is_ours(engine: Any) -> bool:
-    config = getattr(engine, "vllm_config", None)
-    return config is not None and is_chameleon_scheduler(config.scheduler_config.scheduler_cls)
 
 
 def _is_dead(engine: Any) -> bool:

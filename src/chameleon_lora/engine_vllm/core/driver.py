@@ -25,7 +25,6 @@ from chameleon_lora.engine_vllm.messages import (
     DropAdapter,
     Loaded,
     LoadFailed,
-    PromoteAdapter,
     Promoted,
     PromotionFailed,
 )
@@ -66,7 +65,6 @@ class Driver:
         self._serving = serving
         self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
         self._requests: dict[RequestId, Any] = {}
-        self._promoting: dict[int, int] = {}  # by adapter: the serial of the copy under way
         self._has_news = False  # for the policy to act upon, since the last step
         self._quiet_since_s = 0.0
         self.has_api_server = False
@@ -114,8 +112,7 @@ class Driver:
         if version is None:
             return f"The lora adapter '{name}' cannot be found."
         budget = self.policy.settings.cache.host_bytes
-        views = self.view().adapters
-        nbytes = sum(a.adapter.nbytes for a in views if a.is_pinned or a.adapter.id == version.id)
+        nbytes = self.policy.bytes_if_pinned(version.id)
         if is_pinned and budget is not None and nbytes > budget:
             return (
                 f"With '{name}', {nbytes} bytes would be pinned, but host memory for adapters ends at "
@@ -246,10 +243,6 @@ class Driver:
         activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
         self._cold.update(a.adapter_id for a in plan.activations if a.is_cold)
         trades = () if self.loans is None else self.loans.take_commands()
-        for trade in trades:
-            self._promoting.pop(trade.adapter_id, None)
-            if isinstance(trade, PromoteAdapter):
-                self._promoting[trade.adapter_id] = trade.serial
         return (*drops, *loads, *activations, *trades)
 
     def idle_s(self, now_s: float) -> float | None:
@@ -259,7 +252,7 @@ class Driver:
         """
         if self._has_news:
             return 0.0
-        due_s = now_s if self._promoting else self.policy.work_due_s()
+        due_s = now_s if self.policy.device(now_s).promoting else self.policy.work_due_s()
         if due_s == math.inf:
             return None
         pause_s = (now_s - self._quiet_since_s) / 8
@@ -278,11 +271,9 @@ class Driver:
                 case Activated():
                     self._activated(ack)
                 case Promoted():
-                    self._answered(ack)
                     self.telemetry.promoted(ack.seconds)
                     self.policy.promoted(ack.serial)
                 case PromotionFailed():
-                    self._answered(ack)
                     _logger.warning("Not kept in the KV cache: %s", ack.reason)
                     self.telemetry.promotion_failed()
                     self.policy.promotion_failed(ack.serial, is_final=ack.is_final)
@@ -291,6 +282,7 @@ class Driver:
         """Every adapter gives its KV blocks back: the KV cache is to be emptied."""
         if self.loans is not None:
             self.loans.empty()
+            self._has_news = True  # workers are to be told
 
     def check_balance(self) -> None:
         """For an engine without requests: AssertionError if a KV block is lost."""
@@ -298,10 +290,6 @@ class Driver:
             self.loans.check_balance()
 
     # What workers did
-
-    def _answered(self, ack: Promoted | PromotionFailed) -> None:
-        if self._promoting.get(ack.adapter_id) == ack.serial:
-            del self._promoting[ack.adapter_id]
 
     def _loaded(self, ack: Loaded, now_s: float) -> None:
         adapter_id = AdapterId(ack.adapter_id)

@@ -3,7 +3,6 @@
 Reading changes nothing. It takes O(adapters + requests), between two steps of the engine.
 """
 
-from collections.abc import Iterable
 from typing import Any, assert_never
 
 from chameleon_lora.engine_vllm.core.driver import Driver
@@ -11,14 +10,13 @@ from chameleon_lora.engine_vllm.messages import CPU, GPU
 from chameleon_lora.policy.plan import Held, LaneState
 from chameleon_lora.policy.request import Adapter, AdapterId
 from chameleon_lora.policy.settings import EngineLimits
-from chameleon_lora.policy.view import AdapterView, DeviceView, Place
+from chameleon_lora.policy.view import AdapterView, DeviceView, Place, PolicyView
 
 
 def state_of(driver: Driver) -> dict[str, Any]:
     """Everything GET /chameleon/state shows: lanes, tiers, device cache, adapters beyond disk."""
     view, limits = driver.view(), driver.policy.limits
-    public = _public_names(driver)
-    names = {a.adapter.id: _names(a.adapter, public) for a in view.adapters}
+    names = {known.adapter.id: _names(driver, known.adapter) for known in view.adapters}
     return {
         "lanes": [
             {
@@ -31,7 +29,7 @@ def state_of(driver: Driver) -> dict[str, Any]:
             }
             for state in view.lanes
         ],
-        "tiers": _tiers(view.adapters),
+        "tiers": _tiers(view),
         "host": {
             "bytes": view.host_bytes,
             "limit_bytes": driver.policy.settings.cache.host_bytes,
@@ -40,29 +38,24 @@ def state_of(driver: Driver) -> dict[str, Any]:
         "slots": limits.slots,
         "seats": limits.seats,
         "kv_blocks": limits.kv_blocks.count,
-        "adapters": [
-            {**names[known.adapter.id], **_adapter(known)}
-            for known in view.adapters
-            if known.place is not Place.DISK
-        ],
+        "adapters": [{**names[known.adapter.id], **_adapter(known)} for known in view.adapters],
     }
 
 
 def metrics_of(driver: Driver) -> dict[str, Any]:
     """What the metrics page needs. Adapters are those that new requests can name."""
     view = driver.view()
-    public = _public_names(driver)
     return {
         "lanes": [_lane(state) for state in view.lanes],
         "adapters": [
             {
-                "name": public[known.adapter.id],
+                "name": name,
                 "level": GPU if known.place in (Place.DEVICE, Place.SLOT) else CPU,
                 "is_pinned": known.is_pinned,
                 "rank": known.adapter.rank,
             }
             for known in view.adapters
-            if known.is_in_host and known.adapter.id in public
+            if known.is_in_host and (name := _public_name(driver, known.adapter.id))
         ],
         "slots": driver.policy.limits.slots,
         "borrowed_blocks": view.device.held_blocks,
@@ -95,10 +88,11 @@ def explain(held: Held, state: LaneState, limits: EngineLimits) -> str:
     return why
 
 
-def _public_names(driver: Driver) -> dict[AdapterId, str]:
-    """The client's name of each version that new requests get."""
-    catalog = driver.versions
-    return {version.id: name for name in catalog.names() if (version := catalog.current(name))}
+def _public_name(driver: Driver, adapter_id: AdapterId) -> str | None:
+    """The client's name of a version that new requests get; None for one that was replaced."""
+    version = driver.versions[adapter_id]
+    name = version.source.name
+    return name if driver.versions.current(name) is version else None
 
 
 def _lane(state: LaneState) -> dict[str, Any]:
@@ -113,10 +107,11 @@ def _lane(state: LaneState) -> dict[str, Any]:
     }
 
 
-def _tiers(adapters: Iterable[AdapterView]) -> dict[str, dict[str, int]]:
+def _tiers(view: PolicyView) -> dict[str, dict[str, int]]:
     """Adapters and their bytes, each counted once, at the fastest place."""
     tiers = {place.value: {"adapters": 0, "bytes": 0} for place in Place}
-    for known in adapters:
+    tiers[Place.DISK.value] = {"adapters": view.disk_adapters, "bytes": view.disk_bytes}
+    for known in view.adapters:
         tier = tiers[known.place.value]
         tier["adapters"] += 1
         tier["bytes"] += known.adapter.nbytes
@@ -155,8 +150,8 @@ def _adapter(known: AdapterView) -> dict[str, Any]:
     }
 
 
-def _names(adapter: Adapter, public: dict[AdapterId, str]) -> dict[str, str]:
+def _names(driver: Driver, adapter: Adapter) -> dict[str, str]:
     """The client's name, and the version's where it differs; a replaced version has only its own."""
     inner = adapter.name
-    name = public.get(adapter.id, inner)
+    name = _public_name(driver, adapter.id) or inner
     return {"name": name} if name == inner else {"name": name, "version": inner}

@@ -100,10 +100,6 @@ class AdapterVersions:
             del self._by_id[adapter_id]
         return gone
 
-    def names(self) -> list[str]:
-        """Every name known, in the order of announcement."""
-        return list(self._current)
-
     def _list(self, source: Announcement) -> Version:
         former = self._current.get(source.name)
         if former is not None:

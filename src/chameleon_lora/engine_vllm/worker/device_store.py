@@ -39,7 +39,7 @@ class DeviceCopy:
     """An adapter in KV-cache blocks, as SlotWriter takes it.
 
     Attributes:
-        pieces: those of the host image, the very same tuple.
+        pieces: those of the host copy, the very same tuple.
         parts: the pieces, divided where memory does not go on.
         views: the parts, in the KV cache.
     """
@@ -92,9 +92,9 @@ class DeviceStore:
         self.demote(command.adapter_id)
         start_s = stopwatch_s()
         try:
-            image, pages = _require_image(host_copy), self._kv_pages()
-            _require_room(command, image, pages)
-            elements = pages.elements(image.dtype)
+            packed, pages = _require_packed(host_copy), self._kv_pages()
+            _require_room(command, packed, pages)
+            elements = pages.elements(packed.dtype)
         except AdapterError as error:
             self._fail(command, error)
             return
@@ -103,11 +103,11 @@ class DeviceStore:
             return
 
         def copy_and_plan() -> DeviceCopy:
-            pages.store(image.flat, command.blocks)
-            return _device_copy(image, pages.runs(command.blocks, image.nbytes), elements)
+            pages.store(packed.flat, command.blocks)
+            return _device_copy(packed, pages.runs(command.blocks, packed.nbytes), elements)
 
         job = self._copier.start(copy_and_plan)
-        is_foreign = pages.dtypes != {image.dtype}
+        is_foreign = pages.dtypes != {packed.dtype}
         self._promotions[command.adapter_id] = _Promotion(command, pages, is_foreign, start_s, job)
 
     def demote(self, adapter_id: int) -> None:
@@ -135,7 +135,7 @@ class DeviceStore:
         except Exception:  # noqa: BLE001  # `poll` says so
             return None
         if self.debug_checks:
-            require_equal(_require_image(host_copy), device_copy)
+            require_equal(_require_packed(host_copy), device_copy)
         return device_copy
 
     def poll(self) -> list[Promoted | PromotionFailed]:
@@ -192,19 +192,19 @@ class DeviceStore:
         self._failures.append(failed)
 
 
-def require_equal(image: PackedAdapter, device_copy: DeviceCopy) -> None:
+def require_equal(packed: PackedAdapter, device_copy: DeviceCopy) -> None:
     """Nothing if all bytes of the device's copy are those of the host's; slow, for debugging.
 
     Raises:
         AdapterError: naming the adapter and the first layer that differs.
     """
     for part, found in zip(device_copy.parts, device_copy.views, strict=True):
-        whole = image.views[part.piece]
+        whole = packed.views[part.piece]
         expected = whole if part.region is None else whole[part.region]
         if not torch.equal(expected.view(torch.uint8), found.cpu().view(torch.uint8)):
             raise AdapterError(
-                f"Adapter {image.adapter_id}'s copy in the KV cache is not its host copy: "
-                f"{image.pieces[part.piece].module} differs"
+                f"Adapter {packed.adapter_id}'s copy in the KV cache is not its host copy: "
+                f"{packed.pieces[part.piece].module} differs"
             )
 
 
@@ -249,22 +249,24 @@ def _rectangles(span: range, columns: int) -> Iterator[tuple[int, tuple[slice, s
 
 
 def _device_copy(
-    image: PackedAdapter, runs: Sequence[PageRun], elements: Sequence[torch.Tensor]
+    packed: PackedAdapter, runs: Sequence[PageRun], elements: Sequence[torch.Tensor]
 ) -> DeviceCopy:
     parts, views = [], []
-    itemsize = image.dtype.itemsize
-    for part, at, offset in parts_of(image.pieces, runs, itemsize):
-        piece, run = image.pieces[part.piece], runs[at]
+    itemsize = packed.dtype.itemsize
+    for part, at, offset in parts_of(packed.pieces, runs, itemsize):
+        piece, run = packed.pieces[part.piece], runs[at]
         rows, columns = piece.rows, piece.columns
         if part.region is not None:
             rows, columns = (s.stop - s.start for s in part.region)
         first = (run.offset + offset) // itemsize
         views.append(elements[run.storage].as_strided((rows, columns), (columns, 1), first))
         parts.append(part)
-    return DeviceCopy(image.adapter_id, image.rank, image.dtype, image.pieces, tuple(parts), views)
+    return DeviceCopy(
+        packed.adapter_id, packed.rank, packed.dtype, packed.pieces, tuple(parts), views
+    )
 
 
-def _require_image(host_copy: HostCopy) -> PackedAdapter:
+def _require_packed(host_copy: HostCopy) -> PackedAdapter:
     if isinstance(host_copy, StockCopy):
         raise AdapterError(
             f"Adapter {host_copy.adapter_id} changes layers that only vLLM's own code can fill"
@@ -272,15 +274,15 @@ def _require_image(host_copy: HostCopy) -> PackedAdapter:
     return host_copy
 
 
-def _require_room(command: PromoteAdapter, image: PackedAdapter, pages: KvPages) -> None:
-    blocks, needed = command.blocks, pages.blocks_for(image.nbytes)
+def _require_room(command: PromoteAdapter, packed: PackedAdapter, pages: KvPages) -> None:
+    blocks, needed = command.blocks, pages.blocks_for(packed.nbytes)
     if len(blocks) < needed:
         raise AdapterError(
-            f"Adapter {image.adapter_id} needs {needed} KV blocks of {pages.block_bytes} bytes "
-            f"on this rank for its {image.nbytes} bytes, but was given {len(blocks)}"
+            f"Adapter {packed.adapter_id} needs {needed} KV blocks of {pages.block_bytes} bytes "
+            f"on this rank for its {packed.nbytes} bytes, but was given {len(blocks)}"
         )
     if len(set(blocks)) < len(blocks) or not all(0 <= b < pages.num_blocks for b in blocks):
         raise AdapterError(
-            f"Adapter {image.adapter_id} was given KV blocks {list(blocks)}; "
+            f"Adapter {packed.adapter_id} was given KV blocks {list(blocks)}; "
             f"they must be different and below {pages.num_blocks}"
         )

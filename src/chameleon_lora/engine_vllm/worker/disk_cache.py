@@ -1,4 +1,4 @@
-"""Packed images on disk, so that an adapter's later loads are one read instead of a parse."""
+"""Packed adapters on disk, so that an adapter's later loads are one read instead of a parse."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     PackedAdapter,
     Piece,
     empty_buffer,
-    image_over,
+    packed_over,
 )
 
 PATIENCE_S = (
@@ -51,9 +51,9 @@ class _Job:
 
 
 class DiskCache:
-    """A ring of images in one unnamed file, which vanishes with the process however that ends.
+    """A ring of packed adapters in one unnamed file, which vanishes with the process.
 
-    A new image takes the place of the oldest once the limit is used. One thread does all reading and
+    A new one takes the place of the oldest once the limit is used. One thread does all reading and
     writing, so nobody holds a lock meanwhile. Whatever fails costs speed only: on a disk that is full,
     gone or broken nothing is kept, and one that hangs is asked no more until it answers.
     """
@@ -73,7 +73,7 @@ class DiskCache:
             limit_bytes: for all workers of this host together, who share the disk.
             workers: how many they are.
             prepare_thread: called by the thread, first of all.
-            patience_s: how long a small image may take.
+            patience_s: how long a small adapter may take.
         """
         self._folder = folder
         self._limit_bytes = limit_bytes
@@ -87,12 +87,12 @@ class DiskCache:
         self._thread = threading.Thread(target=self._run, name="chameleon-disk-cache", daemon=True)
         self._thread.start()
 
-    def save(self, image: PackedAdapter, fingerprint: str) -> None:
-        """Keeps the image, in place of another of the same adapter, if the disk lets it."""
-        self._ask(lambda: self._save(image, fingerprint), image.nbytes)
+    def save(self, packed: PackedAdapter, fingerprint: str) -> None:
+        """Keeps the packed adapter, in place of another with its id, if the disk lets it."""
+        self._ask(lambda: self._save(packed, fingerprint), packed.nbytes)
 
     def load(self, adapter_id: int, fingerprint: str) -> PackedAdapter | None:
-        """The adapter's image in fresh memory, or None if there is none of that very content."""
+        """The packed adapter in fresh memory, or None if there is none of that very content."""
         entry = self._entries.get(adapter_id)
         if entry is None or entry.fingerprint != fingerprint:
             return None
@@ -140,21 +140,21 @@ class DiskCache:
             _logger.warning("The disk cache of adapters failed, files are read instead: %s", error)
             return None
 
-    def _save(self, image: PackedAdapter, fingerprint: str) -> None:
-        known = self._entries.get(image.adapter_id)
-        if image.nbytes > self._limit_bytes or (known and known.fingerprint == fingerprint):
+    def _save(self, packed: PackedAdapter, fingerprint: str) -> None:
+        known = self._entries.get(packed.adapter_id)
+        if packed.nbytes > self._limit_bytes or (known and known.fingerprint == fingerprint):
             return
-        self._entries.pop(image.adapter_id, None)
-        offset = self._make_room(image.nbytes)
-        _write_all(self._descriptor, image.flat, offset)
-        self._entries[image.adapter_id] = _Entry(
+        self._entries.pop(packed.adapter_id, None)
+        offset = self._make_room(packed.nbytes)
+        _write_all(self._descriptor, packed.flat, offset)
+        self._entries[packed.adapter_id] = _Entry(
             fingerprint,
-            image.rank,
-            image.dtype,
-            image.pieces,
+            packed.rank,
+            packed.dtype,
+            packed.pieces,
             offset,
-            image.nbytes,
-            image.flat.is_pinned(),
+            packed.nbytes,
+            packed.flat.is_pinned(),
         )
 
     def _load(self, adapter_id: int, entry: _Entry) -> PackedAdapter | None:
@@ -162,7 +162,7 @@ class DiskCache:
             return None  # others took its place meanwhile
         flat = empty_buffer(entry.nbytes, pinned=entry.pinned)
         _read_all(self._descriptor, flat, entry.offset_bytes)
-        return image_over(flat, adapter_id, entry.rank, entry.dtype, entry.pieces)
+        return packed_over(flat, adapter_id, entry.rank, entry.dtype, entry.pieces)
 
     def _make_room(self, nbytes: int) -> int:
         offset = self._end_bytes if self._end_bytes + nbytes <= self._limit_bytes else 0
@@ -189,7 +189,7 @@ class DiskCache:
             status = os.statvfs(folder)
             part_bytes = status.f_bavail * status.f_frsize // FREE_PART
             self._limit_bytes = min(self._limit_bytes, part_bytes) // self._workers
-            descriptor, name = tempfile.mkstemp(prefix="chameleon-images-", dir=folder)
+            descriptor, name = tempfile.mkstemp(prefix="chameleon-adapters-", dir=folder)
             Path(name).unlink()
         except OSError as error:
             _logger.warning("Adapters read once are not kept on disk: %s", error)
@@ -224,5 +224,5 @@ def _read_all(descriptor: int, flat: torch.Tensor, offset: int) -> None:
     while rest:
         count = os.preadv(descriptor, [rest], offset)
         if count == 0:
-            raise OSError("the image file ended early")
+            raise OSError("the disk cache's file ended early")
         rest, offset = rest[count:], offset + count

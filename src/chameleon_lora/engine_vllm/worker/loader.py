@@ -204,25 +204,25 @@ def reason_of(command: LoadAdapter, error: BaseException) -> str:
 
 
 class VllmReader:
-    """Reads with vLLM's own code the first time, from a packed image later.
+    """Reads with vLLM's own code the first time, from a packed copy on disk later.
 
     That code sees a private copy of the files, never the files themselves (`sealed_copy`).
 
     vLLM's load and merge only read the manager, so the thread may use them beside running steps.
     """
 
-    def __init__(self, worker_manager: Any, images: DiskCache | None) -> None:
+    def __init__(self, worker_manager: Any, disk_cache: DiskCache | None) -> None:
         self._worker_manager = worker_manager
-        self._images = images
+        self._disk_cache = disk_cache
         self._limits = AdapterLimits(max_bytes=largest_bytes())
         self._geometries: dict[tuple[Piece, ...], tuple[Piece, ...]] = {}
 
     def read(self, command: LoadAdapter) -> ReadAdapter:
-        """The adapter, from the packed image of that very content if there is one."""
-        if self._images is not None and command.fingerprint is not None:
-            image = self._images.load(command.adapter_id, command.fingerprint)
-            if image is not None:
-                return ReadAdapter(image, command.fingerprint)
+        """The adapter, from the packed copy of that very content if there is one."""
+        if self._disk_cache is not None and command.fingerprint is not None:
+            packed = self._disk_cache.load(command.adapter_id, command.fingerprint)
+            if packed is not None:
+                return ReadAdapter(packed, command.fingerprint)
         return self.read_files(command)
 
     def read_files(self, command: LoadAdapter) -> ReadAdapter:
@@ -239,15 +239,15 @@ class VllmReader:
         return ReadAdapter(self._with_shared_geometry(host_copy), copy.fingerprint)
 
     def keep(self, read: ReadAdapter) -> None:
-        """Writes the packed image, once per content of the adapter."""
-        if self._images is not None and isinstance(read.host_copy, PackedAdapter):
-            self._images.save(read.host_copy, read.fingerprint)
+        """Writes the packed adapter to disk, once per content of the adapter."""
+        if self._disk_cache is not None and isinstance(read.host_copy, PackedAdapter):
+            self._disk_cache.save(read.host_copy, read.fingerprint)
 
     def close(self) -> None:
-        """Gives the disk space of the packed images back; nothing may be read afterwards."""
-        if self._images is not None:
-            self._images.close()
-            self._images = None
+        """Gives the disk space of the packed copies back; nothing may be read afterwards."""
+        if self._disk_cache is not None:
+            self._disk_cache.close()
+            self._disk_cache = None
 
     def _with_shared_geometry(self, host_copy: HostCopy) -> HostCopy:
         if not isinstance(host_copy, PackedAdapter):

@@ -79,12 +79,12 @@ def make_worker_adapters(
     """The command side of a manager whose slots exist already, one of so many on this host."""
     prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
     folder = Path(serving.disk_cache_dir) if serving.disk_cache_dir else None
-    images = (
+    disk_cache = (
         DiskCache(folder, serving.disk_cache_bytes, workers, prepare_thread)
         if serving.disk_cache_bytes
         else None
     )
-    reader = VllmReader(worker_manager, images)
+    reader = VllmReader(worker_manager, disk_cache)
     device = DeviceStore(
         copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
     )

@@ -1,7 +1,7 @@
 """An adapter in host memory, in the very form its slot will have.
 
-A HostImage is one flat buffer: q, k and v merged as the layer wants them, the scaling folded into B,
-cut for this tensor-parallel rank, at the adapter's exact rank. Its bytes are those vLLM's own
+A PackedAdapter is one flat buffer: q, k and v merged as the layer wants them, the scaling folded into
+B, cut for this tensor-parallel rank, at the adapter's exact rank. Its bytes are those vLLM's own
 activation would write. An adapter that touches a layer of unknown kind (mixture of experts,
 classification head) stays a StockCopy, which vLLM's own code activates.
 """
@@ -40,7 +40,7 @@ _PACKABLE_LAYERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One matrix of an image: `rows` x `columns` from the corner of a layer's slot.
+    """One matrix of an adapter: `rows` x `columns` from the corner of a layer's slot.
 
     Attributes:
         index: which of the layer's stacked tensors (q, k, v are 0, 1, 2).
@@ -61,9 +61,9 @@ class PackedAdapter:
     """A packed adapter.
 
     Attributes:
-        flat: uint8, owned by this image (no file mapping behind it), zero between pieces; pinned when
-            slots are on CUDA.
-        pieces: where each matrix lies in `flat`; images of one geometry may share the tuple.
+        flat: uint8, its own (no file mapping behind it), zero between pieces; pinned when slots
+            are on CUDA.
+        pieces: where each matrix lies in `flat`; adapters of one geometry may share the tuple.
         views: the matrices, in the order of `pieces`.
     """
 
@@ -124,12 +124,12 @@ def pack(adapter_manager: Any, lora_model: Any) -> HostCopy:
     flat = empty_buffer(nbytes, pinned=torch.device(adapter_manager.device).type == "cuda")
     modules = adapter_manager.modules
     rank = max((p.rows, p.columns)[rank_axis(p, modules[p.module])] for p in pieces)
-    image = image_over(flat, lora_model.id, rank, dtype, pieces)
-    torch._foreach_copy_(image.views, [cut.matrix for _, cut in found])  # one call: no GIL held
+    packed = packed_over(flat, lora_model.id, rank, dtype, pieces)
+    torch._foreach_copy_(packed.views, [cut.matrix for _, cut in found])  # one call: no GIL held
     torch._foreach_zero_(_gaps(flat, pieces))
-    if not all(bool(view.isfinite().all()) for view in image.views):
+    if not all(bool(view.isfinite().all()) for view in packed.views):
         raise AdapterInvalidError("its weights hold nan or infinity; train or export it again")
-    return image
+    return packed
 
 
 def is_packable(module: Any) -> bool:
@@ -161,14 +161,14 @@ def empty_buffer(nbytes: int, *, pinned: bool) -> torch.Tensor:
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
 
 
-def image_over(
+def packed_over(
     flat: torch.Tensor,
     adapter_id: int,
     rank: int,
     dtype: torch.dtype,
     pieces: tuple[Piece, ...],
 ) -> PackedAdapter:
-    """The image whose bytes are `flat`; copies nothing."""
+    """The packed adapter whose bytes are `flat`; copies nothing."""
     elements = flat.view(dtype)
     views = [
         elements.as_strided(
@@ -238,7 +238,7 @@ class _StackedRecorder:
         self._cuts = cuts
 
     def __setitem__(self, slot: int, value: int) -> None:
-        """The reset before the copies: no concern of an image, which has no old occupant."""
+        """The reset before the copies: no concern of a buffer, which has no old occupant."""
 
     def __getitem__(self, key: tuple[Any, ...]) -> "_RegionRecorder":
         room = tuple(self.shape[-2:])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from chameleon_lora.engine_vllm.config import is_chameleon_scheduler, settings_of
+from chameleon_lora.engine_vllm.config import is_ours, settings_of
 from chameleon_lora.engine_vllm.event_log import event_log, watch_stock
 from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Ack
@@ -48,7 +48,7 @@ def choosing_manager(stock: type[Any]) -> Callable[..., Any]:
     """
 
     def make_manager(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_chameleon_scheduler(vllm_config.scheduler_config.scheduler_cls):
+        if is_ours(vllm_config):
             require_hooks(settings_of(vllm_config).serving)
             return manager_class()(vllm_config, *args, **kwargs)
         manager = stock(vllm_config, *args, **kwargs)

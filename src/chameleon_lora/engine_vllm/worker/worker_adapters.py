@@ -4,7 +4,6 @@ Slots belong to the scheduler. This class does what it says, checks before each 
 adapters are in place, and heals what others undid (profile runs and weight reloads clear all slots).
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -30,23 +29,20 @@ from chameleon_lora.engine_vllm.worker.loader import (
     Loader,
     LoadOrder,
     VllmReader,
-    reason_of,
 )
 from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy
 from chameleon_lora.engine_vllm.worker.slot_writer import SlotWriter
 from chameleon_lora.errors import AdapterError
 from chameleon_lora.policy.plan import overlap
 
-_logger = logging.getLogger(__name__)
-
 
 class WorkerAdapters:
     """One worker's host copies and slots; used by the thread that runs steps.
 
     Invariants: `_assigned` holds the windows that the scheduler gave away, which do not overlap, and
-    `_present` those that adapters have in fact: the same, less what someone cleared, and stand-by
-    adapters. vLLM's `lora_index_to_id` is `_layout`, with each of them at its window's first cell,
-    except while vLLM itself has the slots (warm-up, profile runs).
+    `_present` those that adapters have in fact: the same, less what someone cleared. vLLM's
+    `lora_index_to_id` is `_layout`, with each of them at its window's first cell, except while vLLM
+    itself has the slots (warm-up, profile runs).
     """
 
     def __init__(
@@ -72,7 +68,6 @@ class WorkerAdapters:
         self._copies: dict[int, HostCopy] = {}
         self._orders: dict[int, LoadOrder] = {}
         self._activated: list[Activated] = []
-        self._has_warned = False
 
     @property
     def host_ids(self) -> frozenset[int]:
@@ -117,19 +112,21 @@ class WorkerAdapters:
         """Afterwards every adapter of the batch is in a slot.
 
         Raises:
-            AdapterError: more adapters than slots, or one cannot be loaded.
+            AdapterError: more adapters than slots, or one without a slot from the scheduler.
         """
-        wanted = {request.lora_int_id: request for request in requests if request}
+        wanted = {request.lora_int_id for request in requests if request}
         layout = self._take_slots()
         if len(wanted) > len(layout):
             raise AdapterError(
                 f"A step names {len(wanted)} adapters but there is room for {len(layout)}; "
                 "raise --max-loras."
             )
-        # A second round finds those that had to leave a slot of someone else's.
-        while missing := sorted(wanted.keys() - set(layout)):
-            for adapter_id in missing:
-                self._recover(wanted[adapter_id], wanted)
+        for adapter_id in sorted(wanted - self._present.keys()):  # someone cleared its slot
+            if adapter_id not in self._assigned:
+                raise AdapterError(
+                    f"Adapter {adapter_id} is to run, but the scheduler gave it no slot"
+                )
+            self._place(adapter_id, self._copies[adapter_id], self._assigned[adapter_id])
 
     def forget_slots(self) -> None:
         """To be called when others may have written into slots, or cleared them."""
@@ -256,54 +253,6 @@ class WorkerAdapters:
         manager._active_adapters[adapter_id] = None
         manager._last_mapping = None  # the batch may be the same, its slots are not
         return device_copy is not None
-
-    def _recover(self, request: Any, wanted: dict[int, Any]) -> None:
-        """Puts one adapter back where the scheduler has it, or anywhere if it has it nowhere."""
-        adapter_id = request.lora_int_id
-        if adapter_id in self._assigned:
-            host_copy, window = self._copies[adapter_id], self._assigned[adapter_id]
-        else:
-            self._warn_once(adapter_id)
-            host_copy = self._copies.get(adapter_id) or self._read_now(request)
-            window = self._spare_window(host_copy, wanted)
-        self._place(adapter_id, host_copy, window)
-
-    def _spare_window(self, host_copy: HostCopy, wanted: Mapping[int, Any]) -> range:
-        """Where it disturbs nobody of this batch, and as few others as can be."""
-        choices: list[tuple[int, int]] = []
-        for cell in range(0, self._cells.count, len(self._window(host_copy, 0))):
-            window = self._window(host_copy, cell)
-            occupants = overlapping(self._present, window)
-            promised = overlapping(self._assigned, window)
-            if wanted.keys().isdisjoint((*occupants, *promised)):
-                choices.append((len(occupants), cell))
-        if not choices:
-            raise AdapterError(
-                f"Adapter {host_copy.adapter_id} finds no room beside this batch's others; "
-                "raise --max-loras."
-            )
-        return self._window(host_copy, min(choices)[1])
-
-    def _read_now(self, request: Any) -> HostCopy:
-        command = LoadAdapter(
-            request.lora_int_id,
-            request.lora_name,
-            request.lora_path,
-            bool(getattr(request, "is_3d_lora_weight", False)),
-        )
-        try:
-            return self._reader.read_files(command).host_copy
-        except Exception as error:
-            raise AdapterError(reason_of(command, error)) from error
-
-    def _warn_once(self, adapter_id: int) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            _logger.warning(
-                "Adapter %d runs without having been activated by Chameleon's scheduler; "
-                "it is loaded inside the step, which stalls all running requests.",
-                adapter_id,
-            )
 
 
 def overlapping(windows: Mapping[int, range], window: range) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from chameleon_lora.policy.admission.aging import AdmissionInterval, OvertakeGuard
+from chameleon_lora.policy.admission.overtaking import AdmissionInterval, OvertakeGuard
 from chameleon_lora.policy.admission.peak import Peak
 from chameleon_lora.policy.admission.reservations import Reservations, promise_breakers
 from chameleon_lora.policy.admission.rules import AdmissionSettings, LaneOrder, Reserve
@@ -211,14 +211,14 @@ class AdmissionStep:
     def _run(self, state: RequestState, cell: int | None) -> None:
         """The request runs; its adapter goes to this cell if it is in no slot yet."""
         entry, request = state.entry, state.request
-        is_bypass = self._backlog.run(state)
+        self._backlog.run(state)
         if entry is not None:
             if cell is not None:
                 self.activations.append(Activation(entry.adapter.id, cell, entry.is_cold))
                 self._residency.activate(entry, cell)
             self._residency.start(entry, self._now_s)
         self.admitted.append(state)
-        self.admissions.append(Admission(request.id, request.adapter_id, state.lane, is_bypass))
+        self.admissions.append(Admission(request.id, request.adapter_id, state.lane))
 
     def _blocks(self, state: RequestState) -> int:
         """Tokens of the KV blocks that it takes: for its prefill, first output token and adapter."""

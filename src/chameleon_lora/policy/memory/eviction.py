@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.memory.entry import Entry
-from chameleon_lora.policy.request import AdapterId
 
 # GDSF: latency of a load in bytes, that is 1 ms at 16 GB/s. A reload takes latency + bytes /
 # bandwidth seconds, or (latency * bandwidth + bytes) in units of one byte's transfer (ADR 0006).
@@ -25,24 +24,6 @@ class KeepRule(Enum):
     GDSF = "gdsf"  # frequency * reload cost / size, with ageing
     DENSITY = "density"  # frequency per byte, then recency: most hits for the memory
     BELADY = "belady"  # the next use, for drivers that know the future; none that serves does
-
-
-class Candidate(NamedTuple):
-    """An adapter that may go: loaded, and used by no running request.
-
-    Attributes:
-        nbytes: > 0.
-        use_count: uses within the sliding window, >= 0.
-        inflation: GDSF's clock at the last use: the keep value of the last adapter evicted by then.
-        next_use_s: when it will be asked for next; infinity if that is not known.
-    """
-
-    adapter_id: AdapterId
-    nbytes: int
-    last_use_s: float
-    use_count: int
-    inflation: float = 0.0
-    next_use_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,75 +55,48 @@ class KeepWeights:
 _EQUAL = KeepWeights(1 / 3, 1 / 3, 1 / 3)
 
 
-def victim(candidates: Sequence[Candidate], rule: KeepRule, weights: KeepWeights) -> Candidate:
-    """The candidate with the lowest keep value; of equals the one with the lowest id. O(n).
-
-    There must be a candidate.
-    """
-    values = keep_values(candidates, rule, weights)
-    ranked = zip(values, candidates, strict=True)
-    return min(ranked, key=lambda pair: (pair[0], pair[1].adapter_id))[1]
-
-
-def keep_values(
-    candidates: Sequence[Candidate], rule: KeepRule, weights: KeepWeights
-) -> list[float]:
-    """How much each candidate is worth keeping, in the candidates' order; higher is kept longer.
-
-    Values compare only within one call, except GDSF's, which its clock continues. The weights
-    matter to CHAMELEON alone.
-    """
-    match rule:
-        case KeepRule.CHAMELEON | KeepRule.FAIR_SHARE:
-            return _weighted(candidates, weights if rule is KeepRule.CHAMELEON else _EQUAL)
-        case KeepRule.LRU:
-            return [candidate.last_use_s for candidate in candidates]
-        case KeepRule.LFU | KeepRule.DENSITY:
-            return (_frequencies if rule is KeepRule.LFU else _densities)(candidates)
-        case KeepRule.GDSF:
-            return [
-                c.inflation + c.use_count * (GDSF_FIXED_BYTES + c.nbytes) / c.nbytes
-                for c in candidates
-            ]
-        case KeepRule.BELADY:
-            return [-candidate.next_use_s for candidate in candidates]
-        case _:
-            assert_never(rule)
-
-
-def _weighted(candidates: Sequence[Candidate], weights: KeepWeights) -> list[float]:
+def _weighted(entries: Sequence[Entry], uses: Sequence[int], weights: KeepWeights) -> list[float]:
     """F * frequency + R * recency + S * size, each term in [0, 1] (paper §4.2).
 
     Uses and bytes have a true zero and are divided by the largest; times have none and are
     stretched from oldest to newest (ADR 0006).
     """
-    if not candidates:
+    if not entries:
         return []
-    frequency = weights.frequency / max(1, *[c.use_count for c in candidates])
-    size = weights.size / max(1, *[c.nbytes for c in candidates])
-    recencies = [weights.recency * recency for recency in _recencies(candidates)]
+    sizes = [entry.adapter.nbytes for entry in entries]
+    frequency = weights.frequency / max(1, *uses)
+    size = weights.size / max(1, *sizes)
+    recencies = [weights.recency * recency for recency in _recencies(entries)]
     return [
-        frequency * c.use_count + recency + size * c.nbytes
-        for c, recency in zip(candidates, recencies, strict=True)
+        frequency * use_count + recency + size * nbytes
+        for use_count, recency, nbytes in zip(uses, recencies, sizes, strict=True)
     ]
 
 
-def _frequencies(candidates: Sequence[Candidate]) -> list[float]:
+def _frequencies(entries: Sequence[Entry], uses: Sequence[int]) -> list[float]:
     """The uses within the window, plus up to half a use for recency, so that equals differ."""
-    recencies = _recencies(candidates)
-    return [c.use_count + r / 2 for c, r in zip(candidates, recencies, strict=True)]
+    return [count + r / 2 for count, r in zip(uses, _recencies(entries), strict=True)]
 
 
-def _densities(candidates: Sequence[Candidate]) -> list[float]:
-    """Uses in as many bytes as the smallest candidate has: what its memory earns (ADR 0017)."""
-    smallest = min((c.nbytes for c in candidates), default=0)
-    uses = _frequencies(candidates)
-    return [use * smallest / c.nbytes for use, c in zip(uses, candidates, strict=True)]
+def _densities(entries: Sequence[Entry], uses: Sequence[int]) -> list[float]:
+    """Uses in as many bytes as the smallest entry has: what its memory earns (ADR 0017)."""
+    sizes = [entry.adapter.nbytes for entry in entries]
+    smallest = min(sizes, default=0)
+    frequencies = _frequencies(entries, uses)
+    return [f * smallest / nbytes for f, nbytes in zip(frequencies, sizes, strict=True)]
 
 
-def _recencies(candidates: Sequence[Candidate]) -> list[float]:
+def _costs(entries: Sequence[Entry], uses: Sequence[int]) -> list[float]:
+    """GDSF: the clock at the last use, plus the uses times what a reload costs a byte."""
+    return [
+        e.inflation + count * (GDSF_FIXED_BYTES + e.adapter.nbytes) / e.adapter.nbytes
+        for e, count in zip(entries, uses, strict=True)
+    ]
+
+
+def _recencies(entries: Sequence[Entry]) -> list[float]:
     """0 for the longest unused to 1 for the last used; 0 for all when they are equal."""
-    times_s = [candidate.last_use_s for candidate in candidates]
+    times_s = [entry.last_use_s for entry in entries]
     oldest_s = min(times_s, default=0.0)
     span_s = max(times_s, default=0.0) - oldest_s
     if not span_s:
@@ -165,20 +119,28 @@ class Evictor:
         self.inflation = 0.0
 
     def keep_score(self, entries: Sequence[Entry], now_s: float) -> list[float]:
-        """How much each is worth keeping; comparable within one call."""
+        """How much each is worth keeping, in the entries' order; higher is kept longer.
+
+        Scores compare only within one call, except GDSF's, which its clock continues. The weights
+        matter to CHAMELEON alone.
+        """
         since_s = now_s - self._window_s
-        candidates = [
-            Candidate(
-                e.adapter.id,
-                e.adapter.nbytes,
-                e.last_use_s,
-                e.uses_since(since_s),
-                e.inflation,
-                e.next_use_s,
-            )
-            for e in entries
-        ]
-        return keep_values(candidates, self._rule, self._weights)
+        uses = [entry.uses_since(since_s) for entry in entries]
+        match self._rule:
+            case KeepRule.CHAMELEON | KeepRule.FAIR_SHARE:
+                is_fair = self._rule is KeepRule.FAIR_SHARE
+                return _weighted(entries, uses, _EQUAL if is_fair else self._weights)
+            case KeepRule.LRU:
+                return [entry.last_use_s for entry in entries]
+            case KeepRule.LFU | KeepRule.DENSITY:
+                score = _frequencies if self._rule is KeepRule.LFU else _densities
+                return score(entries, uses)
+            case KeepRule.GDSF:
+                return _costs(entries, uses)
+            case KeepRule.BELADY:
+                return [-entry.next_use_s for entry in entries]
+            case _:
+                assert_never(self._rule)
 
     def cheapest(
         self, entries: Sequence[Entry], lacking: int, size: Callable[[Entry], int], now_s: float

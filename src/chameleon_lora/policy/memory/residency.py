@@ -19,8 +19,6 @@ from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.request import Adapter, AdapterId
 
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
-NO_DEVICE = DeviceSettings(max_bytes=0)
-NO_BLOCKS = KvBlocks(0, 0)
 THOROUGH = 64  # every 64th try looks at all: a large adapter may need more than a sample
 
 
@@ -64,8 +62,8 @@ class Residency:
         settings: CacheSettings,
         slots: SlotTable | None,
         seed: int,
-        device: DeviceSettings = NO_DEVICE,
-        kv_blocks: KvBlocks = NO_BLOCKS,
+        device: DeviceSettings,
+        kv_blocks: KvBlocks,
     ) -> None:
         self._settings = settings
         self._rng = random.Random(seed)
@@ -130,6 +128,11 @@ class Residency:
         else:
             self._pinned.pop(entry.adapter.id, None)
         self._place(entry)
+
+    def bytes_if_pinned(self, entry: Entry) -> int:
+        """Bytes of all pinned adapters, wherever they are, were this one pinned too. O(pinned)."""
+        pinned = {**self._pinned, entry.adapter.id: entry}
+        return sum(known.adapter.nbytes for known in pinned.values())
 
     def expect(self, entry: Entry, *, is_expected: bool) -> None:
         """A request of the adapter is foretold for the time to come, or no longer."""

@@ -44,12 +44,6 @@ class Backlog:
         waiting = self._waiting_for.get(adapter_id)
         return next(iter(waiting.values())) if waiting else None
 
-    def has_passed(self, state: RequestState) -> bool:
-        """True if a request that stood before it in its lane still waits there."""
-        lane = self.lanes[state.lane]
-        head = lane.head()
-        return head is not None and lane.place(head) < lane.place(state)
-
     def left_tokens(self, step: int) -> dict[AdapterId | None, int]:
         """For each adapter in use, predicted steps until the last of its requests ends."""
         left: dict[AdapterId | None, int] = {}
@@ -102,16 +96,14 @@ class Backlog:
             if state.stage is Stage.READY:
                 self.lanes[state.lane].leave(state, Stage.LOADING)
 
-    def run(self, state: RequestState) -> bool:
-        """A ready request runs from now on. Answers whether it passed one that stood before it."""
+    def run(self, state: RequestState) -> None:
+        """A ready request runs from now on."""
         self._stop_waiting(state)
-        has_passed = self.has_passed(state)
         self._shares.charge(state.request.share, state.cost_tokens)
         self.running[state.request.id] = state
         adapter_id = state.request.adapter_id
         if adapter_id is not None:
             self._running_with.setdefault(adapter_id, {})[state.request.id] = state
-        return has_passed
 
     def stop(self, state: RequestState) -> None:
         """A running request runs no more; the caller lets it wait or removes it."""

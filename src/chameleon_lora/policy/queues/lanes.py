@@ -140,8 +140,8 @@ class Lane:
     No operation walks the lane.
     """
 
-    def __init__(self, shares: Shares | None = None) -> None:
-        self._shares = shares or Shares()
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
         self._order = _Ready(self._shares)
         self._by_adapter: dict[AdapterId | None, _Ready] = {}
         self._by_cells: dict[int, _Ready] = {}

@@ -1,8 +1,9 @@
 """Who among several users of one engine has had less than its share (start-time fair queueing).
 
-Each share counts the tokens charged to its admissions, divided by its weight. In a lane the share that
-has had least goes first. One that comes back after a pause starts level with those who wait, so that
-idle time is no credit. Requests without a share count nothing; beside shares they would always go first.
+Each share counts the tokens charged to its admissions, divided by its weight. The share that has had
+least goes first: in a lane, and among lanes where the first of all heads does. One that comes back after
+a pause starts level with those who wait, so that idle time is no credit. Requests without a share count
+nothing; beside shares they would always go first.
 """
 
 from chameleon_lora.policy.request import Share

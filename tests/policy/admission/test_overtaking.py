@@ -1,6 +1,6 @@
 """Who counts as overtaken, and who is urgent."""
 
-from chameleon_lora.policy.admission.aging import OvertakeGuard
+from chameleon_lora.policy.admission.overtaking import OvertakeGuard
 from chameleon_lora.policy.queues.lanes import RequestState, Stage
 from tests.policy.engine_model import request
 

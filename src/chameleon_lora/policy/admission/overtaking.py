@@ -1,4 +1,4 @@
-"""Who has been overtaken so often that it goes first (ADR 0012)."""
+"""Who has been overtaken so often that it goes first (ADR 0012), and which steps admit at all."""
 
 from collections.abc import Callable
 
