@@ -182,9 +182,7 @@ def _card(adapter: NamedAdapter | str) -> dict[str, object]:
     return {"name": name_of(adapter), "rank": rank}
 
 
-def measure_capacity(
-    target: Target, requests: Sequence[TimedRequest], *, seats: int, patience_s: float = 120.0
-) -> float:
+def measure_capacity(target: Target, requests: Sequence[TimedRequest], *, seats: int) -> float:
     """Requests/s of a server with `seats` seats that is given all of `requests` at once.
 
     See `capacity_from` for the estimate. The requests' own arrival times are ignored.
@@ -193,7 +191,7 @@ def measure_capacity(
         BenchError: a request failed, or there are too few of them.
     """
     at_once = [replace(request, arrival_s=0.0) for request in requests]
-    return capacity_from(asyncio.run(replay(target, at_once, patience_s=patience_s)), seats=seats)
+    return capacity_from(asyncio.run(replay(target, at_once)), seats=seats)
 
 
 def capacity_from(records: Sequence[RequestRecord], *, seats: int) -> float:

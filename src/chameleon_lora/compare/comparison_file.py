@@ -37,7 +37,6 @@ class Ratio:
 
     label: str
     figure: str
-    purpose: str
     point: float
     base: float
     value: float

@@ -75,24 +75,18 @@ FIGURES = (
 )
 
 
-def load_ratios(
-    labels: Sequence[str], results: Mapping[str, Repeats], purpose: PointPurpose = PointPurpose.LOAD
-) -> tuple[Ratio, ...]:
+def load_ratios(labels: Sequence[str], results: Mapping[str, Repeats]) -> tuple[Ratio, ...]:
     """Of every other arm, at every point, each figure; by repeats that both arms have made."""
     base = labels[0]
     points = sorted(
-        {run.point.value for runs in results[base].values() for run in runs if is_of(run, purpose)}
+        {run.point.value for runs in results[base].values() for run in runs if _is_load(run)}
     )
     return tuple(
         ratio
         for label in labels[1:]
         for point in points
         for figure in FIGURES
-        if (
-            ratio := _ratio(
-                figure, label, purpose, point, _pairs(results, base, label, purpose, point)
-            )
-        )
+        if (ratio := _ratio(figure, label, point, _pairs(results, base, label, point)))
     )
 
 
@@ -128,12 +122,16 @@ def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
     return bool(wide) and max(wide) <= width
 
 
+def _is_load(run: RunResult) -> bool:
+    return is_of(run, PointPurpose.LOAD)
+
+
 def _pairs(
-    results: Mapping[str, Repeats], base: str, label: str, purpose: PointPurpose, point: float
+    results: Mapping[str, Repeats], base: str, label: str, point: float
 ) -> list[tuple[RunResult, RunResult]]:
     def run_of(arm: str, repeat: int) -> RunResult | None:
         runs = results[arm].get(repeat, ())
-        found = (r for r in runs if is_of(r, purpose) and r.point.value == point)
+        found = (r for r in runs if _is_load(r) and r.point.value == point)
         return next(found, None)
 
     both = ((run_of(base, repeat), run_of(label, repeat)) for repeat in sorted(results[base]))
@@ -143,7 +141,6 @@ def _pairs(
 def _ratio(
     figure: FigureSpec,
     label: str,
-    purpose: PointPurpose,
     point: float,
     runs: Sequence[tuple[RunResult, RunResult]],
 ) -> Ratio | None:
@@ -155,7 +152,6 @@ def _ratio(
     return Ratio(
         label,
         figure.name,
-        purpose.value,
         point,
         statistics.median(base for base, _ in values),
         statistics.median(value for _, value in values),
