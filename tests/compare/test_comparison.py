@@ -15,10 +15,9 @@ from chameleon_lora.compare.arms import Arm
 from chameleon_lora.compare.comparison import (
     Comparison,
     ComparisonPlan,
-    ComparisonResult,
     bracket,
 )
-from chameleon_lora.compare.comparison_file import COMPARISON, CliffPoint, read_comparison
+from chameleon_lora.compare.comparison_file import COMPARISON, ComparisonFile, read_comparison
 from chameleon_lora.compare.points import LoadPoints, Point, PointPurpose, TrafficSpec
 from chameleon_lora.errors import BenchError
 from chameleon_lora.workload.named_adapters import NamedAdapter
@@ -67,7 +66,7 @@ def plan(folder: Path, **fields: Any) -> ComparisonPlan:
 
 def run(
     asked: ComparisonPlan, clock: Iterator[float] | None = None
-) -> tuple[ComparisonResult, list[str]]:
+) -> tuple[ComparisonFile, list[str]]:
     """What came out, and what was said."""
     said: list[str] = []
     ticks = clock or itertools.repeat(0.0)
@@ -79,7 +78,7 @@ class Done:
     """A comparison that was run to its end."""
 
     folder: Path
-    result: ComparisonResult
+    result: ComparisonFile
     said: list[str]
 
 
@@ -145,9 +144,7 @@ def test_comparison_json_says_what_differs(done: Done) -> None:
 def test_what_is_written_is_read_as_it_was(done: Done) -> None:
     """By whoever makes a report of it."""
     found = read_comparison(done.folder / COMPARISON)
-    assert (done.result.ratios, done.result.sustained) == (found.ratios, found.sustained)
-    assert (done.result.slo_s, done.result.failed) == (found.slo_ttft_s, found.failed)
-    assert tuple(CliffPoint(*point) for point in done.result.cliff) == found.cliff
+    assert done.result == found
     assert ["slow", "fast"] == [each.label for each in found.arms]
 
 
@@ -172,7 +169,7 @@ def test_capacity_and_objective_are_measured_on_the_base(tmp_path: Path) -> None
     )
     result, said = run(asked)
     assert result.capacity_per_s > 0.0
-    assert 0.0 < result.slo_s < 60.0
+    assert 0.0 < result.slo_ttft_s < 60.0
     assert any(line.startswith("slow's capacity is") for line in said)
 
 
@@ -197,7 +194,7 @@ def test_the_cliff_asks_for_more_and_more_adapters(tmp_path: Path) -> None:
     ]
     assert [{"a"}, {"a", "b", "c"}] == named
     assert [("slow", 0.5), ("slow", 1.5), ("fast", 0.5), ("fast", 1.5)] == [
-        (label, value) for label, value, _ in result.cliff
+        (point.label, point.active_over_slots) for point in result.cliff
     ]
 
 

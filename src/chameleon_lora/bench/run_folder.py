@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from chameleon_lora.errors import BenchError
+from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.sample import Sample
 
@@ -67,6 +67,19 @@ def read_samples(folder: Path) -> tuple[Sample, ...]:
     if not path.exists():
         return ()
     return _read_lines(path, Sample, "a sample")
+
+
+def folder_for(out: Path | None, name: str) -> Path:
+    """The folder that a user asked for, not there yet; where none was, a new one that is made.
+
+    Raises:
+        ConfigError: `out` exists.
+    """
+    if out is None:
+        return new_folder(Path("runs"), name)
+    if out.exists():
+        raise ConfigError(f"{out} exists already and is not overwritten; name another folder")
+    return out
 
 
 def new_folder(parent: Path, name: str) -> Path:

@@ -60,7 +60,7 @@ class Sustained:
 
 @dataclass(frozen=True, slots=True)
 class CliffPoint:
-    """Median time to first token where so many adapters were active for each slot."""
+    """Median time to first token, over repeats, where so many adapters were active for each slot."""
 
     label: str
     active_over_slots: float
@@ -69,7 +69,7 @@ class CliffPoint:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonFile:
-    """A comparison as it is stored, field by field in the file's order.
+    """What a comparison has found, field by field in the file's order.
 
     Attributes:
         base: the label of the arm that the ratios are to.

@@ -2,27 +2,25 @@
 
 from collections.abc import Sequence
 
-from chameleon_lora.compare.comparison import ComparisonResult
-from chameleon_lora.compare.comparison_file import Ratio, Sustained
+from chameleon_lora.compare.comparison_file import CliffPoint, ComparisonFile, Ratio, Sustained
 from chameleon_lora.compare.ratios import FIGURES
 
 MISSING = "-"
 SECONDS = ("ttft_p50", "ttft_p99", "itl_p99")
 
 
-def comparison_table(labels: Sequence[str], result: ComparisonResult) -> str:
+def comparison_table(found: ComparisonFile) -> str:
     """One table a point of load, one of throughput at the objective, one of the cliff."""
-    base = labels[0]
-    points = sorted({ratio.point for ratio in result.ratios})
+    points = sorted({ratio.point for ratio in found.ratios})
     parts = [
-        f"Capacity of {base}: {result.capacity_per_s:.2f} requests/s; objective: "
-        f"{result.slo_s * 1e3:.0f} ms to the first token.",
-        *(_load_table(base, point, result.ratios) for point in points),
+        f"Capacity of {found.base}: {found.capacity_per_s:.2f} requests/s; objective: "
+        f"{found.slo_ttft_s * 1e3:.0f} ms to the first token.",
+        *(_load_table(found.base, point, found.ratios) for point in points),
     ]
-    if result.sustained:
-        parts.append(_sustained_table(result.sustained))
-    if result.cliff:
-        parts.append(_cliff_table(labels, result.cliff))
+    if found.sustained:
+        parts.append(_sustained_table(found.sustained))
+    if found.cliff:
+        parts.append(_cliff_table([arm.label for arm in found.arms], found.cliff))
     return "\n\n".join(parts)
 
 
@@ -60,9 +58,9 @@ def _sustained_table(rows: Sequence[Sustained]) -> str:
     return "\n".join(lines)
 
 
-def _cliff_table(labels: Sequence[str], cliff: Sequence[tuple[str, float, float]]) -> str:
-    values = sorted({value for _, value, _ in cliff})
-    p50s_s = {(label, value): p50_s for label, value, p50_s in cliff}
+def _cliff_table(labels: Sequence[str], cliff: Sequence[CliffPoint]) -> str:
+    values = sorted({point.active_over_slots for point in cliff})
+    p50s_s = {(point.label, point.active_over_slots): point.ttft_p50_s for point in cliff}
     lines = [
         "P50 time to first token by adapters for each slot",
         "",
