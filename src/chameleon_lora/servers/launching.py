@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.servers.process import ServerSpec, free_port
 
 BASE_MODEL = "base"
@@ -79,7 +80,7 @@ class ServedModel:
     @classmethod
     def of(cls, model: Path, adapters_dir: Path, shape: EngineShape) -> "ServedModel":
         """All adapters of the folder, in an engine of this shape."""
-        return cls(str(model), adapters_dir, adapter_names(adapters_dir), shape.flags)
+        return cls(str(model), adapters_dir, AdapterFolder(adapters_dir).names(), shape.flags)
 
 
 def stock_command(served: ServedModel, extra: Sequence[str] = ()) -> tuple[str, ...]:
@@ -122,11 +123,6 @@ def cpu_server(
     port = free_port()
     variables = {**CPU_ENVIRONMENT, **(environment or {})}
     return ServerSpec(on_port(command, port), port, log, variables, start_limit_s)
-
-
-def adapter_names(adapters_dir: Path) -> tuple[str, ...]:
-    """The adapters in the folder, by name."""
-    return tuple(sorted(path.parent.name for path in adapters_dir.glob("*/adapter_config.json")))
 
 
 _LISTENING = ("--host", "127.0.0.1", "--port", PORT)
