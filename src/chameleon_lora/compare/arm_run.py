@@ -1,12 +1,12 @@
 """One server of a comparison, from its start to its end, and what it showed."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chameleon_lora.bench.discovery import ask_server
 from chameleon_lora.bench.measuring import is_gone
+from chameleon_lora.bench.printed import has_fallen_behind
 from chameleon_lora.bench.replay import Target, replay, run_loop
 from chameleon_lora.bench.run_folder import write_run
 from chameleon_lora.bench.watch import watched_replay
@@ -18,7 +18,7 @@ from chameleon_lora.metrics.objectives import Objective
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.serving import Window, serving_result
 from chameleon_lora.metrics.summary import Spread, spread, summarise
-from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
+from chameleon_lora.workload.named_adapters import card, name_of, ranks_of
 from chameleon_lora.workload.requests import TimedRequest
 
 Say = Callable[[str], None]
@@ -119,13 +119,13 @@ class Running:
             f"{point.rate_per_s:.2f}/s"
         )
         run = run_loop(watched_replay(self._target, requests))
-        ranks = {a.name: a.rank for a in self.traffic.adapters if isinstance(a, NamedAdapter)}
-        objectives = {Objective.TTFT: slo_s}
-        window = Window(self.traffic.warmup_s, self.traffic.duration_s, objectives, ranks)
+        traffic, objectives = self.traffic, {Objective.TTFT: slo_s}
+        ranks = ranks_of(traffic.adapters)
+        window = Window(traffic.warmup_s, traffic.duration_s, objectives, ranks)
         folder = self.folder / self.arm.label / f"{self.repeat}-{point.name}"
         summary = serving_result(run.records, window)
         write_run(folder, self._config(point, slo_s), run.records, summary, run.samples)
-        if summary["lateness"] and summary["lateness"]["has_fallen_behind"]:
+        if has_fallen_behind(summary):
             self.say(f"{self.arm.label}, {point.name}: this client fell behind; see {folder}")
         result = RunResult(point, window.measured(run.records), summary["output_throughput"])
         if result.failed and is_gone(self._target):
@@ -152,7 +152,7 @@ class Running:
             "duration_s": traffic.duration_s,
             "warmup_s": traffic.warmup_s,
             "slo_ttft_s": slo_s,
-            "adapters": [_card(adapter) for adapter in traffic.adapters[: point.active_adapters]],
+            "adapters": [card(adapter) for adapter in traffic.adapters[: point.active_adapters]],
             "active_adapters": point.active_adapters,
             "slots": self.slots,
             "command": self.command,
@@ -177,11 +177,6 @@ def is_of(result: RunResult, purpose: PointPurpose) -> bool:
     return result.point.purpose is purpose
 
 
-def _card(adapter: NamedAdapter | str) -> dict[str, object]:
-    rank = adapter.rank if isinstance(adapter, NamedAdapter) else None
-    return {"name": name_of(adapter), "rank": rank}
-
-
 def measure_capacity(target: Target, requests: Sequence[TimedRequest], *, seats: int) -> float:
     """Requests/s of a server with `seats` seats that is given all of `requests` at once.
 
@@ -191,7 +186,7 @@ def measure_capacity(target: Target, requests: Sequence[TimedRequest], *, seats:
         BenchError: a request failed, or there are too few of them.
     """
     at_once = [replace(request, arrival_s=0.0) for request in requests]
-    return capacity_from(asyncio.run(replay(target, at_once)), seats=seats)
+    return capacity_from(run_loop(replay(target, at_once)), seats=seats)
 
 
 def capacity_from(records: Sequence[RequestRecord], *, seats: int) -> float:
