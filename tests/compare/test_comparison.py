@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.bench.run_folder import read_config, read_records
+from chameleon_lora.bench.run_folder import Purpose, read_config, read_records
 from chameleon_lora.compare.arms import Arm
 from chameleon_lora.compare.comparison import (
     Comparison,
@@ -18,7 +18,7 @@ from chameleon_lora.compare.comparison import (
     bracket,
 )
 from chameleon_lora.compare.comparison_file import COMPARISON, ComparisonFile, read_comparison
-from chameleon_lora.compare.points import LoadPoints, Point, PointPurpose, TrafficSpec
+from chameleon_lora.compare.points import LoadPoints, Point, TrafficSpec
 from chameleon_lora.errors import BenchError
 from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest
@@ -281,4 +281,4 @@ def test_a_bracket_begins_at_what_is_known(
 
 def test_points_are_named_after_what_they_are() -> None:
     """Folders tell purpose and value."""
-    assert "load-1.05" == Point(PointPurpose.LOAD, 1.05, 10.0, 3, 1.05).name
+    assert "load-1.05" == Point(Purpose.LOAD, 1.05, 10.0, 3, 1.05).name

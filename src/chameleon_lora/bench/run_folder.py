@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,15 @@ from chameleon_lora.metrics.sample import Sample
 
 CONFIG, RECORDS, SUMMARY, SAMPLES = "config.json", "records.jsonl", "summary.json", "samples.jsonl"
 _Line = TypeVar("_Line", RequestRecord, Sample)
+
+
+class Purpose(Enum):
+    """What a run was made for, as its config.json says."""
+
+    RUN = "run"  # by itself
+    LOAD = "load"  # at a share of the base arm's capacity
+    SEARCH = "search"  # for the highest load that meets the objective
+    CLIFF = "cliff"  # with so many adapters for each slot
 
 
 def write_run(

@@ -20,6 +20,7 @@ from chameleon_lora.bench.discovery import (
 )
 from chameleon_lora.bench.measuring import BenchRun
 from chameleon_lora.bench.replay import Target, bearer
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.cli.traffic import traffic_of
 from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.objectives import Objective, Objectives
@@ -169,7 +170,7 @@ def _run(args: argparse.Namespace, shared: _Shared, rate_per_s: float) -> BenchR
     workload = shared.traffic.described()
     config = {
         "label": label,
-        "purpose": "run",
+        "purpose": Purpose.RUN.value,
         "repeat": 0,
         "load": None,
         "rate_per_s": rate_per_s,

@@ -11,7 +11,7 @@ from chameleon_lora.bench.replay import Target, replay, run_loop
 from chameleon_lora.bench.run_folder import write_run
 from chameleon_lora.bench.watch import watched_replay
 from chameleon_lora.compare.arms import Arm
-from chameleon_lora.compare.points import Point, PointPurpose, TrafficSpec
+from chameleon_lora.compare.points import Point, TrafficSpec
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.errors import by_cause
 from chameleon_lora.metrics.objectives import Objective
@@ -170,11 +170,6 @@ def meets(result: RunResult, slo_s: float) -> bool:
     """Did every request succeed, and 99 % of them in time?"""
     ttft = result.ttft
     return not result.failed and ttft is not None and ttft.p99_s <= slo_s
-
-
-def is_of(result: RunResult, purpose: PointPurpose) -> bool:
-    """Was this run made for that?"""
-    return result.point.purpose is purpose
 
 
 def measure_capacity(target: Target, requests: Sequence[TimedRequest], *, seats: int) -> float:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_of, is_of, meets
+from chameleon_lora.bench.run_folder import Purpose
+from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_of, meets
 from chameleon_lora.compare.arms import Arm, differences
 from chameleon_lora.compare.comparison_file import (
     COMPARISON,
@@ -16,7 +17,7 @@ from chameleon_lora.compare.comparison_file import (
     ComparisonFile,
     write_comparison,
 )
-from chameleon_lora.compare.points import LoadPoints, PointPurpose, TrafficSpec
+from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.compare.ratios import FIGURES, is_tight, load_ratios, sustained
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
@@ -171,14 +172,14 @@ class Comparison:
         capacity, load_points = self._capacity_per_s, self._plan.load_points
 
         def holds(rate_per_s: float) -> bool:
-            point = load_points.at(PointPurpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
+            point = load_points.at(Purpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
             results.append(running.measure(point, self._slo_s))
             return meets(results[-1], self._slo_s)
 
         known = sorted(
             (run.point.rate_per_s, meets(run, self._slo_s))
             for run in results
-            if is_of(run, PointPurpose.LOAD)
+            if run.point.purpose is Purpose.LOAD
         ) or [(0.7 * capacity, holds(0.7 * capacity))]
         low, high = bracket(known)
         while high is None:
@@ -225,7 +226,7 @@ class Comparison:
         for label in labels:
             p50s: defaultdict[float, list[float]] = defaultdict(list)
             for run in (run for runs in self._results[label].values() for run in runs):
-                if is_of(run, PointPurpose.CLIFF) and (ttft := run.ttft):
+                if run.point.purpose is Purpose.CLIFF and (ttft := run.ttft):
                     p50s[run.point.value].append(ttft.p50_s)
             for value in sorted(p50s):
                 yield CliffPoint(label, value, statistics.median(p50s[value]))

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from chameleon_lora.compare.arm_run import RunResult, is_of
+from chameleon_lora.bench.run_folder import Purpose
+from chameleon_lora.compare.arm_run import RunResult
 from chameleon_lora.compare.comparison_file import Ratio, Sustained
 from chameleon_lora.compare.intervals import Interval, ValuesOf, paired, percentile_ratio, ratio_of
-from chameleon_lora.compare.points import PointPurpose
 from chameleon_lora.metrics.fairness import fairness
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
@@ -123,7 +123,7 @@ def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
 
 
 def _is_load(run: RunResult) -> bool:
-    return is_of(run, PointPurpose.LOAD)
+    return run.point.purpose is Purpose.LOAD
 
 
 def _pairs(

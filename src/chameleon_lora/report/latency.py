@@ -4,6 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile, ratio
 from chameleon_lora.report.page import Section, Sheet
@@ -11,7 +12,6 @@ from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm, search_points
 from chameleon_lora.report.reading import Evidence
 from chameleon_lora.report.run import (
-    Purpose,
     RecordedRun,
     RunFigures,
     median_of,

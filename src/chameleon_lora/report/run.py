@@ -4,23 +4,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.metrics.errors import ErrorCount, by_cause
 from chameleon_lora.metrics.lateness import Lateness, lateness
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.sample import Sample
 from chameleon_lora.metrics.serving import Window
 from chameleon_lora.metrics.summary import Spread, spread
-
-
-class Purpose(Enum):
-    """What a run was made for, as its config.json says."""
-
-    RUN = "run"  # by `chameleon bench`
-    LOAD = "load"  # a share of capacity
-    SEARCH = "search"  # of the highest rate at the objective
-    CLIFF = "cliff"  # active adapters varied
 
 
 @dataclass(frozen=True, slots=True)
