@@ -182,7 +182,7 @@ def _takes_adapters_of(args: argparse.Namespace, trace: tuple[TraceRow, ...]) ->
 
 
 def _traffic(args: argparse.Namespace, trace: tuple[TraceRow, ...]) -> WorkloadSpec:
-    """The traffic; its rate and duration are not the question's (`sim.question`)."""
+    """The traffic; its rate and duration are not the question's (`planning.question`)."""
     is_recorded = _takes_adapters_of(args, trace)
     if is_recorded and (args.popularity or args.alpha):
         raise ConfigError(

@@ -1,6 +1,5 @@
 """The same requests on two or more servers, one after the other, until the ratios are sure."""
 
-import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.compare.ratios import FIGURES, is_tight, load_ratios, sustained
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
+from chameleon_lora.servers.launching import machine
 from chameleon_lora.servers.process import ServerSpec, free_port, running_server
 
 SLO_FACTOR = 5.0
@@ -240,17 +240,3 @@ def bracket(known: Sequence[tuple[float, bool]]) -> tuple[float, float | None]:
         default=0.0,
     )
     return low, high
-
-
-def machine() -> str:
-    """What this ran on, in words."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip()
-            for line in info.read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
-        cpu = f"{len(names)} x {names[0]}" if names else cpu
-    return f"{cpu}, {platform.system()} {platform.release().partition('-')[0]}"

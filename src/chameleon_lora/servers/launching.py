@@ -1,5 +1,6 @@
 """How a server is started: the command lines of stock vLLM and of Chameleon, and what a CPU needs."""
 
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,15 @@ def cpu_server(
     port = free_port()
     variables = {**CPU_ENVIRONMENT, **(environment or {})}
     return ServerSpec(on_port(command, port), port, log, variables, start_limit_s)
+
+
+def machine() -> str:
+    """What servers are started on here, in words."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+    return f"{cpu}, {platform.system()} {platform.release().partition('-')[0]}"
 
 
 _LISTENING = ("--host", "127.0.0.1", "--port", PORT)
