@@ -165,11 +165,12 @@ def _number(rest: Sequence[str], flag: str, otherwise: int) -> int:
     """The value of one of vLLM's flags."""
     for place, word in enumerate(rest):
         name, separator, value = word.partition("=")
-        if name.replace("_", "-") == flag:
-            text = value if separator else (*rest, "")[place + 1]
-            if text.isdecimal() and int(text) > 0:
-                return int(text)
-            raise ConfigError(f"{flag} is {text!r}; give a whole number of 1 or more")
+        if name.replace("_", "-") != flag:
+            continue
+        text = value if separator else (*rest, "")[place + 1]
+        if text.isdecimal() and int(text) > 0:
+            return int(text)
+        raise ConfigError(f"{flag} is {text!r}; give a whole number of 1 or more")
     return otherwise
 
 
