@@ -15,9 +15,9 @@ from chameleon_lora.compare.points import Point, TrafficSpec
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.errors import by_cause
 from chameleon_lora.metrics.objectives import Objective
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import RequestRecord, ttfts_s
 from chameleon_lora.metrics.serving import Window, serving_result
-from chameleon_lora.metrics.summary import Spread, spread, summarise
+from chameleon_lora.metrics.summary import Spread, spread
 from chameleon_lora.workload.named_adapters import card, name_of, ranks_of
 from chameleon_lora.workload.requests import TimedRequest
 
@@ -43,8 +43,7 @@ class RunResult:
     @property
     def ttft(self) -> Spread | None:
         """Times to first token of the completed requests; None if there are none."""
-        completed = (record for record in self.records if record.is_completed)
-        return spread([r.ttft_s for r in completed if r.ttft_s is not None])
+        return spread(ttfts_s(self.records))
 
     @property
     def failed(self) -> int:
@@ -102,7 +101,7 @@ class Running:
         requests = self.traffic.requests_of(
             rate, UNLOADED_REQUESTS / rate, self.traffic.adapters, self.traffic.seed
         )
-        ttft = summarise(run_loop(replay(self._target, requests))).ttft
+        ttft = spread(ttfts_s(run_loop(replay(self._target, requests))))
         if ttft is None:
             raise BenchError(f"{self.arm.label} completed no request of an unloaded run")
         return ttft.mean_s

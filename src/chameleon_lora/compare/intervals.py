@@ -12,7 +12,7 @@ from chameleon_lora.metrics.record import RequestRecord
 DRAWS = 400
 LEVEL = 0.95
 Values = NDArray[np.float64]
-ValuesOf = Callable[[RequestRecord], Sequence[float]]
+ValuesOf = Callable[[Sequence[RequestRecord]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ def paired(
         if record.is_completed and record.index in on_other
     ]
     return Pair(
-        tuple(np.asarray(values_of(one), dtype=np.float64) for one, _ in both),
-        tuple(np.asarray(values_of(two), dtype=np.float64) for _, two in both),
+        tuple(np.asarray(values_of([one]), dtype=np.float64) for one, _ in both),
+        tuple(np.asarray(values_of([two]), dtype=np.float64) for _, two in both),
     )
 
 

@@ -9,7 +9,7 @@ from chameleon_lora.compare.arm_run import RunResult
 from chameleon_lora.compare.comparison_file import Ratio, Sustained
 from chameleon_lora.compare.intervals import Interval, ValuesOf, paired, percentile_ratio, ratio_of
 from chameleon_lora.metrics.fairness import fairness
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import token_gaps_s, ttfts_s
 from chameleon_lora.metrics.summary import percentile
 
 Repeats = Mapping[int, Sequence[RunResult]]
@@ -34,17 +34,9 @@ class FigureSpec:
     decides: bool = False
 
 
-def _ttft(record: RequestRecord) -> Sequence[float]:
-    return () if record.ttft_s is None else (record.ttft_s,)
-
-
-def _gaps(record: RequestRecord) -> Sequence[float]:
-    return record.token_gaps_s
-
-
 def _percentile_of(values_of: ValuesOf, percent: float) -> OfRun:
     def of_run(result: RunResult) -> float | None:
-        values = [value for r in result.records if r.is_completed for value in values_of(r)]
+        values = values_of(result.records)
         return percentile(values, percent) if values else None
 
     return of_run
@@ -60,16 +52,18 @@ def _unfairness(result: RunResult) -> float | None:
 
 
 FIGURES = (
-    FigureSpec("ttft_p50", "P50 time to first token", _percentile_of(_ttft, 50.0), _ttft, 50.0),
+    FigureSpec("ttft_p50", "P50 time to first token", _percentile_of(ttfts_s, 50.0), ttfts_s, 50.0),
     FigureSpec(
         "ttft_p99",
         "P99 time to first token",
-        _percentile_of(_ttft, 99.0),
-        _ttft,
+        _percentile_of(ttfts_s, 99.0),
+        ttfts_s,
         99.0,
         decides=True,
     ),
-    FigureSpec("itl_p99", "P99 time between tokens", _percentile_of(_gaps, 99.0), _gaps, 99.0),
+    FigureSpec(
+        "itl_p99", "P99 time between tokens", _percentile_of(token_gaps_s, 99.0), token_gaps_s, 99.0
+    ),
     FigureSpec("output_throughput", "output tokens/s", _output_throughput),
     FigureSpec("fairness", "worst adapter's P99 TTFT over the median adapter's", _unfairness),
 )
