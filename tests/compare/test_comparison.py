@@ -17,8 +17,14 @@ from chameleon_lora.compare.comparison import (
     ComparisonPlan,
     bracket,
 )
-from chameleon_lora.compare.comparison_file import COMPARISON, ComparisonFile, read_comparison
+from chameleon_lora.compare.comparison_file import (
+    COMPARISON,
+    FIGURES,
+    ComparisonFile,
+    read_comparison,
+)
 from chameleon_lora.compare.points import LoadPoints, Point, TrafficSpec
+from chameleon_lora.compare.ratios import SPECS
 from chameleon_lora.errors import BenchError
 from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest
@@ -277,6 +283,11 @@ def test_a_bracket_begins_at_what_is_known(
 ) -> None:
     """Below the lowest load that failed; a load that held above one that failed counts for nothing."""
     assert expected == bracket(known)
+
+
+def test_every_figure_is_taken() -> None:
+    """In the order in which tables have them."""
+    assert [figure.name for figure in FIGURES] == [spec.name for spec in SPECS]
 
 
 def test_points_are_named_after_what_they_are() -> None:

@@ -11,13 +11,14 @@ from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_o
 from chameleon_lora.compare.arms import Arm, differences
 from chameleon_lora.compare.comparison_file import (
     COMPARISON,
+    FIGURES,
     CliffPoint,
     ComparedArm,
     ComparisonFile,
     write_comparison,
 )
 from chameleon_lora.compare.points import LoadPoints, TrafficSpec
-from chameleon_lora.compare.ratios import FIGURES, is_tight, load_ratios, sustained
+from chameleon_lora.compare.ratios import is_tight, load_ratios, sustained
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
 from chameleon_lora.servers.launching import machine

@@ -13,6 +13,25 @@ COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """What arms are compared by: its name in files, and what people read."""
+
+    name: str
+    text: str
+    is_in_seconds: bool = False
+    is_more_better: bool = False
+
+
+FIGURES = (
+    Figure("ttft_p50", "P50 time to first token", is_in_seconds=True),
+    Figure("ttft_p99", "P99 time to first token", is_in_seconds=True),
+    Figure("itl_p99", "P99 time between tokens", is_in_seconds=True),
+    Figure("output_throughput", "output tokens/s", is_more_better=True),
+    Figure("fairness", "worst adapter's P99 TTFT over the median adapter's"),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class ComparedArm:
     """One server.
 

@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
-from chameleon_lora.compare.comparison_file import CliffPoint, ComparisonFile, Ratio, Sustained
-from chameleon_lora.compare.ratios import FIGURES
+from chameleon_lora.compare.comparison_file import (
+    FIGURES,
+    CliffPoint,
+    ComparisonFile,
+    Figure,
+    Ratio,
+    Sustained,
+)
 
 MISSING = "-"
-SECONDS = ("ttft_p50", "ttft_p99", "itl_p99")
 
 
 def comparison_table(found: ComparisonFile) -> str:
@@ -37,8 +42,8 @@ def _load_table(base: str, point: float, ratios: Sequence[Ratio]) -> str:
         found = {ratio.label: ratio for ratio in here if ratio.figure == figure.name}
         if found:
             first = next(iter(found.values()))
-            cells = [_value(figure.name, first.base)]
-            cells += [_compared(found.get(label)) for label in labels]
+            cells = [_value(figure, first.base)]
+            cells += [_compared(figure, found.get(label)) for label in labels]
             lines.append(_row(figure.text, *cells))
     return "\n".join(lines)
 
@@ -75,15 +80,14 @@ def _cliff_table(labels: Sequence[str], cliff: Sequence[CliffPoint]) -> str:
     return "\n".join(lines)
 
 
-def _compared(ratio: Ratio | None) -> str:
+def _compared(figure: Figure, ratio: Ratio | None) -> str:
     if ratio is None:
         return MISSING
-    value = _value(ratio.figure, ratio.value)
-    return f"{value}, {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{_value(figure, ratio.value)}, {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def _value(figure: str, value: float) -> str:
-    return f"{value * 1e3:,.0f} ms" if figure in SECONDS else f"{value:,.2f}"
+def _value(figure: Figure, value: float) -> str:
+    return f"{value * 1e3:,.0f} ms" if figure.is_in_seconds else f"{value:,.2f}"
 
 
 def _row(*cells: str) -> str:

@@ -18,16 +18,16 @@ OfRun = Callable[[RunResult], float | None]
 
 @dataclass(frozen=True, slots=True)
 class FigureSpec:
-    """One figure of a run.
+    """How a figure is taken of a run.
 
     Attributes:
+        name: of one of `comparison_file.FIGURES`.
         percent: which percentile of the requests' `values_of` it is; None for figures of a whole
             run, whose intervals draw repeats only.
         decides: whether repeats go on until its interval is narrow.
     """
 
     name: str
-    text: str
     of_run: OfRun
     values_of: ValuesOf | None = None
     percent: float | None = None
@@ -51,21 +51,12 @@ def _unfairness(result: RunResult) -> float | None:
     return None if found is None else found.worst_over_median
 
 
-FIGURES = (
-    FigureSpec("ttft_p50", "P50 time to first token", _percentile_of(ttfts_s, 50.0), ttfts_s, 50.0),
-    FigureSpec(
-        "ttft_p99",
-        "P99 time to first token",
-        _percentile_of(ttfts_s, 99.0),
-        ttfts_s,
-        99.0,
-        decides=True,
-    ),
-    FigureSpec(
-        "itl_p99", "P99 time between tokens", _percentile_of(token_gaps_s, 99.0), token_gaps_s, 99.0
-    ),
-    FigureSpec("output_throughput", "output tokens/s", _output_throughput),
-    FigureSpec("fairness", "worst adapter's P99 TTFT over the median adapter's", _unfairness),
+SPECS = (
+    FigureSpec("ttft_p50", _percentile_of(ttfts_s, 50.0), ttfts_s, 50.0),
+    FigureSpec("ttft_p99", _percentile_of(ttfts_s, 99.0), ttfts_s, 99.0, decides=True),
+    FigureSpec("itl_p99", _percentile_of(token_gaps_s, 99.0), token_gaps_s, 99.0),
+    FigureSpec("output_throughput", _output_throughput),
+    FigureSpec("fairness", _unfairness),
 )
 
 
@@ -79,7 +70,7 @@ def load_ratios(labels: Sequence[str], results: Mapping[str, Repeats]) -> tuple[
         ratio
         for label in labels[1:]
         for point in points
-        for figure in FIGURES
+        for figure in SPECS
         if (ratio := _ratio(figure, label, point, _pairs(results, base, label, point)))
     )
 
@@ -111,7 +102,7 @@ def _sustained(label: str, mine: Mapping[int, float], base: Mapping[int, float])
 
 def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
     """Is every interval that decides within `width` of its ratio? False without any."""
-    deciding = {figure.name for figure in FIGURES if figure.decides}
+    deciding = {figure.name for figure in SPECS if figure.decides}
     wide = [(r.high - r.low) / r.ratio for r in ratios if r.figure in deciding and r.ratio]
     return bool(wide) and max(wide) <= width
 
