@@ -68,3 +68,13 @@ def test_the_port_is_put_in_last(served: ServedModel) -> None:
     spec = cpu_server(chameleon_command(served), Path("log"), RUNTIME_LOADING)
     assert str(spec.port) == spec.command[spec.command.index("--port") + 1]
     assert {**CPU_ENVIRONMENT, **RUNTIME_LOADING} == spec.environment
+
+
+def test_a_stock_server_is_given_what_chameleon_finds(tmp_path: Path) -> None:
+    """Hidden folders, and links that lead out of the folder, are no adapters."""
+    for name in ("inside/seen", "inside/.hidden", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
+    served = ServedModel.of(tmp_path, tmp_path / "inside", EngineShape())
+    assert ("seen",) == served.adapters
