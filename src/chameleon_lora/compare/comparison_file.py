@@ -27,7 +27,7 @@ FIGURES = (
     Figure("ttft_p99", "P99 time to first token", is_in_seconds=True),
     Figure("itl_p99", "P99 time between tokens", is_in_seconds=True),
     Figure("output_throughput", "output tokens/s", is_more_better=True),
-    Figure("fairness", "worst adapter's P99 TTFT over the median adapter's"),
+    Figure("fairness", "worst P99 over median P99"),
 )
 
 
