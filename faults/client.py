@@ -16,32 +16,27 @@ from chameleon_lora.bench.server_pages import read_gauges
 from chameleon_lora.metrics.errors import Cause
 from faults.greedy_request import GreedyRequest, Reply, reply_of
 
-PATIENCE_S = 120.0
+PATIENCE_S = 120.0  # what has not ended by then is given up, which counts as lost
 POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks one server.
-
-    Attributes:
-        patience_s: what has not ended by then is given up, which counts as lost.
-    """
+    """Asks one server."""
 
     session: aiohttp.ClientSession
     url: str
-    patience_s: float = PATIENCE_S
 
     async def ask(self, asked: GreedyRequest, answer: Answer | None = None) -> Reply:
         """The reply, whatever it is; `answer` shows it as it comes."""
         answer = answer or Answer()
         began_s = now_s()
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(PATIENCE_S):
                 request = asked.request()
                 await stream_completion(self.session, self.url, request, answer, now_s)
         except TimeoutError:
-            answer.error = Cause.GIVEN_UP.error(f"no whole answer after {self.patience_s:g} s")
+            answer.error = Cause.GIVEN_UP.error(f"no whole answer after {PATIENCE_S:g} s")
         return reply_of(asked, answer, began_s, now_s())
 
     async def ask_all(self, questions: Iterable[GreedyRequest]) -> list[Reply]:

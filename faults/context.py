@@ -85,11 +85,11 @@ class FaultContext:
         for name in SERVED:
             await self.client.ask(GreedyRequest(name, SEEDS[0], 1))
 
-    async def mended(self, name: str, path: Path, number: int = VICTIM) -> bool:
+    async def mended(self, name: str, path: Path) -> bool:
         """Whether it is served right after it was loaded anew."""
         await self.client.unload(name)
         await self.client.load(name, path)
-        return await self.is_right(name, number)
+        return await self.is_right(name, VICTIM)
 
     async def is_right(self, name: str, number: int | None) -> bool:
         """Whether one question to an adapter of these weights is answered right."""

@@ -55,9 +55,9 @@ class FaultInjector:
             yield
 
     @contextlib.contextmanager
-    def failing(self, match: str, error: int = errno.EIO) -> Iterator[None]:
-        """While the block runs, reading a file whose path holds `match` fails with this errno."""
-        with self._set(0.0, 0.0, error, match):
+    def failing(self, match: str) -> Iterator[None]:
+        """While the block runs, reading a file whose path holds `match` fails with EIO."""
+        with self._set(0.0, 0.0, errno.EIO, match):
             yield
 
     @contextlib.contextmanager

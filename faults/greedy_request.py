@@ -10,6 +10,7 @@ from chameleon_lora.bench.completion import CompletionRequest, token_prompt
 from chameleon_lora.metrics.errors import Cause
 
 TEXT_IDS = (3, 512)  # of the tiny model: those before are special
+PROMPT_TOKENS = 12
 UNFINISHED = "it ended without [DONE]"
 
 
@@ -20,11 +21,10 @@ class GreedyRequest:
     model: str
     seed: int
     tokens: int
-    prompt_tokens: int = 12
 
     def request(self) -> CompletionRequest:
         """In the server's words."""
-        prompt = token_prompt(random.Random(self.seed), self.prompt_tokens, TEXT_IDS)
+        prompt = token_prompt(random.Random(self.seed), PROMPT_TOKENS, TEXT_IDS)
         return CompletionRequest(self.model, prompt, self.tokens, returns_ids=True)
 
 

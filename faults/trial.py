@@ -55,10 +55,10 @@ RULE = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"
 SAID_CHARACTERS = 90
 
 
-async def try_fault(fault: Fault, context: FaultContext, streams: int = STREAMS) -> FaultRow:
+async def try_fault(fault: Fault, context: FaultContext) -> FaultRow:
     """Inflicts it on a server whose load runs from before it until after it."""
     stops = fault.ends_server
-    load = SteadyLoad(context.client, context.questions(), streams, stops_when_told=stops)
+    load = SteadyLoad(context.client, context.questions(), STREAMS, stops_when_told=stops)
     async with load.running():
         in_flight, inflicted_s = load.in_flight, now_s()
         outcome = await _inflicted(fault, context)

@@ -37,7 +37,7 @@ def ensure_model(work: Path, shape: Shape, *, has_weights: bool) -> Path:
 
 
 def ensure_adapters(
-    work: Path, model: Path, ranks: Sequence[int], dtype: str, *, scale: float, processes: int = 0
+    work: Path, model: Path, ranks: Sequence[int], dtype: str, *, scale: float
 ) -> list[Path]:
     """One adapter for each of `ranks`, named in this order; those that are there are kept."""
     root = adapters_of(work, model)
@@ -49,7 +49,7 @@ def ensure_adapters(
         if not path.is_dir()
     ]
     if missing:
-        workers = min(processes or os.cpu_count() or 1, len(missing))
+        workers = min(os.cpu_count() or 1, len(missing))
         with ProcessPoolExecutor(workers) as pool:
             list(pool.map(_make, *zip(*missing, strict=True)))
     return wanted

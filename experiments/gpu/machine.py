@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from chameleon_lora.compare.comparison import machine
 from chameleon_lora.engine_vllm.hooks import require_targets
 from chameleon_lora.errors import BenchError
+from chameleon_lora.servers.launching import machine
 from experiments.gpu.outcome import StageResults
 from experiments.gpu.scale import RunOptions
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.cli.demo import add_parser, demo_command
+from chameleon_lora.cli.main import main
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -59,6 +60,6 @@ def test_a_folder_that_exists_is_not_written_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An earlier run is not mixed with this one: exit code 2, and why."""
-    assert demo_command(parse("--out", str(tmp_path))) == 2
+    assert 2 == main(["demo", "--out", str(tmp_path)])
     assert f"{tmp_path} exists already" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

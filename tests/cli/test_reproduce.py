@@ -152,4 +152,4 @@ def test_jobs_are_one_or_more(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["reproduce", "--jobs", "0"])
     assert 2 == caught.value.code
-    assert "0 is not 1 or more" in capsys.readouterr().err
+    assert "whole number of 1 or more" in capsys.readouterr().err

@@ -10,16 +10,21 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.bench.run_folder import read_config, read_records
+from chameleon_lora.bench.run_folder import Purpose, read_config, read_records
 from chameleon_lora.compare.arms import Arm
 from chameleon_lora.compare.comparison import (
     Comparison,
     ComparisonPlan,
-    ComparisonResult,
     bracket,
 )
-from chameleon_lora.compare.comparison_file import COMPARISON, CliffPoint, read_comparison
-from chameleon_lora.compare.points import LoadPoints, Point, PointPurpose, TrafficSpec
+from chameleon_lora.compare.comparison_file import (
+    COMPARISON,
+    FIGURES,
+    ComparisonFile,
+    read_comparison,
+)
+from chameleon_lora.compare.points import LoadPoints, Point, TrafficSpec
+from chameleon_lora.compare.ratios import SPECS
 from chameleon_lora.errors import BenchError
 from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest
@@ -67,7 +72,7 @@ def plan(folder: Path, **fields: Any) -> ComparisonPlan:
 
 def run(
     asked: ComparisonPlan, clock: Iterator[float] | None = None
-) -> tuple[ComparisonResult, list[str]]:
+) -> tuple[ComparisonFile, list[str]]:
     """What came out, and what was said."""
     said: list[str] = []
     ticks = clock or itertools.repeat(0.0)
@@ -79,7 +84,7 @@ class Done:
     """A comparison that was run to its end."""
 
     folder: Path
-    result: ComparisonResult
+    result: ComparisonFile
     said: list[str]
 
 
@@ -145,9 +150,7 @@ def test_comparison_json_says_what_differs(done: Done) -> None:
 def test_what_is_written_is_read_as_it_was(done: Done) -> None:
     """By whoever makes a report of it."""
     found = read_comparison(done.folder / COMPARISON)
-    assert (done.result.ratios, done.result.sustained) == (found.ratios, found.sustained)
-    assert (done.result.slo_s, done.result.failed) == (found.slo_ttft_s, found.failed)
-    assert tuple(CliffPoint(*point) for point in done.result.cliff) == found.cliff
+    assert done.result == found
     assert ["slow", "fast"] == [each.label for each in found.arms]
 
 
@@ -172,7 +175,7 @@ def test_capacity_and_objective_are_measured_on_the_base(tmp_path: Path) -> None
     )
     result, said = run(asked)
     assert result.capacity_per_s > 0.0
-    assert 0.0 < result.slo_s < 60.0
+    assert 0.0 < result.slo_ttft_s < 60.0
     assert any(line.startswith("slow's capacity is") for line in said)
 
 
@@ -197,7 +200,7 @@ def test_the_cliff_asks_for_more_and_more_adapters(tmp_path: Path) -> None:
     ]
     assert [{"a"}, {"a", "b", "c"}] == named
     assert [("slow", 0.5), ("slow", 1.5), ("fast", 0.5), ("fast", 1.5)] == [
-        (label, value) for label, value, _ in result.cliff
+        (point.label, point.active_over_slots) for point in result.cliff
     ]
 
 
@@ -282,6 +285,11 @@ def test_a_bracket_begins_at_what_is_known(
     assert expected == bracket(known)
 
 
+def test_every_figure_is_taken() -> None:
+    """In the order in which tables have them."""
+    assert [figure.name for figure in FIGURES] == [spec.name for spec in SPECS]
+
+
 def test_points_are_named_after_what_they_are() -> None:
     """Folders tell purpose and value."""
-    assert "load-1.05" == Point(PointPurpose.LOAD, 1.05, 10.0, 3, 1.05).name
+    assert "load-1.05" == Point(Purpose.LOAD, 1.05, 10.0, 3, 1.05).name

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.bench.run_folder import read_records
-from chameleon_lora.compare.comparison import Comparison, ComparisonResult
-from chameleon_lora.compare.comparison_file import COMPARISON
+from chameleon_lora.compare.comparison import Comparison
+from chameleon_lora.compare.comparison_file import COMPARISON, ComparisonFile
 from chameleon_lora.compare.demo import LOAD, SHAPE, DemoModel, DemoOptions, demo_plan
 from chameleon_lora.errors import BenchError
 from chameleon_lora.servers.tiny_model import RANKS
@@ -37,7 +37,7 @@ def options(tmp_path: Path) -> DemoOptions:
     )
 
 
-def run(options: DemoOptions) -> ComparisonResult:
+def run(options: DemoOptions) -> ComparisonFile:
     """What such a demo finds."""
     return Comparison(demo_plan(options, COMMAND), lambda: 0.0, lambda _: None).run()
 

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from chameleon_lora.compare.intervals import Interval, Pair, paired, percentile_ratio, ratio_of
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import RequestRecord, ttfts_s
 from tests.metrics.records import record
-
-
-def ttft(one: RequestRecord) -> Sequence[float]:
-    """What is compared."""
-    return () if one.ttft_s is None else (one.ttft_s,)
 
 
 def run(ttfts_s: Sequence[float], failed: frozenset[int] = frozenset()) -> list[RequestRecord]:
@@ -25,7 +20,7 @@ def run(ttfts_s: Sequence[float], failed: frozenset[int] = frozenset()) -> list[
 
 def pair(base: Sequence[float], other: Sequence[float]) -> Pair:
     """Two runs of the same requests."""
-    return paired(run(base), run(other), ttft)
+    return paired(run(base), run(other), ttfts_s)
 
 
 def sure(interval: Interval | None) -> Interval:
@@ -44,7 +39,9 @@ def test_twice_as_long_for_every_request_is_a_ratio_of_two_beyond_doubt() -> Non
 
 def test_requests_that_failed_on_either_server_are_left_out() -> None:
     """Of four, the first failed here and the last there."""
-    found = paired(run([9.0, 1.0, 2.0, 9.0], frozenset({0})), run([1.0] * 4, frozenset({3})), ttft)
+    found = paired(
+        run([9.0, 1.0, 2.0, 9.0], frozenset({0})), run([1.0] * 4, frozenset({3})), ttfts_s
+    )
     assert ([1.0, 2.0], [1.0, 1.0]) == (
         [float(v[0]) for v in found.base],
         [float(v[0]) for v in found.other],

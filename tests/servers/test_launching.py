@@ -9,7 +9,6 @@ from chameleon_lora.servers.launching import (
     RUNTIME_LOADING,
     EngineShape,
     ServedModel,
-    adapter_names,
     chameleon_command,
     cpu_server,
     on_port,
@@ -32,7 +31,7 @@ def served(tmp_path: Path) -> ServedModel:
 def test_adapters_take_the_ranks_in_turn(served: ServedModel) -> None:
     """Four adapters of ranks 4, 8, 16, 4, in the order of their names."""
     expected = [f"adapter-{i:03d}-r{(*RANKS, RANKS[0])[i]}" for i in range(4)]
-    assert expected == list(served.adapters) == list(adapter_names(served.adapters_dir))
+    assert expected == list(served.adapters)
 
 
 def test_adapters_are_made_once(served: ServedModel, tmp_path: Path) -> None:
@@ -69,3 +68,13 @@ def test_the_port_is_put_in_last(served: ServedModel) -> None:
     spec = cpu_server(chameleon_command(served), Path("log"), RUNTIME_LOADING)
     assert str(spec.port) == spec.command[spec.command.index("--port") + 1]
     assert {**CPU_ENVIRONMENT, **RUNTIME_LOADING} == spec.environment
+
+
+def test_a_stock_server_is_given_what_chameleon_finds(tmp_path: Path) -> None:
+    """Hidden folders, and links that lead out of the folder, are no adapters."""
+    for name in ("inside/seen", "inside/.hidden", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
+    served = ServedModel.of(tmp_path, tmp_path / "inside", EngineShape())
+    assert ("seen",) == served.adapters

@@ -3,12 +3,14 @@
 import csv
 import gzip
 import lzma
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.workload.lengths import AZURE_CONVERSATION, representative_pairs
+from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthPair
 from chameleon_lora.workload.trace import TraceRow, read_trace, recorded_rate_per_s
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -57,6 +59,40 @@ def test_a_malformed_row_is_told_with_its_line(tmp_path: Path, line: str, messag
     with pytest.raises(ConfigError, match=message) as caught:
         read(tmp_path, f"{HEADER}{FIRST}{line}\n")
     assert "trace.csv', line 3" in str(caught.value)
+
+
+def representative_pairs(lengths: Sequence[LengthPair], bins: int) -> tuple[LengthPair, ...]:
+    """`bins` * `bins` equally likely pairs that stand for the joint distribution of `lengths`.
+
+    The requests are cut into `bins` equal groups by input, each of these into `bins` equal groups
+    by output; a pair is its group's mean, rounded. So the means of both lengths and the dependence
+    of output on input are kept, while the outermost tails are drawn in to their group's mean.
+    Needs at least bins * bins lengths.
+    """
+    pairs: list[LengthPair] = []
+    for column in _equal_groups(sorted(lengths), bins):
+        for cell in _equal_groups(sorted(column, key=lambda pair: (pair[1], pair[0])), bins):
+            inputs, outputs = zip(*cell, strict=True)
+            pairs.append((round(sum(inputs) / len(cell)), round(sum(outputs) / len(cell))))
+    return tuple(pairs)
+
+
+def _equal_groups(ordered: Sequence[LengthPair], groups: int) -> Iterator[Sequence[LengthPair]]:
+    """Consecutive runs of `ordered` whose sizes differ by at most one."""
+    cuts = [len(ordered) * index // groups for index in range(groups + 1)]
+    for start, end in pairwise(cuts):
+        yield ordered[start:end]
+
+
+def test_groups_of_one_stand_for_themselves() -> None:
+    """Four requests in 2 x 2 groups: halves by input, each ordered by output."""
+    rows = [(40, 3), (2, 10), (30, 4), (1, 20)]
+    assert ((2, 10), (1, 20), (40, 3), (30, 4)) == representative_pairs(rows, 2)
+
+
+def test_a_pair_is_its_groups_mean() -> None:
+    """One group of three requests gives the mean of both lengths."""
+    assert ((3, 20),) == representative_pairs([(1, 30), (2, 10), (6, 20)], 1)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +13,12 @@ from hypothesis import strategies as st
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.workload.foretold import (
-    HALVES,
     SSJF_CLASSES,
+    SSJF_CUTS_TOKENS,
     SSJF_ERRORS,
     LengthClasses,
     OutputGuess,
     bert_like,
-    count_errors,
     noisy_oracle,
     oracle,
     per_request,
@@ -26,6 +26,7 @@ from chameleon_lora.workload.foretold import (
 )
 from chameleon_lora.workload.requests import TimedRequest
 
+HALVES = (0.5,)
 LENGTHS = tuple(range(1, 1001))
 HEADER = ",output_token_length,predicted_length,latency,model\n"
 
@@ -121,6 +122,14 @@ def test_a_request_is_foretold_the_same_in_any_order() -> None:
     assert forwards == backwards
     other = per_request(bert_like(LENGTHS), seed=6)
     assert list(forwards.values()) != [other(request) for request in requests]
+
+
+def count_errors(predictions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    """How often each true class (rows) was given each class (columns)."""
+    counts = [[0] * len(SSJF_ERRORS) for _ in SSJF_ERRORS]
+    for output_tokens, predicted in predictions:
+        counts[bisect_right(SSJF_CUTS_TOKENS, output_tokens)][predicted] += 1
+    return tuple(tuple(row) for row in counts)
 
 
 def test_predictions_are_read_and_counted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lengths: drawn, scaled, fitted to memory."""
+"""Lengths: drawn and scaled."""
 
 import random
 
@@ -10,8 +10,6 @@ from chameleon_lora.workload.lengths import (
     LengthScale,
     draw_lengths,
     draw_places,
-    factor_for_memory,
-    representative_pairs,
 )
 
 
@@ -47,39 +45,8 @@ def test_limits_without_a_length_are_refused(limits: tuple[int, int]) -> None:
         LengthScale(1.0, limits)
 
 
-def test_groups_of_one_stand_for_themselves() -> None:
-    """Four requests in 2 x 2 groups: halves by input, each ordered by output."""
-    rows = [(40, 3), (2, 10), (30, 4), (1, 20)]
-    assert ((2, 10), (1, 20), (40, 3), (30, 4)) == representative_pairs(rows, 2)
-
-
-def test_a_pair_is_its_groups_mean() -> None:
-    """One group of three requests gives the mean of both lengths."""
-    assert ((3, 20),) == representative_pairs([(1, 30), (2, 10), (6, 20)], 1)
-
-
 def test_places_are_drawn_once_before_any_comes_again() -> None:
     """Seven draws of three places: two whole rounds and one more."""
     drawn = draw_places(3, 7, random.Random(2))
     assert [0, 1, 2] == sorted(drawn[:3]) == sorted(drawn[3:6])
     assert 7 == len(drawn)
-
-
-def test_a_factor_fits_lengths_to_memory() -> None:
-    """At 2 requests/s and 0.1 s a token, (100, 20) holds 110 tokens for 2 s: 440 of them in all.
-
-    Memory for 110 takes half of both lengths: 55 tokens for 1 s, twice a second.
-    """
-    assert pytest.approx(1.0) == factor_for_memory([(100, 20)], 440.0, 2.0, 0.1)
-    assert pytest.approx(0.5) == factor_for_memory([(100, 20)], 110.0, 2.0, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "kv_tokens", "rate"), [([], 9.0, 1.0), ([(9, 0)], 9.0, 1.0), ([(9, 9)], 0.0, 1.0)]
-)
-def test_lengths_that_hold_nothing_have_no_factor(
-    pairs: list[tuple[int, int]], kv_tokens: float, rate: float
-) -> None:
-    """No lengths, no output, or no memory."""
-    with pytest.raises(ConfigError, match=f"no factor makes {len(pairs)} lengths"):
-        factor_for_memory(pairs, kv_tokens, rate, 0.1)

@@ -96,15 +96,12 @@ _NO_CONFIG = PeftConfig(
 )
 
 
-def inspect_adapter(
-    path: Path, limits: AdapterLimits | None = None, root: Path | None = None
-) -> AdapterInfo:
+def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
     """What the folder holds, with every problem found; never raises for what is on disk.
 
-    Reads the configuration and the safetensors header, never the weights. With `root`, a real path,
-    neither is read from a place outside it.
+    Reads the configuration and the safetensors header, never the weights.
     """
-    info, over = _inspect(path, limits, root)
+    info, over = _inspect(path, limits, None)
     return dataclasses.replace(info, problems=(*info.problems, *over))
 
 

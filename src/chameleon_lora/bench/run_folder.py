@@ -3,17 +3,27 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from chameleon_lora.errors import BenchError
+from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.sample import Sample
 
 CONFIG, RECORDS, SUMMARY, SAMPLES = "config.json", "records.jsonl", "summary.json", "samples.jsonl"
 _Line = TypeVar("_Line", RequestRecord, Sample)
+
+
+class Purpose(Enum):
+    """What a run was made for, as its config.json says."""
+
+    RUN = "run"  # by itself
+    LOAD = "load"  # at a share of the base arm's capacity
+    SEARCH = "search"  # for the highest load that meets the objective
+    CLIFF = "cliff"  # with so many adapters for each slot
 
 
 def write_run(
@@ -67,6 +77,19 @@ def read_samples(folder: Path) -> tuple[Sample, ...]:
     if not path.exists():
         return ()
     return _read_lines(path, Sample, "a sample")
+
+
+def folder_for(out: Path | None, name: str) -> Path:
+    """The folder that a user asked for, not there yet; where none was, a new one that is made.
+
+    Raises:
+        ConfigError: `out` exists.
+    """
+    if out is None:
+        return new_folder(Path("runs"), name)
+    if out.exists():
+        raise ConfigError(f"{out} exists already and is not overwritten; name another folder")
+    return out
 
 
 def new_folder(parent: Path, name: str) -> Path:

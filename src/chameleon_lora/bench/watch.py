@@ -146,12 +146,14 @@ class _Watch:
         if route in self._missing:
             return None
         with contextlib.suppress(aiohttp.ClientError, OSError, ValueError):
-            async with asyncio.timeout(self._limit_s):
-                async with self._session.get(f"{self._base_url}{path}") as response:
-                    if response.status == HTTPStatus.NOT_FOUND:
-                        self._missing.add(route)
-                    elif response.status == HTTPStatus.OK:
-                        return read(await response.read())
+            async with (
+                asyncio.timeout(self._limit_s),
+                self._session.get(f"{self._base_url}{path}") as response,
+            ):
+                if response.status == HTTPStatus.OK:
+                    return read(await response.read())
+                if response.status == HTTPStatus.NOT_FOUND:
+                    self._missing.add(route)
         return None
 
 

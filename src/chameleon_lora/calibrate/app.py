@@ -10,7 +10,6 @@ from chameleon_lora.adapters.make import ModelDims, make_adapters
 from chameleon_lora.bench.replay import Target
 from chameleon_lora.calibrate.fit import MeasuredCopy, MeasuredStep, StepFit, fit_link, fit_steps
 from chameleon_lora.calibrate.traffic import ALONE, Scope, outside_s, send_alone, send_waves
-from chameleon_lora.compare.comparison import machine
 from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import (
     CopyRow,
@@ -25,6 +24,7 @@ from chameleon_lora.servers.launching import (
     ServedModel,
     chameleon_command,
     cpu_server,
+    machine,
     stock_command,
 )
 from chameleon_lora.servers.process import running_server

@@ -5,4 +5,9 @@ something is wrong with what was looked at. `main` tells a ChameleonError that i
 with 2: the arguments cannot be used.
 """
 
-__all__: list[str] = []
+import sys
+
+
+def say(line: str) -> None:
+    """A line on stderr, at once: how far a command is, or what is wrong."""
+    print(line, file=sys.stderr, flush=True)

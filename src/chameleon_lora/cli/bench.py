@@ -17,11 +17,10 @@ from chameleon_lora.bench.printed import (
     sweep_lines,
 )
 from chameleon_lora.bench.replay import Progress
-from chameleon_lora.bench.run_folder import new_folder
+from chameleon_lora.bench.run_folder import folder_for
 from chameleon_lora.cli.bench_plan import RATE_PER_S, planned
 from chameleon_lora.cli.option_types import count, not_negative, positive
 from chameleon_lora.cli.traffic import add_traffic_options
-from chameleon_lora.errors import ConfigError
 from chameleon_lora.metrics.objectives import Objective
 
 DURATION_S, WARMUP_S, PATIENCE_S = 60.0, 5.0, 120.0
@@ -58,13 +57,11 @@ def bench_command(args: argparse.Namespace) -> int:
     Raises:
         ChameleonError: asked for wrongly, or no server there.
     """
-    if args.out is not None and args.out.exists():
-        raise ConfigError(f"{args.out} exists already and is not overwritten; name another one")
     plan = planned(args)
+    out = folder_for(args.out, "bench")
     live = LiveLine(sys.stderr)
     for note in plan.notes:
         live.say(f"chameleon bench: {printable(note)}")
-    out = args.out or new_folder(Path("runs"), "bench")
     done: list[Measured] = []
     for run in plan.runs:
         folder = out if len(plan.runs) == 1 else out / f"rate-{run.rate_per_s:g}"

@@ -20,11 +20,12 @@ from chameleon_lora.bench.discovery import (
 )
 from chameleon_lora.bench.measuring import BenchRun
 from chameleon_lora.bench.replay import Target, bearer
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.cli.traffic import traffic_of
 from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.objectives import Objective, Objectives
 from chameleon_lora.metrics.serving import Window
-from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
+from chameleon_lora.workload.named_adapters import NamedAdapter, card, name_of, ranks_of
 from chameleon_lora.workload.requests import TimedRequest
 from chameleon_lora.workload.traffic import Traffic
 
@@ -164,12 +165,12 @@ def _objectives(args: argparse.Namespace) -> Objectives:
 def _run(args: argparse.Namespace, shared: _Shared, rate_per_s: float) -> BenchRun:
     """One rate's run; its folder is named later."""
     requests, duration_s = _requests(args, shared, rate_per_s)
-    window = Window(args.warmup, duration_s, shared.objectives, _ranks(shared.adapters))
+    window = Window(args.warmup, duration_s, shared.objectives, ranks_of(shared.adapters))
     label = args.label or args.base_url.partition("://")[2]
     workload = shared.traffic.described()
     config = {
         "label": label,
-        "purpose": "run",
+        "purpose": Purpose.RUN.value,
         "repeat": 0,
         "load": None,
         "rate_per_s": rate_per_s,
@@ -177,10 +178,7 @@ def _run(args: argparse.Namespace, shared: _Shared, rate_per_s: float) -> BenchR
         "duration_s": duration_s,
         "warmup_s": args.warmup,
         "slo_ttft_s": shared.objectives.get(Objective.TTFT),
-        "adapters": [
-            {"name": name_of(adapter), "rank": window.ranks.get(name_of(adapter))}
-            for adapter in shared.adapters
-        ],
+        "adapters": [card(adapter) for adapter in shared.adapters],
         "active_adapters": len(shared.adapters),
         "slots": None,
         "command": command_line(sys.argv[1:]),
@@ -229,10 +227,6 @@ def _requests(
         return requests, duration_s
     last = counted[wanted - 1]
     return requests[: last.index + 1], math.nextafter(last.arrival_s, math.inf)
-
-
-def _ranks(adapters: Adapters) -> dict[str, int]:
-    return {adapter.name: adapter.rank for adapter in adapters if isinstance(adapter, NamedAdapter)}
 
 
 def _described(target: Target) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """`chameleon calibrate`: a simulator's profile from runs of the engine on this machine."""
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 from chameleon_lora.calibrate.app import check_request, fitted, measure, prepare, summary
+from chameleon_lora.cli import say
 from chameleon_lora.cli.option_types import count, positive
-from chameleon_lora.errors import AdapterError, ChameleonError, ConfigError
+from chameleon_lora.errors import BenchError
 from chameleon_lora.servers.launching import EngineShape
 from chameleon_lora.servers.tiny_model import TARGET_MODULES
 from chameleon_lora.sim.profile import profile_text
@@ -52,7 +52,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def calibrate_command(args: argparse.Namespace) -> int:
-    """Writes the profile and prints it; 0 done, 1 the engine failed, 2 asked for wrongly."""
+    """Writes the profile and prints it; 0 done, 1 the engine failed.
+
+    Raises:
+        ChameleonError: asked for wrongly.
+    """
     shape = EngineShape(
         args.max_loras,
         args.max_lora_rank,
@@ -67,19 +71,12 @@ def calibrate_command(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
             target = prepare(args.model, args.adapters, shape, scratch, has_chameleon=is_chameleon)
-            log, request_s = measure(target, args.seconds, scratch, _say)
+            log, request_s = measure(target, args.seconds, scratch, say)
         profile, fit = fitted(args.out.stem, target, log, request_s)
         args.out.write_text(profile_text(profile), encoding="utf-8")
-    except (ConfigError, AdapterError) as error:
-        _say(f"chameleon calibrate: {error}")
-        return 2
-    except (ChameleonError, OSError) as error:
-        _say(f"chameleon calibrate: {error}")
+    except (BenchError, OSError) as error:
+        say(f"chameleon calibrate: {error}")
         return 1
     print(summary(profile, fit, log))
     print(f"written to {args.out}")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chameleon_lora.bench.discovery import adapters_below
-from chameleon_lora.bench.run_folder import new_folder
+from chameleon_lora.bench.run_folder import folder_for
+from chameleon_lora.cli import say
 from chameleon_lora.cli.option_types import count, not_negative, positive
 from chameleon_lora.cli.traffic import add_traffic_options, traffic_of
 from chameleon_lora.compare.arms import (
@@ -24,11 +25,10 @@ from chameleon_lora.compare.comparison import (
     SLO_FACTOR,
     Comparison,
     ComparisonPlan,
-    ComparisonResult,
 )
 from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.compare.printed import comparison_table
-from chameleon_lora.errors import ChameleonError, ConfigError
+from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.servers.launching import ServedModel
 from chameleon_lora.workload.named_adapters import name_of
 
@@ -60,24 +60,34 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def compare_command(args: argparse.Namespace) -> int:
-    """Run the comparison; 0 done, 1 a request or a server failed, 2 asked for wrongly."""
-    try:
-        plan = plan_of(args)
-    except ChameleonError as error:
-        _say(f"chameleon compare: {error}")
-        return 2
+    """Run the comparison; 0 done, 1 a request or a server failed.
+
+    Raises:
+        ChameleonError: asked for wrongly.
+    """
+    plan = plan_of(args)
     for arm in plan.arms[1:]:
-        _say(f"{arm.label} differs from {plan.arms[0].label}: {_differs(plan.arms[0], arm)}")
+        say(f"{arm.label} differs from {plan.arms[0].label}: {_differs(plan.arms[0], arm)}")
+    return run_and_tell(plan, "compare")
+
+
+def run_and_tell(plan: ComparisonPlan, command: str) -> int:
+    """Run the comparison and print its tables; 0 done, 1 a request or a server failed."""
     try:
-        result = Comparison(plan, time.monotonic, _say).run()  # noqa: TID251
-    except ChameleonError as error:
-        _say(f"chameleon compare: {error}")
+        found = Comparison(plan, time.monotonic, say).run()  # noqa: TID251
+    except BenchError as error:
+        say(f"chameleon {command}: {error}")
         return 1
-    print(comparison_table([arm.label for arm in plan.arms], result))
+    print(comparison_table(found))
     print(
-        f"\n{result.stopped}; files: {plan.folder}; a page of them: chameleon report {plan.folder}"
+        f"\n{found.stopped}; files: {plan.folder}; a page of them: chameleon report {plan.folder}"
     )
-    return _exit_code(result)
+    troubles = list(found.troubles)
+    if found.failed:
+        troubles.append(f"{found.failed} requests failed; each run's summary.json says why")
+    for trouble in troubles:
+        say(f"chameleon {command}: {trouble}")
+    return 1 if troubles else 0
 
 
 def plan_of(args: argparse.Namespace) -> ComparisonPlan:
@@ -106,8 +116,8 @@ def plan_of(args: argparse.Namespace) -> ComparisonPlan:
             len(adapters), slots, tuple(args.load), tuple(args.cliff), args.cliff_load
         ),
         traffic=spec,
-        folder=args.out or new_folder(Path("runs"), "compare"),
         seats=_number(rest, "--max-num-seqs", VLLM_SEATS),
+        folder=folder_for(args.out, "compare"),
         capacity_per_s=None if args.capacity == AT_SLO else args.capacity,
         is_capacity_at_slo=args.capacity == AT_SLO,
         slo_s=args.slo_ttft,
@@ -136,8 +146,6 @@ def _arms(args: argparse.Namespace, served: ServedModel) -> tuple[Arm, ...]:
             f"the arms {', '.join(labels)} are no comparison: give two or more, each with a label of "
             "its own"
         )
-    if args.out is not None and args.out.exists():
-        raise ConfigError(f"{args.out} exists already and is not overwritten; name another folder")
     if not args.allow_differences:
         check_one_difference(arms[0], arms[1:])
     return arms
@@ -157,11 +165,12 @@ def _number(rest: Sequence[str], flag: str, otherwise: int) -> int:
     """The value of one of vLLM's flags."""
     for place, word in enumerate(rest):
         name, separator, value = word.partition("=")
-        if name.replace("_", "-") == flag:
-            text = value if separator else (*rest, "")[place + 1]
-            if text.isdecimal() and int(text) > 0:
-                return int(text)
-            raise ConfigError(f"{flag} is {text!r}; give a whole number of 1 or more")
+        if name.replace("_", "-") != flag:
+            continue
+        text = value if separator else (*rest, "")[place + 1]
+        if text.isdecimal() and int(text) > 0:
+            return int(text)
+        raise ConfigError(f"{flag} is {text!r}; give a whole number of 1 or more")
     return otherwise
 
 
@@ -169,22 +178,8 @@ def _differs(base: Arm, arm: Arm) -> str:
     return "; ".join(differences(base, arm)) or "in nothing"
 
 
-def _exit_code(result: ComparisonResult) -> int:
-    for trouble in result.troubles:
-        _say(f"chameleon compare: {trouble}")
-    if result.failed:
-        _say(
-            f"chameleon compare: {result.failed} requests failed; each run's summary.json says why"
-        )
-    return 1 if result.failed or result.troubles else 0
-
-
 def _capacity(text: str) -> float | str:
     return text if text == AT_SLO else positive(text)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _add_arms(group: "argparse._ArgumentGroup") -> None:

@@ -3,15 +3,14 @@
 import argparse
 import shlex
 import sys
-import time
 from pathlib import Path
 
-from chameleon_lora.bench.run_folder import new_folder
+from chameleon_lora.bench.run_folder import folder_for
+from chameleon_lora.cli import say
+from chameleon_lora.cli.compare import run_and_tell
 from chameleon_lora.cli.option_types import positive
-from chameleon_lora.compare.comparison import Comparison
 from chameleon_lora.compare.demo import DemoModel, DemoOptions, demo_plan
-from chameleon_lora.compare.printed import comparison_table
-from chameleon_lora.errors import ChameleonError
+from chameleon_lora.errors import BenchError
 from chameleon_lora.servers.tiny_model import default_cache_dir
 
 
@@ -50,38 +49,27 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def demo_command(args: argparse.Namespace) -> int:
     """Runs the demo and prints its table; progress goes to stderr.
 
-    Returns 0 done, 1 a request failed or a server did not start, 2 the folder is taken.
+    Returns 0 done, 1 a request failed or a server did not start.
+
+    Raises:
+        ConfigError: the folder is taken.
     """
-    if args.out is not None and args.out.exists():
-        _say(f"chameleon demo: {args.out} exists already and is not overwritten; name another one")
-        return 2
-    out_dir = args.out or new_folder(Path("runs"), "demo")
+    out_dir = folder_for(args.out, "demo")
     options = DemoOptions(
-        out_dir=out_dir.resolve(),
+        out_dir=out_dir,
         cache_dir=default_cache_dir(),
         model=DemoModel(args.model),
         seconds=args.seconds,
         rate_per_s=args.rate,
         seed=args.seed,
     )
-    _say(f"preparing the model {args.model} and {options.adapters} adapters")
+    say(f"preparing the model {args.model} and {options.adapters} adapters")
     try:
         plan = demo_plan(options, shlex.join(["chameleon", *sys.argv[1:]]))
-        result = Comparison(plan, time.monotonic, _say).run()  # noqa: TID251
-    except ChameleonError as error:
-        _say(f"chameleon demo: {error}")
+    except BenchError as error:
+        say(f"chameleon demo: {error}")
         return 1
-    print(comparison_table([arm.label for arm in plan.arms], result))
-    print(
-        f"\n{result.failed} requests failed; files: {out_dir}; a page of them: chameleon report {out_dir}"
-    )
-    for trouble in result.troubles:
-        _say(f"chameleon demo: {trouble}")
-    return 1 if result.failed or result.troubles else 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return run_and_tell(plan, "demo")
 
 
 def _rate(text: str) -> float | None:

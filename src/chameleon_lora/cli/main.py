@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from chameleon_lora import __version__
 from chameleon_lora.bench.printed import printable
+from chameleon_lora.cli import say
 from chameleon_lora.errors import ChameleonError
 
 GROUPS = {
@@ -47,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(words[0] if words else "", words)
     if words[0] in ON_VLLM and _lacks_vllm(args):
-        print(f"chameleon {words[0]}: {HOW_TO_GET_VLLM}", file=sys.stderr)
+        say(f"chameleon {words[0]}: {HOW_TO_GET_VLLM}")
         return 1
     try:
         return int(args.run(args))
     except ChameleonError as error:
-        print(f"chameleon {words[0]}: {printable(str(error))}", file=sys.stderr)
+        say(f"chameleon {words[0]}: {printable(str(error))}")
         return 2
 
 

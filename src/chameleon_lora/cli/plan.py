@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
+from chameleon_lora.cli import say
 from chameleon_lora.cli.option_types import RANKS, count, fitting_rank, positive
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.planning.planning import NoLoadError, plan
@@ -70,14 +70,14 @@ def plan_command(args: argparse.Namespace) -> int:
         question = asked(args)
         answer = plan(question)
     except NoLoadError as error:
-        print(f"chameleon plan: {error}", file=sys.stderr)
+        say(f"chameleon plan: {error}")
         return 1
     name = args.policy
     if args.json:
         print(json.dumps(as_json(name, question, answer), indent=2, allow_nan=False))
     else:
         print("\n".join(table(name, question, answer)))
-    print(f"chameleon plan: took {clock_s() - began_s:.1f} s", file=sys.stderr)
+    say(f"chameleon plan: took {clock_s() - began_s:.1f} s")
     return 0
 
 
@@ -182,7 +182,7 @@ def _takes_adapters_of(args: argparse.Namespace, trace: tuple[TraceRow, ...]) ->
 
 
 def _traffic(args: argparse.Namespace, trace: tuple[TraceRow, ...]) -> WorkloadSpec:
-    """The traffic; its rate and duration are not the question's (`sim.question`)."""
+    """The traffic; its rate and duration are not the question's (`planning.question`)."""
     is_recorded = _takes_adapters_of(args, trace)
     if is_recorded and (args.popularity or args.alpha):
         raise ConfigError(

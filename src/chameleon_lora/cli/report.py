@@ -2,11 +2,10 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
-from chameleon_lora.errors import ChameleonError
+from chameleon_lora.cli import say
 from chameleon_lora.report.folder import place_of, try_drawing, write_page
 from chameleon_lora.report.markup import HOW_TO_DRAW
 from chameleon_lora.report.reading import read_evidence
@@ -41,20 +40,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def report_command(args: argparse.Namespace) -> int:
     """Writes the report and says where it is.
 
-    Returns 0 done, 1 done without some run that is broken, 2 nothing to report or no place for it.
+    Returns 0 done, 1 done without some run that is broken.
+
+    Raises:
+        ChameleonError: there is nothing to report, or no place for it.
     """
-    try:
-        evidence = read_evidence(args.runs)
-        out = new_folder(Path("runs"), "report") if args.out is None else args.out
-        draw = try_drawing()
-        page = report_page(evidence, _command(args.runs, out, has_table=args.markdown))
-        place = place_of(out)
-        write_page(place, page, draw, has_table=args.markdown)
-    except ChameleonError as error:
-        print(f"chameleon report: {error}", file=sys.stderr)
-        return 2
+    evidence = read_evidence(args.runs)
+    out = new_folder(Path("runs"), "report") if args.out is None else args.out
+    draw = try_drawing()
+    page = report_page(evidence, _command(args.runs, out, has_table=args.markdown))
+    place = place_of(out)
+    write_page(place, page, draw, has_table=args.markdown)
     for text in page.warnings:
-        print(f"chameleon report: {text}", file=sys.stderr)
+        say(f"chameleon report: {text}")
     if draw is None:
         print(f"Without plots, because matplotlib is not installed: {HOW_TO_DRAW}")
     print(f"page: {place.page}")

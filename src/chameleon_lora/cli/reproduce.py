@@ -5,12 +5,13 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 from chameleon_lora.bench.run_folder import new_folder
+from chameleon_lora.cli import say
+from chameleon_lora.cli.option_types import count
 from chameleon_lora.errors import ChameleonError, ConfigError
 from chameleon_lora.report.folder import PAGE, try_drawing
 from chameleon_lora.report.markup import HOW_TO_DRAW
@@ -41,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         f"(default: {FULL.duration_s:.0f} s and {len(FULL.seeds)} seeds)",
     )
     parser.add_argument(
-        "--jobs", type=_whole, default=os.cpu_count() or 1, metavar="N",
+        "--jobs", type=count, default=os.cpu_count() or 1, metavar="N",
         help="rows at a time (default: one a core)",
     )  # fmt: skip
     parser.add_argument(
@@ -54,18 +55,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def reproduce_command(args: argparse.Namespace) -> int:
     """Runs the rows asked for and prints what they came to; a claim that fails is no error.
 
-    Returns 0 all ran, 1 a row ended with an error or a file could not be written, 2 an unknown row or
-    a taken folder.
+    Returns 0 all ran, 1 a row ended with an error or a file could not be written.
+
+    Raises:
+        ConfigError: there is no such row, or the folder is taken.
     """
     if args.list:
         print(listing(ROWS))
         return 0
-    try:
-        rows = choose_rows(ROWS, args.rows)
-        out_dir = make_folder(args.out)
-    except ChameleonError as error:
-        _say(f"chameleon reproduce: {error}")
-        return 2
+    rows = choose_rows(ROWS, args.rows)
+    out_dir = make_folder(args.out)
     words = ["chameleon reproduce", *(["--quick"] if args.quick else []), *args.rows]
     effort = QUICK if args.quick else FULL
     executor = workers(args.jobs)
@@ -118,7 +117,7 @@ def run_report(
     key_width = max((len(row.key) for row in rows), default=0)
     results: list[RowResult] = []
     for result in run_rows(rows, effort, executor, measure):
-        _say("\n".join(result_lines(result, key_width, _width())))
+        say("\n".join(result_lines(result, key_width, _width())))
         results.append(result)
     return Report(command, effort, tuple(results))
 
@@ -131,7 +130,7 @@ def finish(report: Report, out_dir: Path) -> int:
     try:
         write_report(out_dir, report, draw)
     except (ChameleonError, OSError) as error:
-        _say(f"chameleon reproduce: {error}")
+        say(f"chameleon reproduce: {error}")
         return 1
     print(f"page: {out_dir / PAGE}")
     if draw is None:
@@ -148,14 +147,3 @@ def listing(rows: Sequence[PaperRow]) -> str:
 def _width() -> int:
     """Of the terminal; 100 characters where there is none."""
     return shutil.get_terminal_size((100, 24)).columns
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value

@@ -3,13 +3,13 @@
 import argparse
 import json
 import os
-import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, inspect_adapter
+from chameleon_lora.cli import say
 from chameleon_lora.cli.option_types import fitting_rank
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
@@ -58,7 +58,7 @@ def serve_command(args: argparse.Namespace) -> int:
     try:
         serve(arguments)
     except (EngineGoneError, UnsupportedEngineError) as error:
-        print(f"chameleon serve: {error}", file=sys.stderr)
+        say(f"chameleon serve: {error}")
         return 1
     return 0
 

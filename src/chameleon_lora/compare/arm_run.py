@@ -1,24 +1,24 @@
 """One server of a comparison, from its start to its end, and what it showed."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chameleon_lora.bench.discovery import ask_server
 from chameleon_lora.bench.measuring import is_gone
+from chameleon_lora.bench.printed import has_fallen_behind
 from chameleon_lora.bench.replay import Target, replay, run_loop
 from chameleon_lora.bench.run_folder import write_run
 from chameleon_lora.bench.watch import watched_replay
 from chameleon_lora.compare.arms import Arm
-from chameleon_lora.compare.points import Point, PointPurpose, TrafficSpec
+from chameleon_lora.compare.points import Point, TrafficSpec
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.errors import by_cause
 from chameleon_lora.metrics.objectives import Objective
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import RequestRecord, ttfts_s
 from chameleon_lora.metrics.serving import Window, serving_result
-from chameleon_lora.metrics.summary import Spread, spread, summarise
-from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
+from chameleon_lora.metrics.summary import Spread, spread
+from chameleon_lora.workload.named_adapters import card, name_of, ranks_of
 from chameleon_lora.workload.requests import TimedRequest
 
 Say = Callable[[str], None]
@@ -43,8 +43,7 @@ class RunResult:
     @property
     def ttft(self) -> Spread | None:
         """Times to first token of the completed requests; None if there are none."""
-        completed = (record for record in self.records if record.is_completed)
-        return spread([r.ttft_s for r in completed if r.ttft_s is not None])
+        return spread(ttfts_s(self.records))
 
     @property
     def failed(self) -> int:
@@ -102,7 +101,7 @@ class Running:
         requests = self.traffic.requests_of(
             rate, UNLOADED_REQUESTS / rate, self.traffic.adapters, self.traffic.seed
         )
-        ttft = summarise(run_loop(replay(self._target, requests))).ttft
+        ttft = spread(ttfts_s(run_loop(replay(self._target, requests))))
         if ttft is None:
             raise BenchError(f"{self.arm.label} completed no request of an unloaded run")
         return ttft.mean_s
@@ -119,13 +118,13 @@ class Running:
             f"{point.rate_per_s:.2f}/s"
         )
         run = run_loop(watched_replay(self._target, requests))
-        ranks = {a.name: a.rank for a in self.traffic.adapters if isinstance(a, NamedAdapter)}
-        objectives = {Objective.TTFT: slo_s}
-        window = Window(self.traffic.warmup_s, self.traffic.duration_s, objectives, ranks)
+        traffic, objectives = self.traffic, {Objective.TTFT: slo_s}
+        ranks = ranks_of(traffic.adapters)
+        window = Window(traffic.warmup_s, traffic.duration_s, objectives, ranks)
         folder = self.folder / self.arm.label / f"{self.repeat}-{point.name}"
         summary = serving_result(run.records, window)
         write_run(folder, self._config(point, slo_s), run.records, summary, run.samples)
-        if summary["lateness"] and summary["lateness"]["has_fallen_behind"]:
+        if has_fallen_behind(summary):
             self.say(f"{self.arm.label}, {point.name}: this client fell behind; see {folder}")
         result = RunResult(point, window.measured(run.records), summary["output_throughput"])
         if result.failed and is_gone(self._target):
@@ -152,7 +151,7 @@ class Running:
             "duration_s": traffic.duration_s,
             "warmup_s": traffic.warmup_s,
             "slo_ttft_s": slo_s,
-            "adapters": [_card(adapter) for adapter in traffic.adapters[: point.active_adapters]],
+            "adapters": [card(adapter) for adapter in traffic.adapters[: point.active_adapters]],
             "active_adapters": point.active_adapters,
             "slots": self.slots,
             "command": self.command,
@@ -172,19 +171,7 @@ def meets(result: RunResult, slo_s: float) -> bool:
     return not result.failed and ttft is not None and ttft.p99_s <= slo_s
 
 
-def is_of(result: RunResult, purpose: PointPurpose) -> bool:
-    """Was this run made for that?"""
-    return result.point.purpose is purpose
-
-
-def _card(adapter: NamedAdapter | str) -> dict[str, object]:
-    rank = adapter.rank if isinstance(adapter, NamedAdapter) else None
-    return {"name": name_of(adapter), "rank": rank}
-
-
-def measure_capacity(
-    target: Target, requests: Sequence[TimedRequest], *, seats: int, patience_s: float = 120.0
-) -> float:
+def measure_capacity(target: Target, requests: Sequence[TimedRequest], *, seats: int) -> float:
     """Requests/s of a server with `seats` seats that is given all of `requests` at once.
 
     See `capacity_from` for the estimate. The requests' own arrival times are ignored.
@@ -193,7 +180,7 @@ def measure_capacity(
         BenchError: a request failed, or there are too few of them.
     """
     at_once = [replace(request, arrival_s=0.0) for request in requests]
-    return capacity_from(asyncio.run(replay(target, at_once, patience_s=patience_s)), seats=seats)
+    return capacity_from(run_loop(replay(target, at_once)), seats=seats)
 
 
 def capacity_from(records: Sequence[RequestRecord], *, seats: int) -> float:

@@ -1,27 +1,27 @@
 """The same requests on two or more servers, one after the other, until the ratios are sure."""
 
-import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_of, is_of, meets
+from chameleon_lora.bench.run_folder import Purpose
+from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_of, meets
 from chameleon_lora.compare.arms import Arm, differences
 from chameleon_lora.compare.comparison_file import (
     COMPARISON,
+    FIGURES,
     CliffPoint,
     ComparedArm,
     ComparisonFile,
-    Ratio,
-    Sustained,
     write_comparison,
 )
-from chameleon_lora.compare.points import LoadPoints, PointPurpose, TrafficSpec
-from chameleon_lora.compare.ratios import FIGURES, is_tight, load_ratios, sustained
+from chameleon_lora.compare.points import LoadPoints, TrafficSpec
+from chameleon_lora.compare.ratios import is_tight, load_ratios, sustained
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
+from chameleon_lora.servers.launching import machine
 from chameleon_lora.servers.process import ServerSpec, free_port, running_server
 
 SLO_FACTOR = 5.0
@@ -64,26 +64,6 @@ class ComparisonPlan:
     command: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ComparisonResult:
-    """What came out.
-
-    Attributes:
-        stopped: why no more repeats were made.
-        troubles: what went wrong with an arm in a repeat.
-        cliff: (label, adapters over slots, P50 TTFT in seconds), medians over repeats.
-    """
-
-    capacity_per_s: float
-    slo_s: float
-    stopped: str
-    ratios: tuple[Ratio, ...]
-    sustained: tuple[Sustained, ...]
-    cliff: tuple[tuple[str, float, float], ...]
-    failed: int
-    troubles: tuple[str, ...]
-
-
 class Comparison:
     """One comparison under way. Owner of all it has measured; never runs two servers at once."""
 
@@ -97,7 +77,7 @@ class Comparison:
         self._highest: dict[str, dict[int, float]] = {arm.label: {} for arm in plan.arms}
         self._troubles: list[str] = []
 
-    def run(self) -> ComparisonResult:
+    def run(self) -> ComparisonFile:
         """All repeats, in the order A B, B A, A B, ...; comparison.json is written after each.
 
         An interrupt (SIGINT) ends it, and what was measured by then is kept.
@@ -110,9 +90,7 @@ class Comparison:
         except KeyboardInterrupt:
             stopped = "interrupted"
             self._troubles.append(stopped)
-        result = self._result(stopped)
-        self._write(result)
-        return result
+        return self._so_far(stopped)
 
     def _repeat(self) -> str:
         """Repeats until there is a reason to stop, which it answers."""
@@ -124,9 +102,8 @@ class Comparison:
             for arm in plan.arms if repeat % 2 == 0 else plan.arms[::-1]:
                 self._run_arm(arm, repeat)
             longest_s = max(longest_s, self._clock() - start_s)
-            result = self._result("under way")
-            self._write(result)
-            if repeat and is_tight(result.ratios, plan.width):
+            found = self._so_far("under way")
+            if repeat and is_tight(found.ratios, plan.width):
                 return f"every interval is within {plan.width:.0%} of its ratio"
         return "all repeats were made"
 
@@ -196,14 +173,14 @@ class Comparison:
         capacity, load_points = self._capacity_per_s, self._plan.load_points
 
         def holds(rate_per_s: float) -> bool:
-            point = load_points.at(PointPurpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
+            point = load_points.at(Purpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
             results.append(running.measure(point, self._slo_s))
             return meets(results[-1], self._slo_s)
 
         known = sorted(
             (run.point.rate_per_s, meets(run, self._slo_s))
             for run in results
-            if is_of(run, PointPurpose.LOAD)
+            if run.point.purpose is Purpose.LOAD
         ) or [(0.7 * capacity, holds(0.7 * capacity))]
         low, high = bracket(known)
         while high is None:
@@ -217,36 +194,11 @@ class Comparison:
             low, high = (high / STEP, high) if holds(high / STEP) else (0.0, high / STEP)
         return narrowed(holds, low, high, SEARCH_TOLERANCE)
 
-    def _result(self, stopped: str) -> ComparisonResult:
-        labels = [arm.label for arm in self._plan.arms]
-        return ComparisonResult(
-            capacity_per_s=self._capacity_per_s,
-            slo_s=self._slo_s,
-            stopped=stopped,
-            ratios=load_ratios(labels, self._results),
-            sustained=sustained(labels, self._highest),
-            cliff=tuple(self._cliff(labels)),
-            failed=sum(run.failed for run in self._all_results()),
-            troubles=tuple(self._troubles),
-        )
-
-    def _all_results(self) -> Iterator[RunResult]:
-        return (
-            run for repeats in self._results.values() for runs in repeats.values() for run in runs
-        )
-
-    def _cliff(self, labels: Sequence[str]) -> Iterator[tuple[str, float, float]]:
-        for label in labels:
-            p50s: defaultdict[float, list[float]] = defaultdict(list)
-            for run in (run for runs in self._results[label].values() for run in runs):
-                if is_of(run, PointPurpose.CLIFF) and (ttft := run.ttft):
-                    p50s[run.point.value].append(ttft.p50_s)
-            for value in sorted(p50s):
-                yield label, value, statistics.median(p50s[value])
-
-    def _write(self, result: ComparisonResult) -> None:
+    def _so_far(self, stopped: str) -> ComparisonFile:
+        """What was found by now; comparison.json holds it."""
         plan, base = self._plan, self._plan.arms[0]
-        file = ComparisonFile(
+        labels = [arm.label for arm in plan.arms]
+        found = ComparisonFile(
             base=base.label,
             command=plan.command,
             machine=machine(),
@@ -254,16 +206,31 @@ class Comparison:
                 ComparedArm(arm.label, arm.command, differences(base, arm)) for arm in plan.arms
             ),
             figures={figure.name: figure.text for figure in FIGURES},
-            capacity_per_s=result.capacity_per_s,
-            stopped=result.stopped,
-            ratios=result.ratios,
-            sustained=result.sustained,
-            failed=result.failed,
-            troubles=result.troubles,
-            slo_ttft_s=result.slo_s,
-            cliff=tuple(CliffPoint(*point) for point in result.cliff),
+            capacity_per_s=self._capacity_per_s,
+            stopped=stopped,
+            ratios=load_ratios(labels, self._results),
+            sustained=sustained(labels, self._highest),
+            failed=sum(run.failed for run in self._all_results()),
+            troubles=tuple(self._troubles),
+            slo_ttft_s=self._slo_s,
+            cliff=tuple(self._cliff(labels)),
         )
-        write_comparison(plan.folder / COMPARISON, file)
+        write_comparison(plan.folder / COMPARISON, found)
+        return found
+
+    def _all_results(self) -> Iterator[RunResult]:
+        return (
+            run for repeats in self._results.values() for runs in repeats.values() for run in runs
+        )
+
+    def _cliff(self, labels: Sequence[str]) -> Iterator[CliffPoint]:
+        for label in labels:
+            p50s: defaultdict[float, list[float]] = defaultdict(list)
+            for run in (run for runs in self._results[label].values() for run in runs):
+                if run.point.purpose is Purpose.CLIFF and (ttft := run.ttft):
+                    p50s[run.point.value].append(ttft.p50_s)
+            for value in sorted(p50s):
+                yield CliffPoint(label, value, statistics.median(p50s[value]))
 
 
 def bracket(known: Sequence[tuple[float, bool]]) -> tuple[float, float | None]:
@@ -274,17 +241,3 @@ def bracket(known: Sequence[tuple[float, bool]]) -> tuple[float, float | None]:
         default=0.0,
     )
     return low, high
-
-
-def machine() -> str:
-    """What this ran on, in words."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip()
-            for line in info.read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
-        cpu = f"{len(names)} x {names[0]}" if names else cpu
-    return f"{cpu}, {platform.system()} {platform.release().partition('-')[0]}"

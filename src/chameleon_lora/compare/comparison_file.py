@@ -13,6 +13,25 @@ COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """What arms are compared by: its name in files, and what people read."""
+
+    name: str
+    text: str
+    is_in_seconds: bool = False
+    is_more_better: bool = False
+
+
+FIGURES = (
+    Figure("ttft_p50", "P50 time to first token", is_in_seconds=True),
+    Figure("ttft_p99", "P99 time to first token", is_in_seconds=True),
+    Figure("itl_p99", "P99 time between tokens", is_in_seconds=True),
+    Figure("output_throughput", "output tokens/s", is_more_better=True),
+    Figure("fairness", "worst P99 over median P99"),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class ComparedArm:
     """One server.
 
@@ -37,7 +56,6 @@ class Ratio:
 
     label: str
     figure: str
-    purpose: str
     point: float
     base: float
     value: float
@@ -61,7 +79,7 @@ class Sustained:
 
 @dataclass(frozen=True, slots=True)
 class CliffPoint:
-    """Median time to first token where so many adapters were active for each slot."""
+    """Median time to first token, over repeats, where so many adapters were active for each slot."""
 
     label: str
     active_over_slots: float
@@ -70,7 +88,7 @@ class CliffPoint:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonFile:
-    """A comparison as it is stored, field by field in the file's order.
+    """What a comparison has found, field by field in the file's order.
 
     Attributes:
         base: the label of the arm that the ratios are to.

@@ -12,7 +12,7 @@ from chameleon_lora.metrics.record import RequestRecord
 DRAWS = 400
 LEVEL = 0.95
 Values = NDArray[np.float64]
-ValuesOf = Callable[[RequestRecord], Sequence[float]]
+ValuesOf = Callable[[Sequence[RequestRecord]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ def paired(
         if record.is_completed and record.index in on_other
     ]
     return Pair(
-        tuple(np.asarray(values_of(one), dtype=np.float64) for one, _ in both),
-        tuple(np.asarray(values_of(two), dtype=np.float64) for _, two in both),
+        tuple(np.asarray(values_of([one]), dtype=np.float64) for one, _ in both),
+        tuple(np.asarray(values_of([two]), dtype=np.float64) for _, two in both),
     )
 
 
@@ -73,12 +73,12 @@ def percentile_ratio(pairs: Sequence[Pair], percent: float, seed: int = 0) -> In
     return _interval(ratio, draws, len(usable))
 
 
-def ratio_of(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Interval | None:
+def ratio_of(base: Sequence[float], other: Sequence[float]) -> Interval | None:
     """The median of paired ratios of one figure a run; its interval draws pairs. None without any."""
     ratios = [o / b for b, o in zip(base, other, strict=True) if b > 0.0]
     if not ratios:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(ratios), size=(DRAWS, len(ratios)))
     return _interval(_median(ratios), list(np.median(drawn, axis=1)), len(ratios))
 

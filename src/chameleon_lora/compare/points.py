@@ -2,22 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest
 
 RequestsOf = Callable[[float, float, Sequence[NamedAdapter | str], int], tuple[TimedRequest, ...]]
 """The requests at a rate per second, for so many seconds, over these adapters, from a seed; another
 rate sends the same requests at other times."""
-
-
-class PointPurpose(Enum):
-    """Why a run is made."""
-
-    LOAD = "load"  # at a share of the base arm's capacity
-    SEARCH = "search"  # for the highest load that meets the objective
-    CLIFF = "cliff"  # with so many adapters for each slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +22,7 @@ class Point:
         share: of the base arm's capacity.
     """
 
-    purpose: PointPurpose
+    purpose: Purpose
     value: float
     rate_per_s: float
     active_adapters: int
@@ -60,10 +52,10 @@ class LoadPoints:
 
     def points(self, capacity_per_s: float) -> tuple[Point, ...]:
         """In the order in which they are run."""
-        loads = [self.at(PointPurpose.LOAD, load, capacity_per_s, load) for load in self.loads]
+        loads = [self.at(Purpose.LOAD, load, capacity_per_s, load) for load in self.loads]
         cliff = [
             Point(
-                PointPurpose.CLIFF,
+                Purpose.CLIFF,
                 ratio,
                 self.cliff_load * capacity_per_s,
                 min(self.adapters, max(1, round(ratio * self.slots))),
@@ -73,7 +65,7 @@ class LoadPoints:
         ]
         return (*loads, *cliff)
 
-    def at(self, purpose: PointPurpose, value: float, capacity_per_s: float, share: float) -> Point:
+    def at(self, purpose: Purpose, value: float, capacity_per_s: float, share: float) -> Point:
         """A point at a share of the capacity, over all adapters."""
         return Point(purpose, value, share * capacity_per_s, self.adapters, share)
 

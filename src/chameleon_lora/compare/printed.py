@@ -2,27 +2,30 @@
 
 from collections.abc import Sequence
 
-from chameleon_lora.compare.comparison import ComparisonResult
-from chameleon_lora.compare.comparison_file import Ratio, Sustained
-from chameleon_lora.compare.ratios import FIGURES
+from chameleon_lora.compare.comparison_file import (
+    FIGURES,
+    CliffPoint,
+    ComparisonFile,
+    Figure,
+    Ratio,
+    Sustained,
+)
 
 MISSING = "-"
-SECONDS = ("ttft_p50", "ttft_p99", "itl_p99")
 
 
-def comparison_table(labels: Sequence[str], result: ComparisonResult) -> str:
+def comparison_table(found: ComparisonFile) -> str:
     """One table a point of load, one of throughput at the objective, one of the cliff."""
-    base = labels[0]
-    points = sorted({ratio.point for ratio in result.ratios})
+    points = sorted({ratio.point for ratio in found.ratios})
     parts = [
-        f"Capacity of {base}: {result.capacity_per_s:.2f} requests/s; objective: "
-        f"{result.slo_s * 1e3:.0f} ms to the first token.",
-        *(_load_table(base, point, result.ratios) for point in points),
+        f"Capacity of {found.base}: {found.capacity_per_s:.2f} requests/s; objective: "
+        f"{found.slo_ttft_s * 1e3:.0f} ms to the first token.",
+        *(_load_table(found.base, point, found.ratios) for point in points),
     ]
-    if result.sustained:
-        parts.append(_sustained_table(result.sustained))
-    if result.cliff:
-        parts.append(_cliff_table(labels, result.cliff))
+    if found.sustained:
+        parts.append(_sustained_table(found.sustained))
+    if found.cliff:
+        parts.append(_cliff_table([arm.label for arm in found.arms], found.cliff))
     return "\n\n".join(parts)
 
 
@@ -39,8 +42,8 @@ def _load_table(base: str, point: float, ratios: Sequence[Ratio]) -> str:
         found = {ratio.label: ratio for ratio in here if ratio.figure == figure.name}
         if found:
             first = next(iter(found.values()))
-            cells = [_value(figure.name, first.base)]
-            cells += [_compared(found.get(label)) for label in labels]
+            cells = [_value(figure, first.base)]
+            cells += [_compared(figure, found.get(label)) for label in labels]
             lines.append(_row(figure.text, *cells))
     return "\n".join(lines)
 
@@ -60,9 +63,9 @@ def _sustained_table(rows: Sequence[Sustained]) -> str:
     return "\n".join(lines)
 
 
-def _cliff_table(labels: Sequence[str], cliff: Sequence[tuple[str, float, float]]) -> str:
-    values = sorted({value for _, value, _ in cliff})
-    p50s_s = {(label, value): p50_s for label, value, p50_s in cliff}
+def _cliff_table(labels: Sequence[str], cliff: Sequence[CliffPoint]) -> str:
+    values = sorted({point.active_over_slots for point in cliff})
+    p50s_s = {(point.label, point.active_over_slots): point.ttft_p50_s for point in cliff}
     lines = [
         "P50 time to first token by adapters for each slot",
         "",
@@ -77,15 +80,14 @@ def _cliff_table(labels: Sequence[str], cliff: Sequence[tuple[str, float, float]
     return "\n".join(lines)
 
 
-def _compared(ratio: Ratio | None) -> str:
+def _compared(figure: Figure, ratio: Ratio | None) -> str:
     if ratio is None:
         return MISSING
-    value = _value(ratio.figure, ratio.value)
-    return f"{value}, {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{_value(figure, ratio.value)}, {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def _value(figure: str, value: float) -> str:
-    return f"{value * 1e3:,.0f} ms" if figure in SECONDS else f"{value:,.2f}"
+def _value(figure: Figure, value: float) -> str:
+    return f"{value * 1e3:,.0f} ms" if figure.is_in_seconds else f"{value:,.2f}"
 
 
 def _row(*cells: str) -> str:

@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from chameleon_lora.compare.arm_run import RunResult, is_of
+from chameleon_lora.bench.run_folder import Purpose
+from chameleon_lora.compare.arm_run import RunResult
 from chameleon_lora.compare.comparison_file import Ratio, Sustained
 from chameleon_lora.compare.intervals import Interval, ValuesOf, paired, percentile_ratio, ratio_of
-from chameleon_lora.compare.points import PointPurpose
 from chameleon_lora.metrics.fairness import fairness
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import token_gaps_s, ttfts_s
 from chameleon_lora.metrics.summary import percentile
 
 Repeats = Mapping[int, Sequence[RunResult]]
@@ -18,33 +18,25 @@ OfRun = Callable[[RunResult], float | None]
 
 @dataclass(frozen=True, slots=True)
 class FigureSpec:
-    """One figure of a run.
+    """How a figure is taken of a run.
 
     Attributes:
+        name: of one of `comparison_file.FIGURES`.
         percent: which percentile of the requests' `values_of` it is; None for figures of a whole
             run, whose intervals draw repeats only.
         decides: whether repeats go on until its interval is narrow.
     """
 
     name: str
-    text: str
     of_run: OfRun
     values_of: ValuesOf | None = None
     percent: float | None = None
     decides: bool = False
 
 
-def _ttft(record: RequestRecord) -> Sequence[float]:
-    return () if record.ttft_s is None else (record.ttft_s,)
-
-
-def _gaps(record: RequestRecord) -> Sequence[float]:
-    return record.token_gaps_s
-
-
 def _percentile_of(values_of: ValuesOf, percent: float) -> OfRun:
     def of_run(result: RunResult) -> float | None:
-        values = [value for r in result.records if r.is_completed for value in values_of(r)]
+        values = values_of(result.records)
         return percentile(values, percent) if values else None
 
     return of_run
@@ -59,40 +51,27 @@ def _unfairness(result: RunResult) -> float | None:
     return None if found is None else found.worst_over_median
 
 
-FIGURES = (
-    FigureSpec("ttft_p50", "P50 time to first token", _percentile_of(_ttft, 50.0), _ttft, 50.0),
-    FigureSpec(
-        "ttft_p99",
-        "P99 time to first token",
-        _percentile_of(_ttft, 99.0),
-        _ttft,
-        99.0,
-        decides=True,
-    ),
-    FigureSpec("itl_p99", "P99 time between tokens", _percentile_of(_gaps, 99.0), _gaps, 99.0),
-    FigureSpec("output_throughput", "output tokens/s", _output_throughput),
-    FigureSpec("fairness", "worst adapter's P99 TTFT over the median adapter's", _unfairness),
+SPECS = (
+    FigureSpec("ttft_p50", _percentile_of(ttfts_s, 50.0), ttfts_s, 50.0),
+    FigureSpec("ttft_p99", _percentile_of(ttfts_s, 99.0), ttfts_s, 99.0, decides=True),
+    FigureSpec("itl_p99", _percentile_of(token_gaps_s, 99.0), token_gaps_s, 99.0),
+    FigureSpec("output_throughput", _output_throughput),
+    FigureSpec("fairness", _unfairness),
 )
 
 
-def load_ratios(
-    labels: Sequence[str], results: Mapping[str, Repeats], purpose: PointPurpose = PointPurpose.LOAD
-) -> tuple[Ratio, ...]:
+def load_ratios(labels: Sequence[str], results: Mapping[str, Repeats]) -> tuple[Ratio, ...]:
     """Of every other arm, at every point, each figure; by repeats that both arms have made."""
     base = labels[0]
     points = sorted(
-        {run.point.value for runs in results[base].values() for run in runs if is_of(run, purpose)}
+        {run.point.value for runs in results[base].values() for run in runs if _is_load(run)}
     )
     return tuple(
         ratio
         for label in labels[1:]
         for point in points
-        for figure in FIGURES
-        if (
-            ratio := _ratio(
-                figure, label, purpose, point, _pairs(results, base, label, purpose, point)
-            )
-        )
+        for figure in SPECS
+        if (ratio := _ratio(figure, label, point, _pairs(results, base, label, point)))
     )
 
 
@@ -123,17 +102,21 @@ def _sustained(label: str, mine: Mapping[int, float], base: Mapping[int, float])
 
 def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
     """Is every interval that decides within `width` of its ratio? False without any."""
-    deciding = {figure.name for figure in FIGURES if figure.decides}
+    deciding = {figure.name for figure in SPECS if figure.decides}
     wide = [(r.high - r.low) / r.ratio for r in ratios if r.figure in deciding and r.ratio]
     return bool(wide) and max(wide) <= width
 
 
+def _is_load(run: RunResult) -> bool:
+    return run.point.purpose is Purpose.LOAD
+
+
 def _pairs(
-    results: Mapping[str, Repeats], base: str, label: str, purpose: PointPurpose, point: float
+    results: Mapping[str, Repeats], base: str, label: str, point: float
 ) -> list[tuple[RunResult, RunResult]]:
     def run_of(arm: str, repeat: int) -> RunResult | None:
         runs = results[arm].get(repeat, ())
-        found = (r for r in runs if is_of(r, purpose) and r.point.value == point)
+        found = (r for r in runs if _is_load(r) and r.point.value == point)
         return next(found, None)
 
     both = ((run_of(base, repeat), run_of(label, repeat)) for repeat in sorted(results[base]))
@@ -143,7 +126,6 @@ def _pairs(
 def _ratio(
     figure: FigureSpec,
     label: str,
-    purpose: PointPurpose,
     point: float,
     runs: Sequence[tuple[RunResult, RunResult]],
 ) -> Ratio | None:
@@ -155,7 +137,6 @@ def _ratio(
     return Ratio(
         label,
         figure.name,
-        purpose.value,
         point,
         statistics.median(base for base, _ in values),
         statistics.median(value for _, value in values),

@@ -28,14 +28,12 @@ class Fairness:
     worst_over_median: float
 
 
-def fairness(
-    records: Sequence[RequestRecord], least_requests: int = LEAST_REQUESTS
-) -> Fairness | None:
+def fairness(records: Sequence[RequestRecord]) -> Fairness | None:
     """None if fewer than two adapters have so many completed requests."""
     ttfts = [
         (group.key, group.ttft)
         for group in by_adapter(records)
-        if group.key != BASE_MODEL and group.completed >= least_requests and group.ttft
+        if group.key != BASE_MODEL and group.completed >= LEAST_REQUESTS and group.ttft
     ]
     if len(ttfts) < 2:
         return None

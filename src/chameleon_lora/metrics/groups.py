@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from chameleon_lora.metrics.record import RESIDENCIES, RequestRecord
-from chameleon_lora.metrics.summary import Spread, spread
+from chameleon_lora.metrics.record import RESIDENCIES, RequestRecord, token_gaps_s, ttfts_s
+from chameleon_lora.metrics.summary import Spread, share_in_time, spread
 
 BASE_MODEL = "(base model)"
 """What requests without adapter are called where adapters are listed."""
@@ -77,15 +77,13 @@ def _groups(
 
 
 def _summary(key: str, records: Sequence[RequestRecord], slo_s: float | None) -> GroupSummary:
-    completed = [record for record in records if record.is_completed]
-    ttfts_s = [record.ttft_s for record in completed if record.ttft_s is not None]
-    in_time = None if slo_s is None else sum(ttft_s <= slo_s for ttft_s in ttfts_s) / len(records)
+    completed = sum(record.is_completed for record in records)
     return GroupSummary(
         key=key,
         requests=len(records),
-        completed=len(completed),
-        failed=len(records) - len(completed),
-        ttft=spread(ttfts_s),
-        token_gap=spread([gap for record in completed for gap in record.token_gaps_s]),
-        slo_share=in_time,
+        completed=completed,
+        failed=len(records) - completed,
+        ttft=spread(ttfts_s(records)),
+        token_gap=spread(token_gaps_s(records)),
+        slo_share=share_in_time(records, slo_s),
     )

@@ -1,5 +1,6 @@
 """What happened to one request of a run."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,3 +70,13 @@ class RequestRecord:
         if self.first_token_s is None or self.output_tokens < 2:
             return None
         return (self.end_s - self.first_token_s) / (self.output_tokens - 1)
+
+
+def ttfts_s(records: Iterable[RequestRecord]) -> list[float]:
+    """Times to first token of the completed ones."""
+    return [r.ttft_s for r in records if r.is_completed and r.ttft_s is not None]
+
+
+def token_gaps_s(records: Iterable[RequestRecord]) -> list[float]:
+    """Between neighbouring tokens of a request, of all completed ones together."""
+    return [gap_s for r in records if r.is_completed for gap_s in r.token_gaps_s]

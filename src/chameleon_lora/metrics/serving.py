@@ -11,7 +11,7 @@ from chameleon_lora.metrics.groups import GroupSummary, by_adapter, by_rank, by_
 from chameleon_lora.metrics.lateness import lateness
 from chameleon_lora.metrics.objectives import Objective, Objectives, attainment
 from chameleon_lora.metrics.peaks import peaks
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import RequestRecord, token_gaps_s, ttfts_s
 from chameleon_lora.metrics.summary import percentile
 
 MILLISECONDS = 1000.0
@@ -57,9 +57,9 @@ def serving_result(records: Sequence[RequestRecord], window: Window) -> dict[str
     duration_s = max(0.0, max(ends_s) - window.warmup_s)
     return {
         **_totals(measured, completed, duration_s, window.objectives),
-        **_spread_ms("ttft", [r.ttft_s for r in completed if r.ttft_s is not None]),
+        **_spread_ms("ttft", ttfts_s(completed)),
         **_spread_ms("tpot", [r.per_token_s for r in completed if r.per_token_s is not None]),
-        **_spread_ms("itl", [gap for record in completed for gap in record.token_gaps_s]),
+        **_spread_ms("itl", token_gaps_s(completed)),
         **_spread_ms("e2el", [record.latency_s for record in completed]),
         **_beside_vllm(measured, records, window),
     }

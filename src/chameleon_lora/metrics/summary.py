@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import RequestRecord, token_gaps_s, ttfts_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +75,29 @@ def spread(values: Sequence[float]) -> Spread | None:
     )
 
 
+def share_in_time(records: Sequence[RequestRecord], slo_s: float | None) -> float | None:
+    """Requests whose first token came within `slo_s` over all, one at least; None without a limit."""
+    if slo_s is None:
+        return None
+    return sum(ttft_s <= slo_s for ttft_s in ttfts_s(records)) / len(records)
+
+
 def summarise(records: Sequence[RequestRecord], slo_s: float | None = None) -> RunSummary:
     """The figures of a run of at least one request; `slo_s` is the limit on time to first token."""
     completed = [record for record in records if record.is_completed]
-    ttfts = [record.ttft_s for record in completed if record.ttft_s is not None]
     duration_s = max(record.end_s for record in records)
     return RunSummary(
         requests=len(records),
         completed=len(completed),
         failed=len(records) - len(completed),
         duration_s=duration_s,
-        ttft=spread(ttfts),
+        ttft=spread(ttfts_s(records)),
         latency=spread([record.latency_s for record in completed]),
-        token_gap=spread([gap for record in completed for gap in record.token_gaps_s]),
+        token_gap=spread(token_gaps_s(records)),
         requests_per_s=len(completed) / duration_s,
         output_tokens_per_s=sum(record.output_tokens for record in completed) / duration_s,
         slo_s=slo_s,
-        slo_share=None if slo_s is None else sum(ttft <= slo_s for ttft in ttfts) / len(records),
+        slo_share=share_in_time(records, slo_s),
         max_lateness_s=max(record.lateness_s for record in records),
     )
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Sequence
 
-from chameleon_lora.compare.comparison_file import ComparisonFile, Ratio, Sustained
+from chameleon_lora.compare.comparison_file import FIGURES, ComparisonFile, Figure, Ratio, Sustained
 from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm
 from chameleon_lora.report.reading import Evidence
@@ -20,15 +20,7 @@ from chameleon_lora.report.table import (
     plain,
 )
 
-FIGURE_WORDS = {
-    "ttft_p50": "P50 time to first token",
-    "ttft_p99": "P99 time to first token",
-    "itl_p99": "P99 time between tokens",
-    "output_throughput": "output tokens/s",
-    "fairness": "worst P99 over median P99",
-}
-IN_SECONDS = frozenset({"ttft_p50", "ttft_p99", "itl_p99"})
-MORE_IS_BETTER = frozenset({"output_throughput"})
+_FIGURES = {figure.name: figure for figure in FIGURES}
 
 
 def headline_section(evidence: Evidence) -> Section:
@@ -80,14 +72,14 @@ def _ratio_sheet(found: ComparisonFile) -> Sheet:
     """A row a figure and load, a column an arm; the base's own value first."""
     labels = list(dict.fromkeys(ratio.label for ratio in found.ratios))
     cells = {(ratio.figure, ratio.point, ratio.label): ratio for ratio in found.ratios}
-    order = list(FIGURE_WORDS)
+    order = list(_FIGURES)
     keys = sorted(
         {(ratio.figure, ratio.point) for ratio in found.ratios},
         key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key),
     )
     rows = tuple(
         (
-            f"{FIGURE_WORDS.get(figure, figure)}, {100.0 * point:g}\u00a0%",
+            f"{_figure(figure).text}, {100.0 * point:g}\u00a0%",
             _base_value(
                 [cells[key] for label in labels if (key := (figure, point, label)) in cells]
             ),
@@ -101,18 +93,23 @@ def _ratio_sheet(found: ComparisonFile) -> Sheet:
     )
 
 
+def _figure(name: str) -> Figure:
+    """One of another version is called by its name alone."""
+    return _FIGURES.get(name, Figure(name, name))
+
+
 def _base_value(ratios: Sequence[Ratio]) -> str:
     if not ratios:
         return MISSING
-    base = ratios[0].base
-    return f"{plain(base * MILLISECONDS)} ms" if ratios[0].figure in IN_SECONDS else plain(base)
+    figure, base = _figure(ratios[0].figure), ratios[0].base
+    return f"{plain(base * MILLISECONDS)} ms" if figure.is_in_seconds else plain(base)
 
 
 def _ratio_cell(ratio: Ratio | None) -> str:
     if ratio is None:
         return MISSING
     text = interval(ratio.ratio, ratio.low, ratio.high)
-    return _sign(ratio.low, ratio.high, is_more_better=ratio.figure in MORE_IS_BETTER) + text
+    return _sign(ratio.low, ratio.high, is_more_better=_figure(ratio.figure).is_more_better) + text
 
 
 def _sign(low: float | None, high: float | None, *, is_more_better: bool) -> str:

@@ -4,14 +4,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.bench.run_folder import Purpose
+from chameleon_lora.metrics.record import RequestRecord, token_gaps_s, ttfts_s
 from chameleon_lora.metrics.summary import percentile, ratio
 from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.plot import Curve, Plot
 from chameleon_lora.report.points import AxisScale, Points, load_points, of_arm, search_points
 from chameleon_lora.report.reading import Evidence
 from chameleon_lora.report.run import (
-    Purpose,
     RecordedRun,
     RunFigures,
     median_of,
@@ -25,7 +25,7 @@ CURVE_POINTS, TAIL_POINTS = 100, 60
 TAIL = 0.98  # from here on points are denser: it is where arms differ
 LEAST_MS = 0.1  # a logarithmic axis has no 0, and tokens that come together have no gap
 
-ValuesOf = Callable[[RequestRecord], Sequence[float]]
+ValuesOf = Callable[[Sequence[RequestRecord]], Sequence[float]]
 FigureOf = Callable[[RunFigures], float | None]
 
 
@@ -41,8 +41,8 @@ def distribution_sections(evidence: Evidence) -> tuple[Section, ...]:
         names = listed([points.name(load) for load, _ in shown])
         notes.append(f"Of {len(points.runs)} loads, these are shown: {names}.")
     sections = (
-        ("ttft", "Time to first token", "time to first token", _ttfts),
-        ("gaps", "Time between tokens", "time between tokens", _gaps),
+        ("ttft", "Time to first token", "time to first token", ttfts_s),
+        ("gaps", "Time between tokens", "time between tokens", token_gaps_s),
     )
     return tuple(
         Section(
@@ -100,14 +100,6 @@ def cliff_section(evidence: Evidence) -> Section:
     return Section("cliff", title, (note,), (plot,), (_cliff_sheet(evidence, values),))
 
 
-def _ttfts(record: RequestRecord) -> Sequence[float]:
-    return () if record.ttft_s is None else (record.ttft_s,)
-
-
-def _gaps(record: RequestRecord) -> Sequence[float]:
-    return record.token_gaps_s
-
-
 def _spread_out(
     groups: Sequence[tuple[float, tuple[RecordedRun, ...]]],
 ) -> tuple[tuple[float, tuple[RecordedRun, ...]], ...]:
@@ -130,9 +122,7 @@ def _distribution(
         values_ms = sorted(
             max(LEAST_MS, value_s * MILLISECONDS)
             for run in of_arm(runs, label)
-            for record in run.records
-            if record.is_completed
-            for value_s in values_of(record)
+            for value_s in values_of(run.records)
         )
         if values_ms:
             xs, ys = distribution_curve(values_ms)

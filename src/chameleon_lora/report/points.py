@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Purpose, RecordedRun
+from chameleon_lora.report.run import RecordedRun
 
 DIGITS = 4  # rates of the same load may differ in their last digits
 

@@ -15,6 +15,7 @@ from chameleon_lora.bench.run_folder import (
     RECORDS,
     SAMPLES,
     SUMMARY,
+    Purpose,
     read_config,
     read_records,
     read_samples,
@@ -26,7 +27,7 @@ from chameleon_lora.compare.comparison_file import (
 )
 from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.serving import Window
-from chameleon_lora.report.run import Purpose, RecordedRun, figures_of
+from chameleon_lora.report.run import RecordedRun, figures_of
 
 OURS = frozenset({"label", "purpose", "rate_per_s"})
 """Keys that tell a run's config.json from a model's."""

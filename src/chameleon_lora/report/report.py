@@ -2,12 +2,12 @@
 
 from collections import Counter
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.report.adapters import adapters_section
 from chameleon_lora.report.headline import arms_section, headline_section
 from chameleon_lora.report.latency import cliff_section, distribution_sections, load_section
 from chameleon_lora.report.page import Page, Section
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Purpose
 from chameleon_lora.report.table import counted, listed, ms, plain
 from chameleon_lora.report.timeline import timeline_section, waits_section
 from chameleon_lora.report.trouble import runs_section, trouble_section, warnings

@@ -4,23 +4,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.metrics.errors import ErrorCount, by_cause
 from chameleon_lora.metrics.lateness import Lateness, lateness
-from chameleon_lora.metrics.record import RequestRecord
+from chameleon_lora.metrics.record import RequestRecord, token_gaps_s, ttfts_s
 from chameleon_lora.metrics.sample import Sample
 from chameleon_lora.metrics.serving import Window
-from chameleon_lora.metrics.summary import Spread, spread
-
-
-class Purpose(Enum):
-    """What a run was made for, as its config.json says."""
-
-    RUN = "run"  # by `chameleon bench`
-    LOAD = "load"  # a share of capacity
-    SEARCH = "search"  # of the highest rate at the objective
-    CLIFF = "cliff"  # active adapters varied
+from chameleon_lora.metrics.summary import Spread, share_in_time, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +79,6 @@ def figures_of(
     if not records:
         return None
     completed = [record for record in records if record.is_completed]
-    ttfts_s = [record.ttft_s for record in completed if record.ttft_s is not None]
     ends_s = [record.end_s for record in completed or records]
     if window.duration_s < math.inf:
         ends_s.append(window.duration_s)
@@ -97,13 +87,11 @@ def figures_of(
     return RunFigures(
         requests=len(records),
         completed=len(completed),
-        ttft=spread(ttfts_s),
-        token_gap=spread([gap for record in completed for gap in record.token_gaps_s]),
+        ttft=spread(ttfts_s(records)),
+        token_gap=spread(token_gaps_s(records)),
         requests_per_s=len(completed) * per_s,
         output_tokens_per_s=sum(record.output_tokens for record in completed) * per_s,
-        slo_share=None
-        if slo_s is None
-        else sum(ttft_s <= slo_s for ttft_s in ttfts_s) / len(records),
+        slo_share=share_in_time(records, slo_s),
         errors=by_cause(records),
         lateness=lateness(sent),
     )

@@ -2,9 +2,10 @@
 
 from collections import Counter, defaultdict
 
+from chameleon_lora.bench.run_folder import Purpose
 from chameleon_lora.report.page import Section, Sheet
 from chameleon_lora.report.reading import Evidence
-from chameleon_lora.report.run import Purpose, RecordedRun
+from chameleon_lora.report.run import RecordedRun
 from chameleon_lora.report.table import MISSING, Table, counted, ms, plain
 
 MOST_NAMED = 5

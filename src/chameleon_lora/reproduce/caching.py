@@ -110,14 +110,13 @@ def adapter_counts(effort: Effort) -> Finding:
     rows, curves, held = [], [], {}
     for name, rank_alpha in (("ranks alike", 0.0), ("one power law", None)):
         for arm in (arms.SLORA, arms.CHAMELEON):
-            p99s = []
-            for count in COUNTS:
-                run = a40(count, rank_alpha=rank_alpha).figures(arm, 9.5, effort)
-                p99s.append(run.ttft.p99_s)
-            rows.append((f"{arm.label}, {name}", *(ms(p99_s) for p99_s in p99s)))
-            curves.append(Curve(rows[-1][0], tuple(map(float, COUNTS)), tuple(p99s)))
+            beds = [a40(count, rank_alpha=rank_alpha) for count in COUNTS]
+            p99s = [bed.figures(arm, 9.5, effort).ttft.p99_s for bed in beds]
+            label = f"{arm.label}, {name}"
+            rows.append((label, *map(ms, p99s)))
+            curves.append(Curve(label, tuple(map(float, COUNTS)), tuple(p99s)))
             within = [count for count, p99_s in zip(COUNTS, p99s, strict=True) if p99_s <= SLO_S]
-            held[rows[-1][0]] = max(within, default=0)
+            held[label] = max(within, default=0)
     plot = Plot(
         "P99 time to first token by number of adapters, 9.5 requests/s", "adapters", "seconds",
         tuple(curves), has_log_y=True, limit=SLO_S,

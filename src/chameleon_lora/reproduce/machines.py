@@ -25,6 +25,7 @@ from chameleon_lora.workload.trace import TraceRow
 
 CHATS = {"WildChat": (295.6, 441.3), "LMSYS-Chat-1M": (69.8, 215.7)}
 """Mean input and output tokens a turn, as the data sets' papers print them."""
+CHATS_DRAWN = 4096
 SPREAD = 1.0  # standard deviation of the logarithm of a chat's lengths
 
 
@@ -48,7 +49,7 @@ def other_traces(effort: Effort) -> Finding:
     return Finding(ours, verdict if is_held else Verdict.PARTLY, note, (latency_table(runs),))
 
 
-def chat_lengths(means: tuple[float, float], count: int = 4096) -> tuple[TraceRow, ...]:
+def chat_lengths(means: tuple[float, float]) -> tuple[TraceRow, ...]:
     """Log-normal lengths of these means, always the same."""
     rng = random.Random(f"lengths:{means}")
     shift = SPREAD * SPREAD / 2
@@ -56,7 +57,9 @@ def chat_lengths(means: tuple[float, float], count: int = 4096) -> tuple[TraceRo
     def tokens(mean: float) -> int:
         return max(1, min(4096, round(rng.lognormvariate(math.log(mean) - shift, SPREAD))))
 
-    return tuple(TraceRow(float(i), None, tokens(means[0]), tokens(means[1])) for i in range(count))
+    return tuple(
+        TraceRow(float(i), None, tokens(means[0]), tokens(means[1])) for i in range(CHATS_DRAWN)
+    )
 
 
 def _scaled_to_a_second(testbed: Testbed, effort: Effort) -> Testbed:

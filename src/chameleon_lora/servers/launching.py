@@ -1,10 +1,12 @@
 """How a server is started: the command lines of stock vLLM and of Chameleon, and what a CPU needs."""
 
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.servers.process import ServerSpec, free_port
 
 BASE_MODEL = "base"
@@ -79,7 +81,7 @@ class ServedModel:
     @classmethod
     def of(cls, model: Path, adapters_dir: Path, shape: EngineShape) -> "ServedModel":
         """All adapters of the folder, in an engine of this shape."""
-        return cls(str(model), adapters_dir, adapter_names(adapters_dir), shape.flags)
+        return cls(str(model), adapters_dir, AdapterFolder(adapters_dir).names(), shape.flags)
 
 
 def stock_command(served: ServedModel, extra: Sequence[str] = ()) -> tuple[str, ...]:
@@ -124,9 +126,13 @@ def cpu_server(
     return ServerSpec(on_port(command, port), port, log, variables, start_limit_s)
 
 
-def adapter_names(adapters_dir: Path) -> tuple[str, ...]:
-    """The adapters in the folder, by name."""
-    return tuple(sorted(path.parent.name for path in adapters_dir.glob("*/adapter_config.json")))
+def machine() -> str:
+    """What servers are started on here, in words."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+    return f"{cpu}, {platform.system()} {platform.release().partition('-')[0]}"
 
 
 _LISTENING = ("--host", "127.0.0.1", "--port", PORT)

@@ -19,7 +19,6 @@ from chameleon_lora.workload.requests import TimedRequest
 OutputGuess = Callable[[int, random.Random], int]
 """True output tokens and a source of chance to foretold ones, >= 1."""
 
-HALVES = (0.5,)
 SSJF_CLASSES = (0.25, 0.5, 0.75, 0.99)
 """Where SSJF cuts the output lengths of its data into five classes, as shares of the requests."""
 
@@ -35,8 +34,7 @@ SSJF_ERRORS: tuple[tuple[int, ...], ...] = (
 )
 """How often requests of each true class (rows) were given each class (columns) by a BERT.
 
-Counted by `count_errors(read_ssjf_predictions(FILE))` over the 85,482 test predictions that Qiu et
-al. published with "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length
+Counted over the 85,482 test predictions that Qiu et al. published with "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length
 Prediction" (SSJF, 2024): github.com/James-QiuHaoran/LLM-serving-with-proxy-models, Apache-2.0.
 """
 
@@ -149,14 +147,6 @@ def _prediction(path: Path, number: int, row: Mapping[str, str]) -> tuple[int, i
         )
         raise in_line(path, number, malformed) from error
     return output_tokens, predicted
-
-
-def count_errors(predictions: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """How often each true class (rows) was given each class (columns)."""
-    counts = [[0] * len(SSJF_ERRORS) for _ in SSJF_ERRORS]
-    for output_tokens, predicted in predictions:
-        counts[bisect_right(SSJF_CUTS_TOKENS, output_tokens)][predicted] += 1
-    return tuple(tuple(row) for row in counts)
 
 
 def _typical_tokens(classes: LengthClasses, index: int) -> int:

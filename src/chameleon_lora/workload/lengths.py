@@ -2,9 +2,8 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from chameleon_lora.errors import ConfigError
 
@@ -79,8 +78,9 @@ AZURE_CONVERSATION: tuple[LengthPair, ...] = (
 )
 """64 equally likely (input, output) tokens of the Azure conversation trace of 2023.
 
-Made by `representative_pairs` with 8 bins from the trace's 19,366 requests; the source and its
-licence (CC-BY 4.0) stand in `workload.trace_formats`. Means: 1,155 input and 211 output tokens.
+The trace's 19,366 requests in 8 equal groups by input, each in 8 by output; a pair is its group's mean
+(tests/workload/test_azure.py makes them again). The source and its licence (CC-BY 4.0) stand in
+`workload.trace_formats`. Means: 1,155 input and 211 output tokens.
 """
 
 
@@ -132,50 +132,6 @@ def draw_places(places: int, count: int, rng: random.Random) -> list[int]:
     while len(drawn) < count:
         drawn += rng.sample(range(places), places)
     return drawn[:count]
-
-
-def factor_for_memory(
-    pairs: Sequence[LengthPair], kv_tokens: float, rate_per_s: float, token_s: float
-) -> float:
-    """The `LengthScale.factor` at which requests hold `kv_tokens` tokens of KV cache on average.
-
-    By Little's law: a request of i input and o output tokens runs for o * token_s and holds i + o/2
-    tokens on average meanwhile, so all together hold rate_per_s * token_s * E[o * (i + o/2)]; both
-    lengths times f make that f^2 as much. Prefill, queueing and the scale's limits are left out.
-
-    Raises:
-        ConfigError: there are no output tokens, or a number is not above 0.
-    """
-    held = sum(o * (i + o / 2.0) for i, o in pairs) / max(1, len(pairs)) * rate_per_s * token_s
-    if not (held > 0.0 and kv_tokens > 0.0):
-        raise ConfigError(
-            f"no factor makes {len(pairs)} lengths at {rate_per_s} requests/s and {token_s} s a "
-            f"token hold {kv_tokens} KV tokens: give lengths, and numbers above 0"
-        )
-    return math.sqrt(kv_tokens / held)
-
-
-def representative_pairs(lengths: Sequence[LengthPair], bins: int) -> tuple[LengthPair, ...]:
-    """`bins` * `bins` equally likely pairs that stand for the joint distribution of `lengths`.
-
-    The requests are cut into `bins` equal groups by input, each of these into `bins` equal groups
-    by output; a pair is its group's mean, rounded. So the means of both lengths and the dependence
-    of output on input are kept, while the outermost tails are drawn in to their group's mean.
-    Needs at least bins * bins lengths.
-    """
-    pairs: list[LengthPair] = []
-    for column in _equal_groups(sorted(lengths), bins):
-        for cell in _equal_groups(sorted(column, key=lambda pair: (pair[1], pair[0])), bins):
-            inputs, outputs = zip(*cell, strict=True)
-            pairs.append((round(sum(inputs) / len(cell)), round(sum(outputs) / len(cell))))
-    return tuple(pairs)
-
-
-def _equal_groups(ordered: Sequence[LengthPair], groups: int) -> Iterator[Sequence[LengthPair]]:
-    """Consecutive runs of `ordered` whose sizes differ by at most one."""
-    cuts = [len(ordered) * index // groups for index in range(groups + 1)]
-    for start, end in pairwise(cuts):
-        yield ordered[start:end]
 
 
 def _within(tokens: int, limits: tuple[int, int]) -> int:

@@ -1,7 +1,7 @@
 """Which adapters does a workload name, and of which LoRA rank are they?"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from chameleon_lora.errors import ConfigError
@@ -32,6 +32,17 @@ def name_of(adapter: NamedAdapter | str) -> str:
     return adapter if isinstance(adapter, str) else adapter.name
 
 
+def ranks_of(adapters: Iterable[NamedAdapter | str]) -> dict[str, int]:
+    """By name, of those whose rank is known."""
+    return {each.name: each.rank for each in adapters if isinstance(each, NamedAdapter)}
+
+
+def card(adapter: NamedAdapter | str) -> dict[str, object]:
+    """What a run's config.json says of an adapter."""
+    rank = None if isinstance(adapter, str) else adapter.rank
+    return {"name": name_of(adapter), "rank": rank}
+
+
 def named_adapters(count: int, ranks: Sequence[int] = PAPER_RANKS) -> tuple[NamedAdapter, ...]:
     """`count` adapters that take `ranks` in turn, so that each rank is as frequent as it can be.
 
@@ -59,13 +70,18 @@ def trace_adapters(
     Raises:
         ConfigError: the trace names no adapter, there are no ranks, or a rank is below 1.
     """
-    uses = Counter(row.adapter for row in rows if row.adapter is not None)
-    if not uses or not ranks:
+    names = names_in(rows)
+    if not names or not ranks:
         raise ConfigError(
-            f"a trace of {len(rows)} requests for {len(uses)} adapters, of the ranks "
+            f"a trace of {len(rows)} requests for {len(names)} adapters, of the ranks "
             f"{tuple(ranks)}, gives none; way out: named_adapters(count)"
         )
-    names = sorted(uses, key=lambda name: (-uses[name], name))
     return tuple(
         NamedAdapter(name, ranks[number % len(ranks)]) for number, name in enumerate(names)
     )
+
+
+def names_in(rows: Sequence[TraceRow]) -> list[str]:
+    """The adapters that a trace names, most requests first, then by name."""
+    uses = Counter(row.adapter for row in rows if row.adapter is not None)
+    return sorted(uses, key=lambda name: (-uses[name], name))

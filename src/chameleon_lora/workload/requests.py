@@ -16,7 +16,7 @@ from chameleon_lora.workload.arrivals import (
     recorded_arrivals,
 )
 from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthScale, draw_places
-from chameleon_lora.workload.named_adapters import NamedAdapter
+from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
 from chameleon_lora.workload.popularity import draw_ranks, drifted, request_shares
 from chameleon_lora.workload.trace import TraceRow
 
@@ -130,7 +130,7 @@ def _names(
     rows: Sequence[int],
     rng: random.Random,
 ) -> Sequence[str | None]:
-    names = [adapter if isinstance(adapter, str) else adapter.name for adapter in adapters]
+    names = [name_of(adapter) for adapter in adapters]
     if spec.recorded_adapters:
         _check_known(spec.trace, names)
         return [spec.trace[row].adapter for row in rows]

@@ -1,7 +1,6 @@
 """What is sent, whatever its rate: lengths, arrivals, and which adapter is asked for."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.workload.arrivals import Arrivals, Gamma, Poisson, Recorded
 from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthPair, LengthScale
-from chameleon_lora.workload.named_adapters import NamedAdapter, name_of
+from chameleon_lora.workload.named_adapters import NamedAdapter, name_of, names_in
 from chameleon_lora.workload.requests import TimedRequest, WorkloadSpec, make_workload
 from chameleon_lora.workload.trace import TraceRow, recorded_rate_per_s
 
@@ -135,16 +134,15 @@ def _renamed(
 ) -> tuple[TraceRow, ...]:
     """The trace with names of `adapters`: its most frequent adapter becomes the first, and so on."""
     names = [name_of(adapter) for adapter in adapters]
-    uses = Counter(row.adapter for row in rows if row.adapter is not None)
-    if all(name in names for name in uses):
+    recorded = names_in(rows)
+    if set(names).issuperset(recorded):
         return tuple(rows)
-    if len(uses) > len(names):
+    if len(recorded) > len(names):
         raise ConfigError(
-            f"the trace names {len(uses)} adapters, the server has {len(names)}: serve more, or "
+            f"the trace names {len(recorded)} adapters, the server has {len(names)}: serve more, or "
             "give --popularity an exponent"
         )
-    ordered = sorted(uses, key=lambda name: (-uses[name], name))
-    becomes = dict(zip(ordered, names, strict=False))
+    becomes = dict(zip(recorded, names, strict=False))
     return tuple(
         row if row.adapter is None else replace(row, adapter=becomes[row.adapter]) for row in rows
     )
