@@ -1,7 +1,9 @@
 """What every test may lean on: Hypothesis profiles, one seed a run, excerpts of real traces."""
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def data_dir() -> Path:
     """Excerpts of public traces; `README.md` there names their sources and licences."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What this package logs, and nobody else: leavings of earlier tests may log at any time."""
+    ours = logging.Filter("chameleon_lora")
+    caplog.handler.addFilter(ours)
+    yield caplog
+    caplog.handler.removeFilter(ours)
 
 
 def scope_of(nodeid: str) -> str:

@@ -333,11 +333,14 @@ def test_one_that_floods_does_not_keep_another_waiting(server: Server) -> None:
             await ask(client, "acme", "acme-1")
 
     async def work(client: Connection) -> int:
-        """How many of acme's end while bob's five are under way."""
+        """How many of acme's end between the time that bob's five wait and the last one's end."""
+        await ask(client, "bob", "bob-1")  # its adapter is in memory from now on
         floods = [asyncio.create_task(flood(client)) for _ in range(30)]
         await until(lambda: waits(client, 20))
+        bobs = [asyncio.create_task(ask(client, "bob", "bob-1")) for _ in range(5)]
+        await until(lambda: waits(client, 31 - 2 * sum(task.done() for task in bobs)))
         before = len(ended)
-        await asyncio.gather(*(ask(client, "bob", "bob-1") for _ in range(5)))
+        await asyncio.gather(*bobs)
         found = ended[before:].count("acme")
         for task in floods:
             task.cancel()
