@@ -1,4 +1,4 @@
-"""How long does an activation hold up a step? Run: `.venv/bin/python experiments/activation.py`.
+"""How long does an activation hold up a step? Run: `.venv/bin/python -m experiments.activation`.
 
 A real vLLM engine in this process (CPU, a Llama of random weights), four adapters in turn, each put
 into a slot from three places: vLLM's own host cache, Chameleon's host image, and KV-cache blocks

@@ -1,6 +1,6 @@
 """`chameleon compare` on a tiny model on this machine's CPU: the figures that docs quote.
 
-    .venv/bin/python experiments/compare_tiny.py --out runs/tiny [any option of chameleon compare]
+    .venv/bin/python -m experiments.compare_tiny --out runs/tiny [any option of chameleon compare]
 
 It makes the model (random, 6 layers) and 32 adapters of ranks 4, 8, 16 once, gives every server 4
 slots of rank 16, 32 seats and 1 GiB of KV cache, and leaves one core to the API server and the client.

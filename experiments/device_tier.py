@@ -1,10 +1,10 @@
 """What adapters in idle KV memory cost and give, in one process, on the real engine.
 
-    .venv/bin/python experiments/device_tier.py pressure   # steps and preemptions, with and without
-    .venv/bin/python experiments/device_tier.py checks     # bytes from KV blocks against host copies
-    .venv/bin/python experiments/device_tier.py burst      # a burst meets a full cache, and an empty one
-    .venv/bin/python experiments/device_tier.py resident   # adapters on the device for the same bytes
-    .venv/bin/python experiments/device_tier.py prefix     # prefix hits, with and without headroom
+    .venv/bin/python -m experiments.device_tier pressure   # steps and preemptions, with and without
+    .venv/bin/python -m experiments.device_tier checks     # bytes from KV blocks against host copies
+    .venv/bin/python -m experiments.device_tier burst      # a burst meets a full cache, and an empty one
+    .venv/bin/python -m experiments.device_tier resident   # adapters on the device for the same bytes
+    .venv/bin/python -m experiments.device_tier prefix     # prefix hits, with and without headroom
 
 Each arm is a run of `chameleon_lora.engine_vllm.measure.offline`, one after the other, with the same requests.
 """

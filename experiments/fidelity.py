@@ -2,7 +2,7 @@
 
     .venv/bin/chameleon calibrate --model tiny --scheduler vllm --out runs/vllm.toml
     .venv/bin/chameleon calibrate --model tiny --scheduler chameleon --out runs/chameleon.toml
-    .venv/bin/python experiments/fidelity.py --vllm runs/vllm.toml --chameleon runs/chameleon.toml
+    .venv/bin/python -m experiments.fidelity --vllm runs/vllm.toml --chameleon runs/chameleon.toml
 
 Two schedulers, three loads, in shares of what stock vLLM completes here when all its seats are always
 taken. Each server gets the three loads one after the other, and so does each simulation, which knows

@@ -12,7 +12,7 @@ A finding is: another exception than AdapterError, an adapter that one call take
 refuses, an input that costs more time or memory than its limits, and an accepted adapter that the
 reference reader reads otherwise or that vLLM's own reader refuses. The first of each sort is kept.
 
-    .venv/bin/python experiments/fuzz_adapters.py --inputs 20000 --seed 0
+    .venv/bin/python -m experiments.fuzz_adapters --inputs 20000 --seed 0
 """
 
 import argparse

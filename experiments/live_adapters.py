@@ -1,6 +1,6 @@
 """How long activated requests wait for their adapter, on live servers: stock vLLM against Chameleon.
 
-    .venv/bin/python experiments/live_adapters.py --pairs 3 --seconds 30
+    .venv/bin/python -m experiments.live_adapters --pairs 3 --seconds 30
 
 64 adapters in 4 slots. Both servers in turn (S C, C S, ...), same flags and requests; stock keeps all
 adapters in host memory from its start on (`--max-cpu-loras 64`, its best setting), Chameleon reads

@@ -1,6 +1,6 @@
 """Stock vLLM against Chameleon on this machine, in pairs: the figures that README quotes.
 
-    .venv/bin/python experiments/live_pairs.py --pairs 3 --out runs/pairs
+    .venv/bin/python -m experiments.live_pairs --pairs 3 --out runs/pairs
 
 Each pair starts both servers in turn (S C, C S, S C, ...), never two at once, with the same flags, on
 the tiny model, and measures on each: one adapter's throughput, the gaps of a running stream while

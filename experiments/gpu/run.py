@@ -1,4 +1,4 @@
-"""Chameleon on a GPU: `python experiments/gpu/run.py --out DIR`; docs/gpu.md explains it.
+"""Chameleon on a GPU: `python -m experiments.gpu.run --out DIR`; docs/gpu.md explains it.
 
 `--dry-run` does the same with tiny models on a CPU.
 """
@@ -12,8 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the folder that holds `experiments`
-
 from chameleon_lora.errors import ChameleonError
 from experiments.gpu.engines import adapters_folder
 from experiments.gpu.machine import gpu_name
@@ -24,6 +22,7 @@ from experiments.gpu.stages import Stage, chosen
 from experiments.gpu.table import markdown
 
 NO_LIMIT_S = 1e9
+COMMAND = "python -m experiments.gpu.run"
 REPORT, RESULTS = "report.md", "results.json"
 
 
@@ -53,9 +52,7 @@ def main(argv: list[str]) -> int:
     except ChameleonError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
-    return _run(
-        options, stages, args.limit_s, shlex.join(["python", "experiments/gpu/run.py", *argv])
-    )
+    return _run(options, stages, args.limit_s, shlex.join([*COMMAND.split(), *argv]))
 
 
 def _run(options: RunOptions, stages: list[Stage], limit_s: float, command: str) -> int:
@@ -112,7 +109,7 @@ def _listed(options: RunOptions, stages: list[Stage]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="experiments/gpu/run.py",
+        prog=COMMAND,
         description="Chameleon on a GPU: first whether it is right, then what it gains. A stage that "
         "is done is not done again: call it as often as you like with the same --out.",
     )
