@@ -11,12 +11,8 @@ import sys
 
 from chameleon_lora.cli.main import main
 from chameleon_lora.servers.launching import CPU_ENVIRONMENT, EngineShape
-from chameleon_lora.servers.tiny_model import (
-    TARGET_MODULES,
-    default_cache_dir,
-    ensure_adapters,
-    ensure_tiny_model,
-)
+from chameleon_lora.servers.tiny_model import TARGET_MODULES
+from experiments.two_servers import served_model
 
 ADAPTERS, LAYERS = 32, 6
 SHAPE = EngineShape(seats=32, context_tokens=2048, target_modules=TARGET_MODULES)
@@ -29,11 +25,9 @@ TRAFFIC = (
 def run(options: list[str]) -> int:
     """The comparison's exit code."""
     os.environ.update(CPU_ENVIRONMENT)
-    cache = default_cache_dir()
-    model = ensure_tiny_model(cache, LAYERS)
-    adapters = ensure_adapters(model, cache, ADAPTERS)
-    words = ["compare", str(model), "--adapters", str(adapters), *TRAFFIC, *options, *SHAPE.flags]
-    return main(words)
+    served = served_model(LAYERS, ADAPTERS, SHAPE)
+    words = ["compare", served.model, "--adapters", str(served.adapters_dir), *TRAFFIC, *options]
+    return main([*words, *served.flags])
 
 
 if __name__ == "__main__":
