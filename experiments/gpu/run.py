@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--duration", type=float, metavar="S", help="of each run of a comparison")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="of each comparison")
     parser.add_argument(
-        "--capacity", metavar="R|slo", help="as of `chameleon compare` (default: measured)"
+        "--capacity", type=float, metavar="R", help="of stock, requests/s (default: measured)"
     )
     parser.add_argument("--slo-ttft", type=float, metavar="S", help="as of `chameleon compare`")
     return parser

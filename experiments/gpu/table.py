@@ -34,8 +34,7 @@ def rows(outcomes: Mapping[str, Outcome]) -> Iterator[Row]:
             yield from _proof(name, figures[name])
     yield from _activation(figures.get("activation", {}))
     yield from _engines(figures.get("engines", {}))
-    for name in ("compare", "policies", "limits"):
-        yield from _comparison(name, figures.get(name, {}))
+    yield from _comparison(figures.get("compare", {}))
     yield from _profile(figures.get("profile", {}))
 
 
@@ -90,8 +89,8 @@ def _engines(found: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
-def _comparison(name: str, found: Mapping[str, Any]) -> Iterator[Row]:
-    if name == "compare" and found.get("capacity_per_s"):
+def _comparison(found: Mapping[str, Any]) -> Iterator[Row]:
+    if found.get("capacity_per_s"):
         yield (
             "stock's capacity, objective",
             f"{found['capacity_per_s']:.2f} requests/s, {1e3 * found['slo_ttft_s']:.0f} ms",
@@ -99,19 +98,11 @@ def _comparison(name: str, found: Mapping[str, Any]) -> Iterator[Row]:
     for ratio in found.get("ratios", ()):
         if ratio["figure"] in ("ttft_p50", "ttft_p99", "itl_p99", "output_throughput"):
             yield (
-                f"{name}: {ratio['label']}, {ratio['figure']} at {ratio['point']:g}",
+                f"compare: {ratio['label']}, {ratio['figure']} at {ratio['point']:g}",
                 f"{ratio['ratio']:.2f} of stock's [{ratio['low']:.2f}, {ratio['high']:.2f}]",
             )
     if late := found.get("late_runs"):
-        yield f"{name}: runs whose client fell behind", f"{len(late)}; do not quote them"
-    for one in found.get("sustained", ()):
-        ratio = "" if one["ratio"] is None else f" ({one['ratio']:.2f} of stock's)"
-        yield f"highest load in time: {one['label']}", f"{one['rate_per_s']:.2f} requests/s{ratio}"
-    for one in found.get("cliff", ()):
-        yield (
-            f"cliff: {one['label']}, {one['active_over_slots']:g} adapters a slot",
-            f"P50 TTFT {1e3 * one['ttft_p50_s']:.0f} ms",
-        )
+        yield "compare: runs whose client fell behind", f"{len(late)}; do not quote them"
 
 
 def _profile(found: Mapping[str, Any]) -> Iterator[Row]:
