@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -23,7 +22,7 @@ from experiments.gpu.table import markdown
 
 NO_LIMIT_S = 1e9
 COMMAND = "python -m experiments.gpu.run"
-REPORT, RESULTS = "report.md", "results.json"
+REPORT = "report.md"
 
 
 def main(argv: list[str]) -> int:
@@ -75,15 +74,6 @@ def _run(options: RunOptions, stages: list[Stage], limit_s: float, command: str)
     outcomes = _all_outcomes(options.out, names)
     report = markdown(outcomes, names, command, is_dry=options.is_dry)
     (options.out / REPORT).write_text(report, encoding="utf-8")
-    figures = {
-        name: {
-            "status": outcome.status.value,
-            "device": outcome.device,
-            "figures": outcome.figures,
-        }
-        for name, outcome in outcomes.items()
-    }
-    (options.out / RESULTS).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(report)
     if not is_whole:
         return 130
