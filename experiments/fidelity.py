@@ -34,6 +34,7 @@ from chameleon_lora.engine_vllm.measure.step_log import add_stock_copies, read_s
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
+from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from chameleon_lora.servers.launching import BASE_MODEL, EngineShape, ServedModel
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import TARGET_MODULES
@@ -276,7 +277,8 @@ def table(
     """In Markdown."""
     head = ("scheduler", "load", "speed", "figure", "live: median (least, most)", "simulated",
             "error", "at the run's speed")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "| --- | ---: | ---: | --- |" + " ---: |" * 4]
+    kinds = ("", NUMBERS, NUMBERS, "", *[NUMBERS] * 4)
+    lines = []
     shown = (("ttft_mean_s", "mean TTFT, ms", 1e3), ("ttft_p99_s", "P99 TTFT, ms", 1e3),
              ("tokens_per_s", "output tokens/s", 1.0))  # fmt: skip
     for arm, (load, share) in itertools.product(sim, enumerate(shares)):
@@ -287,11 +289,10 @@ def table(
             middle = statistics.median(values)
             ours = factor * getattr(sim[arm][load], key)
             own = statistics.median(row["at_speed"][key] / row[key] - 1.0 for row in rows)
-            lines.append(
-                f"| {arm} | {share:.0%} | {speeds} | {name} | {middle:.0f} ({values[0]:.0f}, "
-                f"{values[-1]:.0f}) | {ours:.0f} | {ours / middle - 1:+.1%} | {own:+.1%} |"
-            )
-    return "\n".join(lines)
+            seen = f"{middle:.0f} ({values[0]:.0f}, {values[-1]:.0f})"
+            errors = f"{ours / middle - 1:+.1%}", f"{own:+.1%}"
+            lines.append((arm, f"{share:.0%}", speeds, name, seen, f"{ours:.0f}", *errors))
+    return markdown_table(Table(head, tuple(lines)), kinds)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from chameleon_lora.bench.completion import CompletionRequest
 from chameleon_lora.bench.replay import Target, open_session, replay
 from chameleon_lora.compare.arm_run import measure_capacity
 from chameleon_lora.metrics.summary import percentile, summarise
+from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from chameleon_lora.servers.launching import (
     BASE_MODEL,
     RUNTIME_LOADING,
@@ -71,7 +72,7 @@ def main() -> None:
         results.append({"arm": arm, "pair": pair, **figures})
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results, rate))
+    print(told(results, rate))
 
 
 def prepare(out: Path) -> ServedModel:
@@ -189,26 +190,25 @@ async def stream_beside(session: Any, url: str, name: str, visits: list[Any]) ->
     return percentile([b - a for a, b in pairwise(times)], 99.0)
 
 
-def table(results: list[dict[str, Any]], rate: float | None) -> str:
+def told(results: list[dict[str, Any]], rate: float | None) -> str:
     """Median of each arm and median of the ratios pair by pair, in Markdown."""
     arms = {
         arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["pair"])
         for arm in (STOCK, CHAMELEON)
     }
-    for rows in arms.values():
-        for row in rows:
-            row["rise_over_quiet"] = row["gap_cold_s"] / row["gap_alone_s"]
-            row["rise_over_warm"] = row["gap_cold_s"] / row["gap_warm_s"]
-    lines = [f"high load: {rate:.2f} requests/s", "", "| figure | stock | Chameleon | ratio |"]
-    lines.append("| --- | ---: | ---: | ---: |")
+    for result in results:
+        result["rise_over_quiet"] = result["gap_cold_s"] / result["gap_alone_s"]
+        result["rise_over_warm"] = result["gap_cold_s"] / result["gap_warm_s"]
+    rows = []
     for key in (k for k in arms[STOCK][0] if k not in ("arm", "pair")):
         stock, ours = ([row[key] for row in arms[arm]] for arm in ("stock", "chameleon"))
         ratios = [c / s for s, c in zip(stock, ours, strict=True) if s]
         ratio = f"{statistics.median(ratios):.3f}" if ratios else ""
-        lines.append(
-            f"| {key} | {statistics.median(stock):.4g} | {statistics.median(ours):.4g} | {ratio} |"
-        )
-    return "\n".join(lines)
+        medians = (f"{statistics.median(values):.4g}" for values in (stock, ours))
+        rows.append((key, *medians, ratio))
+    table = Table(("figure", "stock", "Chameleon", "ratio"), tuple(rows))
+    kinds = ("", *[NUMBERS] * 3)
+    return f"high load: {rate:.2f} requests/s\n\n{markdown_table(table, kinds)}"
 
 
 if __name__ == "__main__":

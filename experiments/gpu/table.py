@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from experiments.gpu.outcome import Outcome, Status
 
 Row = tuple[str, str]
@@ -13,15 +14,13 @@ def markdown(
 ) -> str:
     """How each stage ended, then the figures."""
     title = "# Chameleon on a GPU" + (": a dry run, whose figures mean nothing" if is_dry else "")
-    lines = [title, "", f"`{command}`", "", "| stage | ended | s | why |"]
-    lines.append("| --- | --- | ---: | --- |")
-    for name in names:
-        outcome = outcomes.get(name) or Outcome(name, Status.LEFT, "not begun")
-        why = outcome.reason.replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {name} | {outcome.status.value} | {outcome.seconds:.0f} | {why} |")
-    lines += ["", "| figure | value |", "| --- | ---: |"]
-    lines += [f"| {label} | {value} |" for label, value in rows(outcomes)]
-    return "\n".join(lines) + "\n"
+    found = [outcomes.get(name) or Outcome(name, Status.LEFT, "not begun") for name in names]
+    ended = [(one.stage, one.status.value, f"{one.seconds:.0f}", one.reason) for one in found]
+    stages = markdown_table(
+        Table(("stage", "ended", "s", "why"), tuple(ended)), ("", "", NUMBERS, "")
+    )
+    figures = markdown_table(Table(("figure", "value"), tuple(rows(outcomes))), ("", NUMBERS))
+    return f"{title}\n\n`{command}`\n\n{stages}\n\n{figures}\n"
 
 
 def rows(outcomes: Mapping[str, Outcome]) -> Iterator[Row]:
