@@ -1,4 +1,4 @@
-"""How long does an activation hold up a step? Run: `.venv/bin/python experiments/activation.py`.
+"""How long does an activation hold up a step? Run: `.venv/bin/python -m experiments.activation`.
 
 A real vLLM engine in this process (CPU, a Llama of random weights), four adapters in turn, each put
 into a slot from three places: vLLM's own host cache, Chameleon's host image, and KV-cache blocks
@@ -8,7 +8,6 @@ Options: --rank, --activations, --block-size, --adjacent.
 """
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -19,12 +18,11 @@ from typing import Any
 
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # read when vLLM is imported
 
-import torch
-from safetensors.torch import save_file
 from vllm import LLM
 from vllm.lora.request import LoRARequest
 from vllm.v1.worker import lora_model_runner_mixin
 
+from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import (
     ActivateAdapter,
@@ -37,63 +35,13 @@ from chameleon_lora.engine_vllm.messages import (
 )
 from chameleon_lora.engine_vllm.worker.kv_pages import kv_pages_of
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
+from experiments.gpu.folders import ensure_model
+from experiments.gpu.scale import Shape
 
-HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS, VOCABULARY = 1024, 2816, 16, 4, 8, 1024
-KV = HIDDEN * KV_HEADS // HEADS
-SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN, KV),
-    "self_attn.v_proj": (HIDDEN, KV),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (HIDDEN, INTERMEDIATE),
-    "mlp.up_proj": (HIDDEN, INTERMEDIATE),
-    "mlp.down_proj": (INTERMEDIATE, HIDDEN),
-}
+SHAPE = Shape("activation", 1024, 2816, 8, 16, 4, 1024, 256, "float32")
 ADAPTERS = 4
 TURNS = 5
 SLOT = 0
-
-
-def write_model(folder: Path) -> None:
-    """The configuration alone; vLLM invents the weights."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 256,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def write_adapter(folder: Path, rank: int, seed: int) -> None:
-    """All linear layers, random."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for layer in range(LAYERS):
-        for name, (inputs, outputs) in SHAPES.items():
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            a, b = ((rank, inputs), (outputs, rank))
-            weights[f"{prefix}.lora_A.weight"] = torch.randn(a, generator=generator)
-            weights[f"{prefix}.lora_B.weight"] = torch.randn(b, generator=generator)
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": [name.partition(".")[2] for name in SHAPES],
-        "bias": "none",
-    }
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file(weights, folder / "adapter_model.safetensors")
 
 
 def start_engine(model: Path, rank: int, block_size: int) -> Any:
@@ -113,11 +61,11 @@ def start_engine(model: Path, rank: int, block_size: int) -> Any:
         max_loras=2,
         max_cpu_loras=ADAPTERS + 1,
         max_lora_rank=rank,
-        max_model_len=256,
+        max_model_len=SHAPE.context_tokens,
         max_num_seqs=4,
-        max_num_batched_tokens=256,
+        max_num_batched_tokens=SHAPE.context_tokens,
         block_size=block_size,
-        dtype="float32",
+        dtype=SHAPE.dtype,
         enforce_eager=True,
         disable_log_stats=True,
     )
@@ -226,11 +174,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        write_model(root)
-        folders = {n: root / f"adapter-{n}" for n in range(1, ADAPTERS + 1)}
-        for number, folder in folders.items():
-            write_adapter(folder, options.rank, number)
-        stage = Stage(start_engine(root, options.rank, options.block_size), folders)
+        model = ensure_model(root, SHAPE, has_weights=False)
+        dims = ModelDims.from_model(model)
+        folders = {
+            n: make_adapter(root / f"adapter-{n}", dims, options.rank, seed=n)
+            for n in range(1, ADAPTERS + 1)
+        }
+        stage = Stage(start_engine(model, options.rank, options.block_size), folders)
         found = measure(stage, options.activations, options.adjacent)
     stage.adapters.close()
     stock_s, megabytes = statistics.median(found["vLLM, host cache"]), stage.nbytes / 1e6

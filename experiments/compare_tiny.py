@@ -1,6 +1,6 @@
 """`chameleon compare` on a tiny model on this machine's CPU: the figures that docs quote.
 
-    .venv/bin/python experiments/compare_tiny.py --out runs/tiny [any option of chameleon compare]
+    .venv/bin/python -m experiments.compare_tiny --out runs/tiny [any option of chameleon compare]
 
 It makes the model (random, 6 layers) and 32 adapters of ranks 4, 8, 16 once, gives every server 4
 slots of rank 16, 32 seats and 1 GiB of KV cache, and leaves one core to the API server and the client.
@@ -11,12 +11,8 @@ import sys
 
 from chameleon_lora.cli.main import main
 from chameleon_lora.servers.launching import CPU_ENVIRONMENT, EngineShape
-from chameleon_lora.servers.tiny_model import (
-    TARGET_MODULES,
-    default_cache_dir,
-    ensure_adapters,
-    ensure_tiny_model,
-)
+from chameleon_lora.servers.tiny_model import TARGET_MODULES
+from experiments.two_servers import served_model
 
 ADAPTERS, LAYERS = 32, 6
 SHAPE = EngineShape(seats=32, context_tokens=2048, target_modules=TARGET_MODULES)
@@ -29,11 +25,9 @@ TRAFFIC = (
 def run(options: list[str]) -> int:
     """The comparison's exit code."""
     os.environ.update(CPU_ENVIRONMENT)
-    cache = default_cache_dir()
-    model = ensure_tiny_model(cache, LAYERS)
-    adapters = ensure_adapters(model, cache, ADAPTERS)
-    words = ["compare", str(model), "--adapters", str(adapters), *TRAFFIC, *options, *SHAPE.flags]
-    return main(words)
+    served = served_model(LAYERS, ADAPTERS, SHAPE)
+    words = ["compare", served.model, "--adapters", str(served.adapters_dir), *TRAFFIC, *options]
+    return main([*words, *served.flags])
 
 
 if __name__ == "__main__":

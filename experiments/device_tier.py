@@ -1,10 +1,10 @@
 """What adapters in idle KV memory cost and give, in one process, on the real engine.
 
-    .venv/bin/python experiments/device_tier.py pressure   # steps and preemptions, with and without
-    .venv/bin/python experiments/device_tier.py checks     # bytes from KV blocks against host copies
-    .venv/bin/python experiments/device_tier.py burst      # a burst meets a full cache, and an empty one
-    .venv/bin/python experiments/device_tier.py resident   # adapters on the device for the same bytes
-    .venv/bin/python experiments/device_tier.py prefix     # prefix hits, with and without headroom
+    .venv/bin/python -m experiments.device_tier pressure   # steps and preemptions, with and without
+    .venv/bin/python -m experiments.device_tier checks     # bytes from KV blocks against host copies
+    .venv/bin/python -m experiments.device_tier burst      # a burst meets a full cache, and an empty one
+    .venv/bin/python -m experiments.device_tier resident   # adapters on the device for the same bytes
+    .venv/bin/python -m experiments.device_tier prefix     # prefix hits, with and without headroom
 
 Each arm is a run of `chameleon_lora.engine_vllm.measure.offline`, one after the other, with the same requests.
 """
@@ -26,6 +26,7 @@ from chameleon_lora.engine_vllm.measure.offline import (
     run_offline,
 )
 from chameleon_lora.metrics.summary import percentile
+from chameleon_lora.report.table import Table, markdown_table
 from chameleon_lora.servers.tiny_model import TARGET_MODULES, default_cache_dir, ensure_tiny_model
 
 TEXT_TOKENS = (3, 512)  # the tiny model's ids; those before are special
@@ -250,10 +251,9 @@ def question(rng: random.Random, adapter: str | None, prompt: int, tokens: int) 
     )
 
 
-def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[Sequence[object]]) -> str:
     """In Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return markdown_table(Table(head, tuple(tuple(map(str, row)) for row in rows)), ())
 
 
 if __name__ == "__main__":

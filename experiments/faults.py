@@ -1,7 +1,7 @@
 """What faults do to requests under a steady load: Chameleon, and stock vLLM with the same flags.
 
-    python experiments/faults.py                       every fault, on both
-    python experiments/faults.py --arms chameleon --only truncated stalls
+    python -m experiments.faults                       every fault, on both
+    python -m experiments.faults --arms chameleon --only truncated stalls
 
 A server that a fault has ended, or left unwell, is started anew for the next one.
 """

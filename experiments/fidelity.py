@@ -2,7 +2,7 @@
 
     .venv/bin/chameleon calibrate --model tiny --scheduler vllm --out runs/vllm.toml
     .venv/bin/chameleon calibrate --model tiny --scheduler chameleon --out runs/chameleon.toml
-    .venv/bin/python experiments/fidelity.py --vllm runs/vllm.toml --chameleon runs/chameleon.toml
+    .venv/bin/python -m experiments.fidelity --vllm runs/vllm.toml --chameleon runs/chameleon.toml
 
 Two schedulers, three loads, in shares of what stock vLLM completes here when all its seats are always
 taken. Each server gets the three loads one after the other, and so does each simulation, which knows
@@ -30,40 +30,35 @@ from typing import Any
 from chameleon_lora.adapters.inspect import inspect_adapter
 from chameleon_lora.bench.client import Answer, stream_completion
 from chameleon_lora.bench.replay import Target, completion_of, open_session, replay
-from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import add_stock_copies, read_step_log
 from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.metrics.summary import percentile
 from chameleon_lora.policy.settings import PolicySettings, Preset, preset
-from chameleon_lora.servers.launching import (
-    BASE_MODEL,
-    EngineShape,
-    ServedModel,
-    chameleon_command,
-    cpu_server,
-    stock_command,
-)
-from chameleon_lora.servers.process import ServerSpec, running_server
-from chameleon_lora.servers.tiny_model import (
-    TARGET_MODULES,
-    default_cache_dir,
-    ensure_adapters,
-    ensure_tiny_model,
-)
+from chameleon_lora.report.table import NUMBERS, Table, markdown_table
+from chameleon_lora.servers.launching import BASE_MODEL, EngineShape, ServedModel
+from chameleon_lora.servers.process import running_server
+from chameleon_lora.servers.tiny_model import TARGET_MODULES
 from chameleon_lora.settings import ServingSettings
 from chameleon_lora.sim.outcome import SimRecord
 from chameleon_lora.sim.profile import Profile, StepCosts, read_profile
 from chameleon_lora.sim.run import simulate
 from chameleon_lora.sim.setup import EngineStyle, Setup
-from chameleon_lora.workload.lengths import LengthScale
 from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest, WorkloadSpec, make_workload
+from experiments.two_servers import (
+    CHAMELEON,
+    LENGTHS,
+    STEPS,
+    STOCK,
+    TOKEN_IDS,
+    in_turn,
+    recording_steps,
+    served_model,
+    server,
+)
 
 ADAPTERS, LAYERS = 24, 16
 SHAPE = EngineShape(seats=16, target_modules=TARGET_MODULES)
-LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
-TOKEN_IDS = (3, 512)
-ARMS = ("vllm", "chameleon")
 APART_S = 200.0  # between the beginnings of two loads, in simulated time
 WARM_UP, SEED = 8, 5
 CAPACITY_S = 20.0
@@ -90,7 +85,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="simulate only")
     parser.add_argument("--out", type=Path, default=Path("runs/fidelity"))
     args = parser.parse_args()
-    served = prepare()
+    served = served_model(LAYERS, ADAPTERS, SHAPE)
     live_path, plan_path = args.out / "live.json", args.out / "plan.json"
     if not args.again:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -101,8 +96,8 @@ def main() -> None:
     plan = json.loads(plan_path.read_text(encoding="utf-8"))
     live = json.loads(live_path.read_text(encoding="utf-8"))
     loads = workloads(served, plan)
-    profiles = {arm: read_profile(getattr(args, arm)) for arm in ARMS}
-    sim = {arm: simulated(arm, profiles[arm], served, loads) for arm in ARMS}
+    profiles = {STOCK: read_profile(args.vllm), CHAMELEON: read_profile(args.chameleon)}
+    sim = {arm: simulated(arm, profile, served, loads) for arm, profile in profiles.items()}
     for row in live:
         profile = profiles[row["arm"]]
         row["speed"] = speed(profile, served, args.out / f"{row['run']}-{row['arm']}", row)
@@ -111,13 +106,6 @@ def main() -> None:
     print(f"capacity of stock vLLM: {plan['capacity']:.2f} requests/s; "
           f"{', '.join(str(len(load)) for load in loads)} requests\n")  # fmt: skip
     print(table(plan["loads"], live, sim))
-
-
-def prepare() -> ServedModel:
-    """Model and adapters on disk, and the limits of both servers."""
-    cache = default_cache_dir()
-    model = ensure_tiny_model(cache, LAYERS)
-    return ServedModel.of(model, ensure_adapters(model, cache, ADAPTERS), SHAPE)
 
 
 def workloads(served: ServedModel, plan: dict[str, Any]) -> list[tuple[TimedRequest, ...]]:
@@ -139,7 +127,8 @@ def capacity(served: ServedModel, out: Path) -> float:
     """
     names = served.adapters
     requests = make_workload(WorkloadSpec(50.0, 10.0, 1.0, LENGTHS), names, 999)
-    with running_server(server("vllm", served, out / "capacity")) as url:
+    folder = out / "capacity"
+    with running_server(server(STOCK, served, folder, recording_steps(folder))) as url:
         target = Target(url, BASE_MODEL, TOKEN_IDS)
         warm_up(target)
         return asyncio.run(closed_loop(target, requests, SHAPE.seats))
@@ -166,15 +155,6 @@ async def closed_loop(target: Target, requests: Sequence[TimedRequest], clients:
     return done / CAPACITY_S
 
 
-def server(arm: str, served: ServedModel, folder: Path) -> ServerSpec:
-    """How one of the two is started."""
-    folder = folder.absolute()
-    steps = folder / "steps.jsonl"  # recorded as `chameleon calibrate` does
-    steps.unlink(missing_ok=True)
-    command = (stock_command if arm == "vllm" else chameleon_command)(served)
-    return cpu_server(command, folder / "server.log", {STEPS_VARIABLE: str(steps)})
-
-
 def warm_up(target: Target) -> None:
     """A few requests to the base model: a process's first steps are slow. Touches no adapter."""
     for index in range(WARM_UP):
@@ -186,23 +166,27 @@ def live_runs(
 ) -> list[dict[str, Any]]:
     """Figures by run, arm and load."""
     found: list[dict[str, Any]] = []
-    for run in range(args.runs):
-        for arm in ARMS if run % 2 == 0 else ARMS[::-1]:
-            with running_server(server(arm, served, args.out / f"{run}-{arm}")) as url:
-                target = Target(url, BASE_MODEL, TOKEN_IDS)
-                warm_up(target)
-                for load, requests in enumerate(workloads(served, plan)):
-                    begin_s = time.time()  # noqa: TID251  # the steps' clock
-                    records = asyncio.run(replay(target, requests))
-                    figures = asdict(live_figures(records))
-                    found.append({"run": run, "arm": arm, "load": load, **figures})
-                    found[-1]["begin_s"] = begin_s
-                    found[-1]["end_s"] = time.time()  # noqa: TID251
-                    late_s = max(record.lateness_s for record in records)
-                    print(found[-1], f"client late by {late_s:.3f} s", file=sys.stderr, flush=True)
-                    path = args.out / f"{run}-{arm}" / f"records-{load}.json"
-                    path.write_text(json.dumps([asdict(r) for r in records]), encoding="utf-8")
+    for run, arm in in_turn(args.runs):
+        folder = args.out / f"{run}-{arm}"
+        with running_server(server(arm, served, folder, recording_steps(folder))) as url:
+            target = Target(url, BASE_MODEL, TOKEN_IDS)
+            warm_up(target)
+            for load, requests in enumerate(workloads(served, plan)):
+                figures = live_load(target, requests, folder / f"records-{load}.json")
+                found.append({"run": run, "arm": arm, "load": load, **figures})
+                print(found[-1], file=sys.stderr, flush=True)
     return found
+
+
+def live_load(target: Target, requests: Sequence[TimedRequest], path: Path) -> dict[str, float]:
+    """Figures of one replay and when it was, by the steps' clock; its records go to `path`."""
+    begin_s = time.time()  # noqa: TID251  # the steps' clock
+    records = asyncio.run(replay(target, requests))
+    end_s = time.time()  # noqa: TID251
+    path.write_text(json.dumps([asdict(r) for r in records]), encoding="utf-8")
+    client_late_s = max(record.lateness_s for record in records)
+    times_s = {"begin_s": begin_s, "end_s": end_s, "client_late_s": client_late_s}
+    return {**asdict(live_figures(records)), **times_s}
 
 
 def live_figures(records: Sequence[RequestRecord]) -> Figures:
@@ -222,7 +206,7 @@ def simulated(
     arm: str, profile: Profile, served: ServedModel, loads: Sequence[Sequence[TimedRequest]]
 ) -> list[Figures]:
     """Figures by load."""
-    is_stock = arm == "vllm"
+    is_stock = arm == STOCK
     names = served.adapters
     style = EngineStyle(
         seats=SHAPE.seats,
@@ -258,8 +242,8 @@ def simulated(
 
 def speed(profile: Profile, served: ServedModel, folder: Path, row: dict[str, Any]) -> float:
     """Measured over expected time of the steps of one run at one load; above 1 is slow."""
-    log = read_step_log(folder / "steps.jsonl")
-    if row["arm"] == "vllm":
+    log = read_step_log(folder / STEPS)
+    if row["arm"] == STOCK:
         nbytes = {str(path): 0 for path in served.adapters_dir.iterdir()}
         add_stock_copies(log, nbytes.__getitem__)
     measured_s = expected_s = 0.0
@@ -293,10 +277,11 @@ def table(
     """In Markdown."""
     head = ("scheduler", "load", "speed", "figure", "live: median (least, most)", "simulated",
             "error", "at the run's speed")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "| --- | ---: | ---: | --- |" + " ---: |" * 4]
+    kinds = ("", NUMBERS, NUMBERS, "", *[NUMBERS] * 4)
+    lines = []
     shown = (("ttft_mean_s", "mean TTFT, ms", 1e3), ("ttft_p99_s", "P99 TTFT, ms", 1e3),
              ("tokens_per_s", "output tokens/s", 1.0))  # fmt: skip
-    for arm, (load, share) in itertools.product(ARMS, enumerate(shares)):
+    for arm, (load, share) in itertools.product(sim, enumerate(shares)):
         rows = [row for row in live if row["arm"] == arm and row["load"] == load]
         speeds = " ".join(f"{row['speed']:.2f}" for row in rows)
         for key, name, factor in shown:
@@ -304,11 +289,10 @@ def table(
             middle = statistics.median(values)
             ours = factor * getattr(sim[arm][load], key)
             own = statistics.median(row["at_speed"][key] / row[key] - 1.0 for row in rows)
-            lines.append(
-                f"| {arm} | {share:.0%} | {speeds} | {name} | {middle:.0f} ({values[0]:.0f}, "
-                f"{values[-1]:.0f}) | {ours:.0f} | {ours / middle - 1:+.1%} | {own:+.1%} |"
-            )
-    return "\n".join(lines)
+            seen = f"{middle:.0f} ({values[0]:.0f}, {values[-1]:.0f})"
+            errors = f"{ours / middle - 1:+.1%}", f"{own:+.1%}"
+            lines.append((arm, f"{share:.0%}", speeds, name, seen, f"{ours:.0f}", *errors))
+    return markdown_table(Table(head, tuple(lines)), kinds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does predicting requests pay? Run: `.venv/bin/python experiments/forecast.py`.
+"""Does predicting requests pay? Run: `.venv/bin/python -m experiments.forecast`.
 
 200 adapters of 16 MiB, host memory for 60 of them. Half are asked for with a period of 20 to 300 s and
 a tenth of jitter, half at random (Poisson) with the same mean; a load takes 50 ms, two at a time.

@@ -20,8 +20,8 @@ Findings in routes that are vLLM's own are listed apart and do not fail the run.
 
     .venv/bin/pip install -c constraints.txt --group fuzz
 
-    .venv/bin/python experiments/fuzz_http.py --inputs 200 --seed 0
-    .venv/bin/python experiments/fuzz_http.py --inputs 100 --seed 1 --tenants
+    .venv/bin/python -m experiments.fuzz_http --inputs 200 --seed 0
+    .venv/bin/python -m experiments.fuzz_http --inputs 100 --seed 1 --tenants
 """
 
 import argparse

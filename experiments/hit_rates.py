@@ -1,4 +1,4 @@
-"""How good is each keep rule? Run: `.venv/bin/python experiments/hit_rates.py`.
+"""How good is each keep rule? Run: `.venv/bin/python -m experiments.hit_rates`.
 
 One stream of requests after another is served by the product's own cache, `Residency`, once with each
 keep rule, and by caches that know more than any rule can. `clairvoyant` knows each adapter's next use:

@@ -1,4 +1,4 @@
-"""Which keep rule has the lowest P99 TTFT? Run: `.venv/bin/python experiments/keep_rules.py`.
+"""Which keep rule has the lowest P99 TTFT? Run: `.venv/bin/python -m experiments.keep_rules`.
 
 The simulator with vLLM's engine (chunked prefill, 32 slots padded to rank 128, adapters in idle KV
 blocks) and our default policy, but for `cache.keep`. More adapters than idle memory holds, so that

@@ -1,4 +1,4 @@
-"""How well are output lengths foretold? Run: `.venv/bin/python experiments/length_prediction.py`.
+"""How well are output lengths foretold? Run: `.venv/bin/python -m experiments.length_prediction`.
 
 Each predictor sees the same stream of requests, and each request before its answer: it is predicted,
 then learned. The tasks of the prompts stand for adapters. Prints three Markdown tables: over the whole

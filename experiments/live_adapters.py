@@ -1,6 +1,6 @@
 """How long activated requests wait for their adapter, on live servers: stock vLLM against Chameleon.
 
-    .venv/bin/python experiments/live_adapters.py --pairs 3 --seconds 30
+    .venv/bin/python -m experiments.live_adapters --pairs 3 --seconds 30
 
 64 adapters in 4 slots. Both servers in turn (S C, C S, ...), same flags and requests; stock keeps all
 adapters in host memory from its start on (`--max-cpu-loras 64`, its best setting), Chameleon reads
@@ -13,36 +13,33 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.bench.replay import Target, replay
-from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import read_step_log
 from chameleon_lora.metrics.summary import percentile, summarise
-from chameleon_lora.servers.launching import (
-    BASE_MODEL,
-    EngineShape,
-    ServedModel,
-    chameleon_command,
-    cpu_server,
-    stock_command,
-)
+from chameleon_lora.report.table import Table, markdown_table
+from chameleon_lora.servers.launching import BASE_MODEL, EngineShape, ServedModel
 from chameleon_lora.servers.process import running_server
-from chameleon_lora.servers.tiny_model import (
-    TARGET_MODULES,
-    default_cache_dir,
-    ensure_adapters,
-    ensure_tiny_model,
-)
-from chameleon_lora.workload.lengths import LengthScale
+from chameleon_lora.servers.tiny_model import TARGET_MODULES
 from chameleon_lora.workload.requests import WorkloadSpec, make_workload
+from experiments.two_servers import (
+    LENGTHS,
+    STEPS,
+    STOCK,
+    TOKEN_IDS,
+    in_turn,
+    recording_steps,
+    served_model,
+    server,
+)
 
 ADAPTERS, LAYERS = 64, 16
 SHAPE = EngineShape(seats=32, target_modules=TARGET_MODULES)
-LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
-TOKEN_IDS = (3, 512)
+HEAD = ("pair", "server", "activations", "from device", "host", "disk", "wait P50, ms", "P99",
+        "warm P50, ms", "P99", "TTFT P50, ms", "P99", "failed")  # fmt: skip
 
 
 def main() -> None:
@@ -54,45 +51,36 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="a setting of Chameleon's")
     parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
     args = parser.parse_args()
-    cache = default_cache_dir()
-    model = ensure_tiny_model(cache, LAYERS)
-    served = ServedModel.of(model, ensure_adapters(model, cache, ADAPTERS), SHAPE)
+    served = served_model(LAYERS, ADAPTERS, SHAPE)
     rows = []
-    for pair in range(args.pairs):
-        order = ("stock", "chameleon") if pair % 2 == 0 else ("chameleon", "stock")
-        for arm in order:
-            rows.append((pair, arm, *measure(arm, pair, served, args)))
-            print(rows[-1], file=sys.stderr, flush=True)
-    print(table(rows))
+    for pair, arm in in_turn(args.pairs):
+        rows.append((str(pair), arm, *measure(arm, pair, served, args)))
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(markdown_table(Table(HEAD, tuple(rows)), ()))
 
 
-def measure(arm: str, pair: int, served: ServedModel, args: argparse.Namespace) -> tuple[Any, ...]:
+def measure(arm: str, pair: int, served: ServedModel, args: argparse.Namespace) -> tuple[str, ...]:
     """One server under the traffic of one pair."""
-    folder = (args.out / f"{pair}-{arm}").absolute()
-    steps = folder / "steps.jsonl"
-    steps.unlink(missing_ok=True)
-    settings = [word for setting in args.set for word in ("--set", setting)]
-    command = stock_command(served) if arm == "stock" else chameleon_command(served, settings)
-    server = cpu_server(command, folder / "server.log", {STEPS_VARIABLE: str(steps)})
-    with running_server(server) as url:
+    folder = args.out / f"{pair}-{arm}"
+    with running_server(server(arm, served, folder, recording_steps(folder), args.set)) as url:
         spec = WorkloadSpec(args.rate, args.seconds, 1.0, LENGTHS)
         target = Target(url, BASE_MODEL, TOKEN_IDS)
         summary = summarise(
             asyncio.run(replay(target, make_workload(spec, served.adapters, 5 + pair)))
         )
-    events = read_step_log(steps).events
-    waits_s, sources = (stock_waits if arm == "stock" else our_waits)(events)
+    events = read_step_log(folder / STEPS).events
+    waits_s, sources = (stock_waits if arm == STOCK else our_waits)(events)
     warm_s = [wait for wait, source in zip(waits_s, sources, strict=True) if source != "disk"]
     assert summary.ttft is not None
     counts = Counter(sources)
     return (
-        len(waits_s),
+        str(len(waits_s)),
         *(f"{counts[source] / len(sources):.2f}" for source in ("device", "host", "disk")),
         *(f"{1e3 * percentile(waits_s, p):.2f}" for p in (50, 99)),
         *(f"{1e3 * percentile(warm_s, p):.2f}" for p in (50, 99)),
         f"{1e3 * summary.ttft.p50_s:.0f}",
         f"{1e3 * summary.ttft.p99_s:.0f}",
-        summary.failed,
+        str(summary.failed),
     )
 
 
@@ -117,14 +105,6 @@ def our_waits(lines: Iterable[dict[str, Any]]) -> tuple[list[float], list[str]]:
     """As the driver recorded them."""
     found = [line for line in lines if line["event"] == "adapter_wait"]
     return [line["seconds"] for line in found], [line["source"] for line in found]
-
-
-def table(rows: Sequence[Sequence[object]]) -> str:
-    """In Markdown."""
-    head = ("pair", "server", "activations", "from device", "host", "disk", "wait P50, ms", "P99",
-            "warm P50, ms", "P99", "TTFT P50, ms", "P99", "failed")  # fmt: skip
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stock vLLM against Chameleon on this machine, in pairs: the figures that README quotes.
 
-    .venv/bin/python experiments/live_pairs.py --pairs 3 --out runs/pairs
+    .venv/bin/python -m experiments.live_pairs --pairs 3 --out runs/pairs
 
 Each pair starts both servers in turn (S C, C S, S C, ...), never two at once, with the same flags, on
 the tiny model, and measures on each: one adapter's throughput, the gaps of a running stream while
@@ -12,7 +12,6 @@ is left to the API server and to this client.
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 from dataclasses import asdict
@@ -26,30 +25,30 @@ from chameleon_lora.bench.completion import CompletionRequest
 from chameleon_lora.bench.replay import Target, open_session, replay
 from chameleon_lora.compare.arm_run import measure_capacity
 from chameleon_lora.metrics.summary import percentile, summarise
+from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from chameleon_lora.servers.launching import (
     BASE_MODEL,
     RUNTIME_LOADING,
     EngineShape,
     ServedModel,
-    chameleon_command,
-    cpu_server,
-    stock_command,
 )
 from chameleon_lora.servers.process import running_server
-from chameleon_lora.servers.tiny_model import (
-    TARGET_MODULES,
-    default_cache_dir,
-    ensure_adapters,
-    ensure_tiny_model,
-)
-from chameleon_lora.workload.lengths import LengthScale
+from chameleon_lora.servers.tiny_model import TARGET_MODULES
 from chameleon_lora.workload.requests import TimedRequest, WorkloadSpec, make_workload
+from experiments.two_servers import (
+    CHAMELEON,
+    LENGTHS,
+    STOCK,
+    TOKEN_IDS,
+    drop_page_cache,
+    in_turn,
+    served_model,
+    server,
+)
 
 ADAPTERS, SEATS = 24, 32
 SHAPE = EngineShape(seats=SEATS, context_tokens=2048, target_modules=TARGET_MODULES)
 LAYERS = 16  # deep enough that the engine, not the client, is what is busy
-LENGTHS = LengthScale(1 / 16, (4, 192), (4, 96))
-TOKEN_IDS = (3, 512)
 COLD_EVERY_S, COLD_COUNT, STREAM_TOKENS = 0.2, 24, 1000
 SLO_FACTOR = 5.0  # times the mean TTFT of the unloaded server, as in the paper
 
@@ -68,27 +67,23 @@ def main() -> None:
     served = prepare(args.out)
     results: list[dict[str, Any]] = []
     rate = args.rate
-    for pair in range(args.pairs):
-        order = ("stock", "chameleon") if pair % 2 == 0 else ("chameleon", "stock")
-        for arm in order:
-            figures, rate = measure(arm, pair, served, rate, args)
-            results.append({"arm": arm, "pair": pair, **figures})
-            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-            (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results, rate))
+    for pair, arm in in_turn(args.pairs):
+        figures, rate = measure(arm, pair, served, rate, args)
+        results.append({"arm": arm, "pair": pair, **figures})
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+        (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(told(results, rate))
 
 
 def prepare(out: Path) -> ServedModel:
     """Model, adapters, and as many cold adapters for each run as it needs."""
-    cache = default_cache_dir()
-    model = ensure_tiny_model(cache, LAYERS)
-    adapters = ensure_adapters(model, cache, ADAPTERS)
-    dims = ModelDims.from_model(model)
+    served = served_model(LAYERS, ADAPTERS, SHAPE)
+    dims = ModelDims.from_model(Path(served.model))
     for index in range(COLD_COUNT):
         path = (out / "cold" / f"cold-{index:03d}").absolute()
         if not path.is_dir():
             make_adapter(path, dims, 16, seed=1000 + index)
-    return ServedModel.of(model, adapters, SHAPE)
+    return served
 
 
 def measure(
@@ -96,9 +91,7 @@ def measure(
 ) -> tuple[dict[str, Any], float]:
     """Start one server and take all figures; also the rate, found on the first one."""
     folder, names = args.out / f"{pair}-{arm}", served.adapters
-    settings = [word for setting in args.set for word in ("--set", setting)]
-    command = stock_command(served) if arm == "stock" else chameleon_command(served, settings)
-    with running_server(cpu_server(command, folder / "server.log", RUNTIME_LOADING)) as url:
+    with running_server(server(arm, served, folder, RUNTIME_LOADING, args.set)) as url:
         target = Target(url, BASE_MODEL, TOKEN_IDS)
         warm_up(target, names)
         unloaded = summarise(run(target, names, 2.0, 8.0, 77)).ttft
@@ -162,7 +155,7 @@ async def cold_stream(url: str, names: tuple[str, ...], cold: Path) -> dict[str,
             await stream_completion(session, url, request, Answer(), clock)
 
         async def come_in(name: str, path: Path) -> None:
-            await asyncio.to_thread(drop_from_page_cache, path)
+            await asyncio.to_thread(drop_page_cache, path)
             body = {"lora_name": name, "lora_path": str(path.absolute())}
             async with session.post(f"{url}/v1/load_lora_adapter", json=body) as response:
                 assert response.status == 200, await response.text()
@@ -197,35 +190,25 @@ async def stream_beside(session: Any, url: str, name: str, visits: list[Any]) ->
     return percentile([b - a for a, b in pairwise(times)], 99.0)
 
 
-def drop_from_page_cache(path: Path) -> None:
-    """Afterwards reading the adapter goes to the disk."""
-    for file in path.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
-def table(results: list[dict[str, Any]], rate: float | None) -> str:
+def told(results: list[dict[str, Any]], rate: float | None) -> str:
     """Median of each arm and median of the ratios pair by pair, in Markdown."""
     arms = {
         arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["pair"])
-        for arm in ("stock", "chameleon")
+        for arm in (STOCK, CHAMELEON)
     }
-    for rows in arms.values():
-        for row in rows:
-            row["rise_over_quiet"] = row["gap_cold_s"] / row["gap_alone_s"]
-            row["rise_over_warm"] = row["gap_cold_s"] / row["gap_warm_s"]
-    lines = [f"high load: {rate:.2f} requests/s", "", "| figure | stock | Chameleon | ratio |"]
-    lines.append("| --- | ---: | ---: | ---: |")
-    for key in (k for k in arms["stock"][0] if k not in ("arm", "pair")):
+    for result in results:
+        result["rise_over_quiet"] = result["gap_cold_s"] / result["gap_alone_s"]
+        result["rise_over_warm"] = result["gap_cold_s"] / result["gap_warm_s"]
+    rows = []
+    for key in (k for k in arms[STOCK][0] if k not in ("arm", "pair")):
         stock, ours = ([row[key] for row in arms[arm]] for arm in ("stock", "chameleon"))
         ratios = [c / s for s, c in zip(stock, ours, strict=True) if s]
         ratio = f"{statistics.median(ratios):.3f}" if ratios else ""
-        lines.append(
-            f"| {key} | {statistics.median(stock):.4g} | {statistics.median(ours):.4g} | {ratio} |"
-        )
-    return "\n".join(lines)
+        medians = (f"{statistics.median(values):.4g}" for values in (stock, ours))
+        rows.append((key, *medians, ratio))
+    table = Table(("figure", "stock", "Chameleon", "ratio"), tuple(rows))
+    kinds = ("", *[NUMBERS] * 3)
+    return f"high load: {rate:.2f} requests/s\n\n{markdown_table(table, kinds)}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Can the load generator keep up with many streams on one core?
 
-Run: `.venv/bin/python experiments/load_generator.py`. Needs two cores.
+Run: `.venv/bin/python -m experiments.load_generator`. Needs two cores.
 
 500 streams of 20 tokens/s each, from the fake endpoint of the tests on one core to `replay` on
 another. Prints one line a run, then the medians:

@@ -1,4 +1,4 @@
-"""How long does one `Scheduler.step` take under load? Run: `.venv/bin/python experiments/policy_step.py`.
+"""How long does one `Scheduler.step` take under load? Run: `.venv/bin/python -m experiments.policy_step`.
 
 10,000 registered adapters of five sizes with power-law popularity, 32 slots, host memory for about
 300 of them, at most 64 running; as many requests arrive as end, so about 1,000 wait all the time.

@@ -1,4 +1,4 @@
-"""How many times faster than real time is the simulator? Run: `.venv/bin/python experiments/sim_speed.py`.
+"""How many times faster than real time is the simulator? Run: `.venv/bin/python -m experiments.sim_speed`.
 
 Two loads on one core: 10 requests/s of 100 adapters, and 200 requests/s of 10,000 adapters. Poisson,
 power-law popularity, lengths of the Azure conversation trace, halved. No GPU serves the second load, so

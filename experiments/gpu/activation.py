@@ -31,6 +31,7 @@ from experiments.gpu.folders import ensure_adapters, ensure_model
 from experiments.gpu.jobs import CONTEXT_TOKENS, serving_engine
 from experiments.gpu.outcome import StageResults
 from experiments.gpu.scale import RunOptions
+from experiments.two_servers import drop_page_cache
 
 TURNS = 3
 PROFILED = 4
@@ -140,17 +141,6 @@ def _cold(llm: Any, stage: Stage, folders: dict[int, Path]) -> dict[str, dict[st
         "stock, cold, in the step": told(in_step),
         "chameleon, cold, beside the steps": told(beside),
     }
-
-
-def drop_page_cache(folder: Path) -> None:
-    """Afterwards the folder's files are read from disk again."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def _issued(begin: Callable[[], None], activate: Callable[[int], float]) -> dict[str, float]:

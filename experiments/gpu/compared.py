@@ -1,7 +1,7 @@
 """`chameleon compare` on the served model: what is asked, and the figures of its answer."""
 
 import json
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,102 +11,60 @@ from chameleon_lora.compare.comparison_file import COMPARISON
 from chameleon_lora.errors import BenchError
 from experiments.gpu.engines import served_adapters
 from experiments.gpu.jobs import serving_flags
-from experiments.gpu.outcome import StageResults, read_outcome
+from experiments.gpu.outcome import StageResults
 from experiments.gpu.scale import RunOptions
 
-FIRST = "compare"
-KEPT_KEYS = ("ratios", "sustained", "cliff", "troubles", "stopped", "failed", "machine", "arms")
-HIGHEST_LOAD = 1.05
+ARMS = ("stock", "chameleon")
+KEPT_KEYS = (
+    "capacity_per_s", "slo_ttft_s", "ratios", "troubles", "stopped", "failed", "machine", "arms",
+)  # fmt: skip
 BUDGET_S = 1e6  # the stage's own limit ends it
-AT_SLO = "slo"
-SEARCHED_RUNS = 6
-"""That a search for the highest load takes, about."""
+WARM_S = 0.15  # one request to an adapter
 
 
-def compare_loads(options: RunOptions, results: StageResults) -> None:
-    """Stock and Chameleon at shares of stock's capacity, which is measured first."""
-    loads = [str(load) for load in options.scale.serving.loads]
-    _compare(options, results, FIRST, ["--arms", "stock", "chameleon", "--load", *loads])
-
-
-def compare_policies(options: RunOptions, results: StageResults) -> None:
-    """Stock, other policies, halves of Chameleon and stock with other slots, at the highest load."""
-    serving = options.scale.serving
-    others = [
-        word
-        for slots in serving.other_slots
-        for word in ("--arm", f"stock-{slots}-slots=stock --max-loras {slots}")
-    ]
-    arms = ["--arms", "stock", *serving.policies, *others]
-    _compare(options, results, "policies", [*arms, "--load", f"{HIGHEST_LOAD}"])
-
-
-def compare_limits(options: RunOptions, results: StageResults) -> None:
-    """Stock and Chameleon: the highest load that meets the objective, and the cliff."""
-    cliff = [str(ratio) for ratio in options.scale.serving.cliff]
-    arms = ["--arms", "stock", "chameleon", "--load"]
-    _compare(options, results, "limits", [*arms, "--cliff", *cliff, "--throughput-at-slo"])
-
-
-def seconds_of(options: RunOptions, arms: int, runs: int, *, probes: bool) -> float:
-    """What such a comparison should take: servers, one request for each adapter, runs, probes."""
-    seconds, serving = options.scale.seconds, options.scale.serving
-    drain_s = options.run_s / 2.0
-    warm_s = 0.15 * serving.adapters
-    each_s = seconds["server"] + warm_s + runs * (options.run_s + drain_s)
-    probe_s = seconds["probe"] if probes and options.capacity is None else 0.0
-    if probes and options.capacity == AT_SLO:
-        probe_s = seconds["probe"] + SEARCHED_RUNS * (options.run_s + drain_s)
-    return options.repeats * arms * each_s + probe_s
-
-
-def known_load(options: RunOptions) -> tuple[str | float | None, float | None]:
-    """Stock's capacity and the objective, as the first comparison found them or as given."""
-    first = read_outcome(options.out, FIRST)
-    figures = first.figures if first else {}
-    return (
-        figures.get("capacity_per_s") or options.capacity,
-        figures.get("slo_ttft_s") or options.slo_s or options.scale.serving.slo_s,
-    )
-
-
-def _compare(options: RunOptions, results: StageResults, name: str, words: Sequence[str]) -> None:
-    """Runs it and notes what its file says.
+def compare(options: RunOptions, results: StageResults) -> None:
+    """Stock and Chameleon at shares of stock's capacity; notes what the comparison's file says.
 
     Raises:
         BenchError: an arm or a request failed, or there is nothing to compare.
     """
-    serving = options.scale.serving
-    model, adapters = served_adapters(options)
-    folder = _unused(options.out / "compare", name)
-    capacity, slo_s = known_load(options)
-    known = [
-        *(() if capacity is None else ("--capacity", str(capacity))),
-        *(() if slo_s is None else ("--slo-ttft", str(slo_s))),
-    ]
-    status = main(
-        [
-            *("compare", str(model), "--adapters", str(adapters[0].parent)),
-            *words,
-            *known,
-            *serving.lengths,
-            *(
-                "--duration",
-                str(options.run_s),
-                "--warmup",
-                str(min(serving.warmup_s, options.run_s / 4)),
-            ),
-            *("--repeats", str(options.repeats), "--budget", str(BUDGET_S)),
-            *("--out", str(folder)),
-            *serving_flags(options),
-        ]
-    )
+    folder = _unused(options.out / "compare", "compare")
+    words = _words(options, folder)
+    results.add(command=shlex.join(["chameleon", *words]))
+    status = main(words)
     found = _read(folder / COMPARISON)
     results.add(**found)
-    if status or not (found["ratios"] or found["sustained"]):
+    if status or not found["ratios"]:
         raise BenchError(
             f"chameleon compare ended with {status}: {'; '.join(found['troubles']) or 'see its log'}"
         )
+
+
+def compare_s(options: RunOptions) -> float:
+    """What it should take: servers, one request for each adapter, runs, the probe for the capacity."""
+    seconds, serving = options.scale.seconds, options.scale.serving
+    runs_s = 1.5 * options.run_s * len(serving.loads)  # half as long again for the last answers
+    arm_s = seconds["server"] + WARM_S * serving.adapters + runs_s
+    probe_s = seconds["probe"] if options.capacity is None else 0.0
+    return options.repeats * len(ARMS) * arm_s + probe_s
+
+
+def _words(options: RunOptions, folder: Path) -> list[str]:
+    serving = options.scale.serving
+    model, adapters = served_adapters(options)
+    slo_s = options.slo_s or serving.slo_s
+    return [
+        *("compare", str(model), "--adapters", str(adapters[0].parent)),
+        *("--arms", *ARMS, "--load", *map(str, serving.loads)),
+        *(() if options.capacity is None else ("--capacity", str(options.capacity))),
+        *(() if slo_s is None else ("--slo-ttft", str(slo_s))),
+        *serving.lengths,
+        *("--duration", str(options.run_s)),
+        *("--warmup", str(min(serving.warmup_s, options.run_s / 4))),
+        *("--repeats", str(options.repeats), "--budget", str(BUDGET_S)),
+        *("--out", str(folder)),
+        *serving_flags(options),
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -114,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BenchError(f"the comparison left no {path}: its log says why") from error
-    found = {name: fields[name] for name in ("capacity_per_s", "slo_ttft_s", *KEPT_KEYS)}
+    found = {name: fields[name] for name in KEPT_KEYS}
     return {**found, "folder": str(path.parent), "late_runs": _late_runs(path.parent)}
 
 

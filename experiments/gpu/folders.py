@@ -1,14 +1,14 @@
 """Makes the models and adapters that are served: random, the same at each call, kept between calls."""
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
@@ -27,11 +27,8 @@ def ensure_model(work: Path, shape: Shape, *, has_weights: bool) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix=".making-") as scratch:
         out = Path(scratch) / "model"
-        out.mkdir()
-        (out / "config.json").write_text(json.dumps(_config(shape)), encoding="utf-8")
-        _write_tokenizer(out, shape)
-        if has_weights:
-            save_file(_weights(shape), out / "model.safetensors", metadata={"format": "pt"})
+        _tokenizer(shape).save_pretrained(out)
+        (_model if has_weights else _config)(shape).save_pretrained(out)
         out.rename(target)
     return target
 
@@ -49,8 +46,7 @@ def ensure_adapters(
         if not path.is_dir()
     ]
     if missing:
-        workers = min(os.cpu_count() or 1, len(missing))
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(missing))) as pool:
             list(pool.map(_make, *zip(*missing, strict=True)))
     return wanted
 
@@ -77,70 +73,41 @@ def _make(path: Path, model: Path, rank: int, seed: int, scale: float, dtype: st
     )
 
 
-def _config(shape: Shape) -> dict[str, object]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.hidden // shape.heads,
-        "vocab_size": shape.vocabulary,
-        "max_position_embeddings": shape.context_tokens,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500_000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": shape.dtype,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
+def _config(shape: Shape) -> Any:
+    return transformers.LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context_tokens,
+        bos_token_id=0,
+        eos_token_id=1,
+        architectures=["LlamaForCausalLM"],
+    )
 
 
-def _write_tokenizer(folder: Path, shape: Shape) -> None:
+def _tokenizer(shape: Shape) -> Any:
     words = {f"t{number}": number for number in range(shape.vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t2"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "t0",
-        "eos_token": "t1",
-        "unk_token": "t2",
-        "model_max_length": shape.context_tokens,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="t0",
+        eos_token="t1",
+        unk_token="t2",
+        model_max_length=shape.context_tokens,
+    )
 
 
-def _weights(shape: Shape) -> dict[str, torch.Tensor]:
-    """Random ones that keep the size of what passes, and a head that prefers some tokens clearly."""
-    generator = torch.Generator().manual_seed(SEED)
-    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[shape.dtype]
-
-    def drawn(rows: int, columns: int, deviation: float) -> torch.Tensor:
-        return (torch.randn((rows, columns), generator=generator) * deviation).to(dtype)
-
-    kv = shape.kv_heads * shape.hidden // shape.heads
-    sizes = {
-        "self_attn.q_proj": (shape.hidden, shape.hidden),
-        "self_attn.k_proj": (kv, shape.hidden),
-        "self_attn.v_proj": (kv, shape.hidden),
-        "self_attn.o_proj": (shape.hidden, shape.hidden),
-        "mlp.gate_proj": (shape.intermediate, shape.hidden),
-        "mlp.up_proj": (shape.intermediate, shape.hidden),
-        "mlp.down_proj": (shape.hidden, shape.intermediate),
-    }
-    found = {
-        "model.embed_tokens.weight": drawn(shape.vocabulary, shape.hidden, 1.0),
-        "lm_head.weight": drawn(shape.vocabulary, shape.hidden, 0.1),
-        "model.norm.weight": torch.ones(shape.hidden, dtype=dtype),
-    }
-    for layer in range(shape.layers):
-        prefix = f"model.layers.{layer}"
-        for name, (rows, columns) in sizes.items():
-            found[f"{prefix}.{name}.weight"] = drawn(rows, columns, columns**-0.5)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            found[f"{prefix}.{name}.weight"] = torch.ones(shape.hidden, dtype=dtype)
-    return found
+def _model(shape: Shape) -> Any:
+    """Random weights that keep the size of what passes, and a head that prefers some tokens clearly."""
+    torch.manual_seed(SEED)
+    model = transformers.LlamaForCausalLM(_config(shape)).to(getattr(torch, shape.dtype))
+    deviations = {"model.embed_tokens.weight": 1.0, "lm_head.weight": 0.1}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:  # the others are norms, all ones
+                weight.normal_(std=deviations.get(name, weight.shape[1] ** -0.5))
+    return model

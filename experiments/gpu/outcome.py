@@ -7,17 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.errors import BenchError
-
 STAGES = "stages"
 FOUND_ENDING, REASON = ".found", "reason"
 """What a stage's process leaves beside its outcome, and what says there why it is not done."""
-FAILED_CODE, NOT_HERE_CODE = 1, 2
-"""How the process of a stage ends if it is not done."""
-
-
-class NotHereError(BenchError):
-    """This machine lacks what the stage needs."""
 
 
 class Status(Enum):

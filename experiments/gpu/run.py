@@ -1,18 +1,15 @@
-"""Chameleon on a GPU: `python experiments/gpu/run.py --out DIR`; docs/gpu.md explains it.
+"""Chameleon on a GPU: `python -m experiments.gpu.run --out DIR`; docs/gpu.md explains it.
 
 `--dry-run` does the same with tiny models on a CPU.
 """
 
 import argparse
-import json
 import shlex
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the folder that holds `experiments`
 
 from chameleon_lora.errors import ChameleonError
 from experiments.gpu.engines import adapters_folder
@@ -24,7 +21,8 @@ from experiments.gpu.stages import Stage, chosen
 from experiments.gpu.table import markdown
 
 NO_LIMIT_S = 1e9
-REPORT, RESULTS = "report.md", "results.json"
+COMMAND = "python -m experiments.gpu.run"
+REPORT = "report.md"
 
 
 def main(argv: list[str]) -> int:
@@ -53,9 +51,7 @@ def main(argv: list[str]) -> int:
     except ChameleonError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
-    return _run(
-        options, stages, args.limit_s, shlex.join(["python", "experiments/gpu/run.py", *argv])
-    )
+    return _run(options, stages, args.limit_s, shlex.join([*COMMAND.split(), *argv]))
 
 
 def _run(options: RunOptions, stages: list[Stage], limit_s: float, command: str) -> int:
@@ -78,15 +74,6 @@ def _run(options: RunOptions, stages: list[Stage], limit_s: float, command: str)
     outcomes = _all_outcomes(options.out, names)
     report = markdown(outcomes, names, command, is_dry=options.is_dry)
     (options.out / REPORT).write_text(report, encoding="utf-8")
-    figures = {
-        name: {
-            "status": outcome.status.value,
-            "device": outcome.device,
-            "figures": outcome.figures,
-        }
-        for name, outcome in outcomes.items()
-    }
-    (options.out / RESULTS).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(report)
     if not is_whole:
         return 130
@@ -112,7 +99,7 @@ def _listed(options: RunOptions, stages: list[Stage]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="experiments/gpu/run.py",
+        prog=COMMAND,
         description="Chameleon on a GPU: first whether it is right, then what it gains. A stage that "
         "is done is not done again: call it as often as you like with the same --out.",
     )
@@ -137,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--duration", type=float, metavar="S", help="of each run of a comparison")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="of each comparison")
     parser.add_argument(
-        "--capacity", metavar="R|slo", help="as of `chameleon compare` (default: measured)"
+        "--capacity", type=float, metavar="R", help="of stock, requests/s (default: measured)"
     )
     parser.add_argument("--slo-ttft", type=float, metavar="S", help="as of `chameleon compare`")
     return parser

@@ -13,7 +13,6 @@ from typing import IO
 
 from experiments.gpu.outcome import (
     FOUND_ENDING,
-    NOT_HERE_CODE,
     REASON,
     STAGES,
     Outcome,
@@ -157,8 +156,7 @@ class Runner:
         reason = f"stopped after {limit_s:.0f} s, its limit"
         if status is not None:
             reason = _with_log(ended.reason, log, status)
-        kind = Status.SKIPPED if status == NOT_HERE_CODE else Status.FAILED
-        return replace(ended, status=kind, reason=reason)
+        return replace(ended, reason=reason)
 
     def _ended(self, name: str, start_s: float) -> Outcome:
         """Of a stage whose process is gone, with what it had found."""

@@ -64,13 +64,11 @@ class Serving:
     Attributes:
         model: a configuration alone; vLLM invents the weights.
         adapters: how many, of `ranks` in turn; names in order of their popularity.
-        slots: max_loras of all arms but those of `other_slots`, which are stock's.
+        slots: max_loras.
         capture_sizes: of CUDA graphs; few, for each takes time at every start.
         lengths: options of `chameleon compare`.
         duration_s, warmup_s: of a run.
         loads: shares of stock's capacity.
-        policies: arms beside stock and Chameleon.
-        cliff: adapters for each slot.
         slo_s: most that P99 time to first token may be; None for five times stock's unloaded mean.
         activation_rank: of the adapters whose way into a slot is timed.
         each_tokens: of prompt and answer of each request to an engine without a server.
@@ -80,7 +78,6 @@ class Serving:
     adapters: int
     ranks: tuple[int, ...]
     slots: int
-    other_slots: tuple[int, ...]
     seats: int
     batch_tokens: int
     capture_sizes: tuple[int, ...]
@@ -88,8 +85,6 @@ class Serving:
     duration_s: float
     warmup_s: float
     loads: tuple[float, ...]
-    policies: tuple[str, ...]
-    cliff: tuple[float, ...]
     slo_s: float | None
     activation_rank: int
     activations: int
@@ -123,11 +118,10 @@ ON_GPU = Scale(
         checks=10_000, fewer_checks=500, limit_s=200.0,
     ),
     serving=Serving(
-        _LLAMA_8B, adapters=100, ranks=_RANKS, slots=8, other_slots=(4, 16, 32), seats=64,
+        _LLAMA_8B, adapters=100, ranks=_RANKS, slots=8, seats=64,
         batch_tokens=2048, capture_sizes=(1, 2, 4, 8, 16, 24, 32, 48, 64),
         lengths=("--max-input-tokens", "4096", "--max-output-tokens", "512"),
         duration_s=20.0, warmup_s=5.0, loads=(0.7, 0.9, 1.05),
-        policies=("slora", "sjf", "cache-only", "scheduler-only"), cliff=(0.5, 1.0, 2.0, 4.0, 8.0),
         slo_s=None, activation_rank=64, activations=60, each_tokens=128,
     ),
     seconds={"proof": 30.0, "engine": 60.0, "server": 75.0, "check": 0.015, "probe": 90.0},
@@ -140,13 +134,13 @@ DRY = Scale(
         checks=40, fewer_checks=40, limit_s=30.0,
     ),
     serving=Serving(
-        _TINY, adapters=12, ranks=(4, 8, 16), slots=4, other_slots=(2,), seats=8, batch_tokens=256,
+        _TINY, adapters=12, ranks=(4, 8, 16), slots=4, seats=8, batch_tokens=256,
         capture_sizes=(),
         lengths=(
             *("--length-factor", "0.05"),
             *("--max-input-tokens", "64", "--max-output-tokens", "16"),
         ),
-        duration_s=2.0, warmup_s=0.5, loads=(0.7,), policies=("slora",), cliff=(1.0,),
+        duration_s=2.0, warmup_s=0.5, loads=(0.7,),
         slo_s=2.0, activation_rank=16, activations=10, each_tokens=16,
     ),
     seconds={"proof": 20.0, "engine": 25.0, "server": 40.0, "check": 0.02, "probe": 8.0},
@@ -172,8 +166,7 @@ class RunOptions:
         backend: vLLM's attention backend; None leaves it to vLLM.
         compiles: torch.compile for the served model's engines.
         duration_s, repeats: of the comparisons; None for the scale's own.
-        capacity: of stock in requests/s, "slo" for the highest load that meets the objective, None for
-            what it completes at most; the last two are measured.
+        capacity: of stock in requests/s; None measures it.
         slo_s: the objective; None for the scale's own.
     """
 
@@ -184,7 +177,7 @@ class RunOptions:
     compiles: bool = True
     duration_s: float | None = None
     repeats: int = 1
-    capacity: str | None = None
+    capacity: float | None = None
     slo_s: float | None = None
 
     @property

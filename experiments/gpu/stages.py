@@ -1,8 +1,8 @@
 """The stages of the run, in the order of their worth: what each does, needs and should take.
 
 `python -m experiments.gpu.stages OUT STAGE`, which runner.py starts, runs one. What the stage finds goes
-to its results, why it failed too: exit code 0, or one of outcome.py. SIGTERM ends it as Ctrl-C would, so
-that servers and engines are stopped on the way out.
+to its results, why it failed too: exit code 0 or 1. SIGTERM ends it as Ctrl-C would, so that servers and
+engines are stopped on the way out.
 """
 
 import os
@@ -14,22 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.errors import ChameleonError, ConfigError
-from experiments.gpu.compared import compare_limits, compare_loads, compare_policies, seconds_of
+from experiments.gpu.compared import compare, compare_s
 from experiments.gpu.engines import measure_engines, served_adapters
 from experiments.gpu.folders import size_bytes
 from experiments.gpu.machine import look
-from experiments.gpu.outcome import (
-    FAILED_CODE,
-    FOUND_ENDING,
-    NOT_HERE_CODE,
-    REASON,
-    NotHereError,
-    StageResults,
-    place_of,
-)
+from experiments.gpu.outcome import FOUND_ENDING, REASON, StageResults, place_of
 from experiments.gpu.proof import prove
 from experiments.gpu.runner import OVERRUN, Step
-from experiments.gpu.sanitizer import sanitize
 from experiments.gpu.scale import RunOptions, read_options
 
 Work = Callable[[RunOptions, StageResults], None]
@@ -129,40 +120,12 @@ STAGES: tuple[Stage, ...] = (
     Stage("adapters", "basis", _prepare, lambda options: 5.0 if options.is_dry else 45.0),
     _proof(is_v2=True, is_async=True),
     Stage("activation", "measure", _time_activations, _engine_s(0.8), needs=SERVED),
-    Stage(
-        "compare",
-        "serving",
-        compare_loads,
-        lambda options: seconds_of(options, 2, len(options.scale.serving.loads), probes=True),
-        needs=SERVED,
-    ),
+    Stage("compare", "measure", compare, compare_s, needs=SERVED),
     Stage("engines", "measure", measure_engines, _engine_s(3.0), needs=SERVED),
     _proof(is_v2=False, is_async=True),
     _proof(is_v2=True, is_async=False),
     _proof(is_v2=False, is_async=False),
     Stage("profile", "measure", _profile, _engine_s(1.3), needs=SERVED),
-    Stage(
-        "limits",
-        "serving",
-        compare_limits,
-        lambda options: seconds_of(options, 2, len(options.scale.serving.cliff) + 6, probes=False),
-        needs=(*SERVED, "compare"),
-    ),
-    Stage(
-        "policies",
-        "serving",
-        compare_policies,
-        lambda options: seconds_of(
-            options,
-            1 + len(options.scale.serving.policies) + len(options.scale.serving.other_slots),
-            1,
-            probes=False,
-        ),
-        needs=(*SERVED, "compare"),
-    ),
-    Stage(
-        "sanitizer", "proof", sanitize, lambda _: 180.0, needs=("machine",), needs_cuda=True
-    ),
 )  # fmt: skip
 
 
@@ -178,13 +141,13 @@ def run(out: Path, name: str) -> int:
         stage.work(options, results)
     except ChameleonError as error:
         results.add(**{REASON: str(error).strip()[:LONGEST]})
-        return NOT_HERE_CODE if isinstance(error, NotHereError) else FAILED_CODE
+        return 1
     except BaseException as error:  # noqa: BLE001  # whatever it is, the next stage goes on
         traceback.print_exc()
         is_stopped = isinstance(error, KeyboardInterrupt)
         reason = "it was stopped" if is_stopped else f"{type(error).__name__}: {error}"
         results.add(**{REASON: reason.strip()[:LONGEST]})
-        return FAILED_CODE
+        return 1
     return 0
 
 

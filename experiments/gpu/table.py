@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from experiments.gpu.outcome import Outcome, Status
 
 Row = tuple[str, str]
@@ -13,15 +14,13 @@ def markdown(
 ) -> str:
     """How each stage ended, then the figures."""
     title = "# Chameleon on a GPU" + (": a dry run, whose figures mean nothing" if is_dry else "")
-    lines = [title, "", f"`{command}`", "", "| stage | ended | s | why |"]
-    lines.append("| --- | --- | ---: | --- |")
-    for name in names:
-        outcome = outcomes.get(name) or Outcome(name, Status.LEFT, "not begun")
-        why = outcome.reason.replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {name} | {outcome.status.value} | {outcome.seconds:.0f} | {why} |")
-    lines += ["", "| figure | value |", "| --- | ---: |"]
-    lines += [f"| {label} | {value} |" for label, value in rows(outcomes)]
-    return "\n".join(lines) + "\n"
+    found = [outcomes.get(name) or Outcome(name, Status.LEFT, "not begun") for name in names]
+    ended = [(one.stage, one.status.value, f"{one.seconds:.0f}", one.reason) for one in found]
+    stages = markdown_table(
+        Table(("stage", "ended", "s", "why"), tuple(ended)), ("", "", NUMBERS, "")
+    )
+    figures = markdown_table(Table(("figure", "value"), tuple(rows(outcomes))), ("", NUMBERS))
+    return f"{title}\n\n`{command}`\n\n{stages}\n\n{figures}\n"
 
 
 def rows(outcomes: Mapping[str, Outcome]) -> Iterator[Row]:
@@ -34,8 +33,7 @@ def rows(outcomes: Mapping[str, Outcome]) -> Iterator[Row]:
             yield from _proof(name, figures[name])
     yield from _activation(figures.get("activation", {}))
     yield from _engines(figures.get("engines", {}))
-    for name in ("compare", "policies", "limits"):
-        yield from _comparison(name, figures.get(name, {}))
+    yield from _comparison(figures.get("compare", {}))
     yield from _profile(figures.get("profile", {}))
 
 
@@ -90,8 +88,8 @@ def _engines(found: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
-def _comparison(name: str, found: Mapping[str, Any]) -> Iterator[Row]:
-    if name == "compare" and found.get("capacity_per_s"):
+def _comparison(found: Mapping[str, Any]) -> Iterator[Row]:
+    if found.get("capacity_per_s"):
         yield (
             "stock's capacity, objective",
             f"{found['capacity_per_s']:.2f} requests/s, {1e3 * found['slo_ttft_s']:.0f} ms",
@@ -99,19 +97,11 @@ def _comparison(name: str, found: Mapping[str, Any]) -> Iterator[Row]:
     for ratio in found.get("ratios", ()):
         if ratio["figure"] in ("ttft_p50", "ttft_p99", "itl_p99", "output_throughput"):
             yield (
-                f"{name}: {ratio['label']}, {ratio['figure']} at {ratio['point']:g}",
+                f"compare: {ratio['label']}, {ratio['figure']} at {ratio['point']:g}",
                 f"{ratio['ratio']:.2f} of stock's [{ratio['low']:.2f}, {ratio['high']:.2f}]",
             )
     if late := found.get("late_runs"):
-        yield f"{name}: runs whose client fell behind", f"{len(late)}; do not quote them"
-    for one in found.get("sustained", ()):
-        ratio = "" if one["ratio"] is None else f" ({one['ratio']:.2f} of stock's)"
-        yield f"highest load in time: {one['label']}", f"{one['rate_per_s']:.2f} requests/s{ratio}"
-    for one in found.get("cliff", ()):
-        yield (
-            f"cliff: {one['label']}, {one['active_over_slots']:g} adapters a slot",
-            f"P50 TTFT {1e3 * one['ttft_p50_s']:.0f} ms",
-        )
+        yield "compare: runs whose client fell behind", f"{len(late)}; do not quote them"
 
 
 def _profile(found: Mapping[str, Any]) -> Iterator[Row]:

@@ -12,7 +12,6 @@ import pytest
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from experiments.gpu.outcome import (
     FOUND_ENDING,
-    NOT_HERE_CODE,
     Outcome,
     Status,
     place_of,
@@ -68,15 +67,6 @@ def test_a_stage_that_fails_is_recorded_with_its_reason_and_the_next_goes_on(
     assert Status.FAILED is dies.status
     assert "no memory" in dies.reason
     assert (Status.DONE, {"figure": 7}, "CPU") == (works.status, works.figures, works.device)
-
-
-def test_what_this_machine_lacks_is_no_failure(tmp_path: Path) -> None:
-    """The stage is skipped with the reason, and tried again by the next call."""
-    lacks = f"{FAILS.partition('sys.exit')[0]}sys.exit({NOT_HERE_CODE})"
-    assert runner(tmp_path, {"lacks": lacks}).run()
-    assert Status.SKIPPED is outcome(tmp_path, "lacks").status
-    assert runner(tmp_path, {"lacks": FOUND}).run()
-    assert Status.DONE is outcome(tmp_path, "lacks").status
 
 
 def test_the_next_call_does_only_what_is_left(tmp_path: Path) -> None:

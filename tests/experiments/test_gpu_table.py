@@ -57,5 +57,5 @@ def test_each_stage_has_a_line_that_says_how_it_ended() -> None:
 
 def test_markdown_survives_a_bar_in_a_reason() -> None:
     """The cell stays one cell."""
-    text = markdown(OUTCOMES, NAMES, "python bench/gpu/run.py --out x")
+    text = markdown(OUTCOMES, NAMES, "python -m experiments.gpu.run --out x")
     assert "| proof-v2-async | failed | 200 | 1 of 78 \\| differs |" in text.splitlines()
