@@ -1,6 +1,7 @@
 """Faults of the server's processes and of its clock."""
 
 import asyncio
+import os
 import signal
 from functools import partial
 
@@ -31,6 +32,13 @@ async def terminate(context: FaultContext) -> FaultOutcome:
     """SIGTERM with streams in flight: they end whole, and then the server does."""
     family = context.process.children(recursive=True)
     context.process.send_signal(signal.SIGTERM)
+    return await _ended([context.process, *family])
+
+
+async def interrupt(context: FaultContext) -> FaultOutcome:
+    """The same by Ctrl-C at a terminal, which signals all processes of the server."""
+    family = context.process.children(recursive=True)
+    os.killpg(context.process.pid, signal.SIGINT)
     return await _ended([context.process, *family])
 
 
@@ -68,4 +76,5 @@ FAULTS = (
     Fault("worker killed", partial(kill, WORKER), ends_server=True),
     Fault("engine killed", partial(kill, ENGINE), ends_server=True),
     Fault("SIGTERM with streams", terminate, ends_server=True, drains=True),
+    Fault("Ctrl-C with streams", interrupt, ends_server=True, drains=True),
 )

@@ -25,7 +25,7 @@ def params(faults: Iterable[Fault]) -> list[Any]:
 
 SURVIVED = params(fault for fault in FAULTS if not fault.ends_server)
 DEADLY = params(named(["killed"]))
-(TERMINATED,) = named(["SIGTERM"])
+SIGTERM, CTRL_C = named(["with streams"])
 
 
 def assert_nothing_is_lost(row: FaultRow) -> None:
@@ -62,6 +62,14 @@ def test_a_server_without_its_engine_tells_all_and_fails(
 @pytest.mark.last
 def test_a_server_that_is_told_to_end_finishes_its_streams(server: RunningServer) -> None:
     """Streams in flight end whole, later ones are told, the exit status is 0, no process is left."""
-    row = server.run(partial(try_fault, TERMINATED))
+    row = server.run(partial(try_fault, CTRL_C))
+    assert_nothing_is_lost(row)
+    assert 0 == row.exit_status
+
+
+@pytest.mark.long
+def test_so_does_one_whose_first_process_alone_is_told(doomed_server: RunningServer) -> None:
+    """As by Kubernetes; Ctrl-C tells the others too."""
+    row = doomed_server.run(partial(try_fault, SIGTERM))
     assert_nothing_is_lost(row)
     assert 0 == row.exit_status
