@@ -105,10 +105,10 @@ def test_a_server_that_wants_a_key_is_told_apart() -> None:
         asked(401, "no")
 
 
-def test_a_list_of_adapters_alone_has_no_base_model() -> None:
-    """Requests without adapter would have no name to ask for."""
-    with pytest.raises(BenchError, match="no OpenAI server's list"):
-        served_of(URL, listing({"id": "a", "parent": "llama", "root": None}))
+def test_a_list_of_adapters_alone_is_a_list() -> None:
+    """As a tenant has it that may not use the base model."""
+    cards = ({"id": name, "parent": "llama", "root": None} for name in "ab")
+    assert Served("llama", None, ("a", "b")) == served_of(URL, listing(*cards))
 
 
 @pytest.mark.parametrize("context", [0, -1, "2048", None])

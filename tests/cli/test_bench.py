@@ -269,11 +269,13 @@ def test_what_cannot_be_meant_ends_with_two(
     assert not out.exists()
 
 
-def test_a_folder_that_exists_is_not_written_to(
+def test_a_folder_that_holds_something_is_not_written_to(
     server: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, and nothing in it."""
+    """Exit code 2, and nothing more in it."""
     out.mkdir()
+    mine = out / "mine"
+    mine.touch()
     assert 2 == bench(server, out)
-    assert "exists already and is not overwritten" in capsys.readouterr().err
-    assert [] == list(out.iterdir())
+    assert "name a folder that is new or empty" in capsys.readouterr().err
+    assert [mine] == list(out.iterdir())

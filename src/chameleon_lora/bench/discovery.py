@@ -24,7 +24,8 @@ class Served:
     """What a server says it has.
 
     Attributes:
-        base_model: the name of the model that is no adapter.
+        base_model: the name of the model that is no adapter; where the list has none, as for a key that
+            may use adapters only, the one that adapters call their parent.
         context_tokens: most tokens of a prompt and its answer; None if it does not say.
         adapters: in its own order; a name where the rank is not known.
     """
@@ -72,19 +73,19 @@ def served_of(url: str, text: str) -> Served:
     """What the body of an answer to GET /v1/models says.
 
     Raises:
-        BenchError: it is no list of models, or holds none that is no adapter.
+        BenchError: it is no list of models, or an empty one.
     """
     try:
         fields = json.loads(text)
         cards = [card for card in fields["data"] if isinstance(card["id"], str)]
     except (ValueError, KeyError, TypeError) as error:
         raise _not_openai(url, text) from error
-    bases = [card for card in cards if card.get("parent") is None]
-    if not bases:
+    if not cards:
         raise _not_openai(url, text)
-    context = bases[0].get("max_model_len")
+    bases = [card for card in cards if card.get("parent") is None]
+    context = (bases or cards)[0].get("max_model_len")
     return Served(
-        base_model=bases[0]["id"],
+        base_model=bases[0]["id"] if bases else cards[0]["parent"],
         context_tokens=context if isinstance(context, int) and context > 0 else None,
         adapters=tuple(_adapter(card) for card in cards if card.get("parent") is not None),
     )

