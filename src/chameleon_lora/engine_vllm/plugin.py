@@ -1,8 +1,5 @@
 """vLLM's general plugin: called in every process of every vLLM in this environment."""
 
-import multiprocessing
-import signal
-
 from chameleon_lora.engine_vllm import hooks
 
 
@@ -13,12 +10,3 @@ def register() -> None:
     missing (`hooks.require_hooks`).
     """
     hooks.install()
-
-
-def leave_ctrl_c_to_server() -> None:
-    """Ctrl-C at a terminal reaches every process of a server; in this one it has no effect from now on.
-
-    The first process lets streams end and then ends the others in order. For an engine's main thread.
-    """
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)

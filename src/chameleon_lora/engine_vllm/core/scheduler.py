@@ -21,9 +21,8 @@ from chameleon_lora.engine_vllm.core.versions import Version
 from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQueue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
-from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.hooks import leave_ctrl_c_to_server, require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Announcement
-from chameleon_lora.engine_vllm.plugin import leave_ctrl_c_to_server
 from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
 from chameleon_lora.policy.request import RequestId

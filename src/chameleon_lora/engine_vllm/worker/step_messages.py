@@ -11,9 +11,8 @@ import torch
 
 from chameleon_lora.engine_vllm.config import is_ours, settings_of
 from chameleon_lora.engine_vllm.event_log import event_log, watch_stock
-from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.hooks import leave_ctrl_c_to_server, require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Ack
-from chameleon_lora.engine_vllm.plugin import leave_ctrl_c_to_server
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
 
