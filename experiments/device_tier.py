@@ -37,8 +37,8 @@ IGNORE: dict[str, Any] = {"prefix_half_life_s": 0.0}
 IN_TURN: dict[str, Any] = {"preset": "vllm", "serving": {"slot_parts": 1}}
 """First come, first served: an order that does not hang on the clock."""
 EAGER: dict[str, Any] = {
-    "preset": "vllm",
-    "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
+    "preset": "vllm",  # which keeps adapters out of KV blocks: max_bytes None lets them in
+    "device": {"max_bytes": None, "promotions_per_s": 1000.0, "headroom_share": 0.0},
     "serving": {"debug_checks": True, "slot_parts": 1},
 }
 

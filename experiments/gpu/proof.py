@@ -83,7 +83,8 @@ LENGTHS = (33, 64)
 CROWD_TOKENS, CHURN_TOKENS = 48, 2
 SETTINGS: dict[str, Any] = {
     "preset": "vllm",  # requests are admitted as stock admits them: batches are the same
-    "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
+    # The preset keeps adapters out of KV blocks: max_bytes None lets them in.
+    "device": {"max_bytes": None, "promotions_per_s": 1000.0, "headroom_share": 0.0},
     "serving": {"debug_checks": True, "slot_parts": 1},
 }
 Answers = list[list[int]]
@@ -138,10 +139,12 @@ def _of_kind(
     config = engine._scheduler.vllm_config  # noqa: SLF001  # looked at, not changed
     runner = type(engine._executor.driver_worker.worker.model_runner)  # noqa: SLF001
     graphs = str(config.compilation_config.cudagraph_mode)
+    assert engine.driver is not None
     found = {
         "async scheduling": (is_async, bool(config.scheduler_config.async_scheduling)),
         "Model Runner V2": (is_v2, V2_MODULE in f"{runner.__module__}."),
         "CUDA graphs": (not options.is_dry, "NONE" not in graphs),
+        "adapters in KV blocks": (True, engine.driver.view().device.limit_blocks > 0),
     }
     results.add(runner=f"{runner.__module__}.{runner.__qualname__}", cuda_graphs=graphs)
     return [
