@@ -170,14 +170,15 @@ ENGINE_CORE = (
         "block_size", "max_num_running_reqs", "max_num_scheduled_tokens",
     ),
     Hook(_CORE, "vllm.v1.core.kv_cache_manager", "KVCacheManager.block_pool"),
-    Hook(_CORE, _POOL, "BlockPool.get_num_free_blocks"),
+    *_each(_CORE, _POOL, "BlockPool", "get_num_free_blocks", "num_gpu_blocks"),
     Hook(_CORE, _POOL, "BlockPool.get_new_blocks", None, ("num_blocks",)),
     Hook(_CORE, _POOL, "BlockPool.free_blocks", None, ("ordered_blocks",)),
     Hook(_CORE, _POOL, "BlockPool._maybe_evict_cached_block", None, ("block",)),
     Hook(_CORE, "vllm.v1.core.kv_cache_utils", "make_block_hash_with_group_id"),
     Hook(_CORE, "vllm.v1.kv_cache_interface", "AttentionSpec"),
     *_each(
-        _CORE, "vllm.v1.request", "", "Request.update_block_hashes", "Request.get_finished_reason", "RequestStatus.FINISHED_ERROR",
+        _CORE, "vllm.v1.request", "", "Request.update_block_hashes", "Request.get_finished_reason",
+        "Request.num_tokens_with_spec", "Request.num_output_placeholders", "RequestStatus.FINISHED_ERROR",
     ),
     *_each(_CORE, "vllm.v1.engine", "", "EngineCoreOutput", "EngineCoreOutputs", "FinishReason"),
 )
@@ -202,7 +203,10 @@ WORKERS = (
         "create_lora_manager", "add_adapter", "remove_adapter", "pin_adapter", "remove_all_adapters",
         "list_adapters", "_adapter_manager", "_cached_dummy_lora",
     ),
-    Hook(_WORKER, "vllm.lora.model_manager", "LoRAModelManager"),
+    Hook(_WORKER, "vllm.lora.model_manager", "LoRAModelManager.modules"),
+    *_each(
+        _WORKER, "vllm.lora.layers.base_linear", "BaseLinearLayerWithLoRA", "set_lora", "lora_a_stacked", "lora_b_stacked",
+    ),
     *_each(
         _WORKER, "vllm.lora.model_manager", "LRUCacheLoRAModelManager", "_create_merged_loras_inplace",
         "_get_lora_layer_weights", "set_adapter_mapping", "lora_index_to_id", "_active_adapters",
