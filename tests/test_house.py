@@ -42,6 +42,8 @@ BARE_IGNORE = re.compile(r"#\s*type:\s*ignore(?!\[[a-z-]+(,\s*[a-z-]+)*\])")
 FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAKE_CALL = re.compile(r"^\s*(?:\$ )?make +([a-z][\w-]*)", re.MULTILINE)
 MAKE_TARGET = re.compile(r"^([a-z][\w-]*):(?!=)", re.MULTILINE)
+METHOD = re.compile(r"`([A-Z]\w+)\.(\w+)`")
+EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED_FILE = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|md|toml|sh|c))(?:::[\w:]+)?`")
 
 
@@ -181,6 +183,29 @@ def test_pages_name_files_that_exist(path: Path) -> None:
         if not any((base / name).is_file() for base in (ROOT, PACKAGE)) and name not in ELSEWHERE
     ]
     assert [] == missing
+
+
+def test_the_architecture_names_methods_that_exist() -> None:
+    """Each `Class.method` of ours in backticks is defined where the class is."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    classes = {
+        node.name: {method.name for method in functions(ast.Module(node.body, []))}
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    named = METHOD.findall(page)
+    assert ("AdmissionStep", "_try") in named
+    assert [] == [f"{c}.{m}" for c, m in named if c in classes and m not in classes[c]]
+
+
+def test_the_architectures_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints what stands behind each `print`, before the colon."""
+    (block,) = EXAMPLE.findall((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    exec(block, {})
+    said = [line.partition("  # ")[2] for line in block.splitlines() if line.startswith("print(")]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [text.partition(": ")[0] for text in said]
 
 
 def test_no_class_name_is_defined_twice() -> None:
