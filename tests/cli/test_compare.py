@@ -66,10 +66,10 @@ def test_what_cannot_be_compared_is_refused(
     assert says in capsys.readouterr().err
 
 
-def test_a_folder_that_exists_is_not_overwritten(
+def test_a_folder_that_holds_something_is_not_overwritten(
     adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2."""
+    """Exit code 2; it holds the model and the adapters."""
     assert 2 == compare(adapters, "--out", str(tmp_path))
     assert "exists already" in capsys.readouterr().err
 

@@ -56,10 +56,12 @@ def test_impossible_numbers_are_refused(
     assert words[0] in capsys.readouterr().err
 
 
-def test_a_folder_that_exists_is_not_written_to(
+def test_a_folder_that_holds_something_is_not_written_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An earlier run is not mixed with this one: exit code 2, and why."""
+    earlier = tmp_path / "earlier"
+    earlier.touch()
     assert 2 == main(["demo", "--out", str(tmp_path)])
     assert f"{tmp_path} exists already" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [earlier]

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,7 +107,16 @@ def test_a_stage_that_takes_too_long_is_ended_and_keeps_what_it_found(tmp_path: 
     assert "its limit" in found.reason
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """This process, even if it was started in a shell's background, where SIGINT is ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_call_that_is_ended_leaves_what_is_done(tmp_path: Path) -> None:
     """The stage under way is recorded too, and no later one begins."""
     running = runner(tmp_path, {"works": FOUND, "hangs": HANGS, "never": FOUND})
@@ -175,6 +184,7 @@ def test_a_stage_that_hangs_is_ended_while_there_is_time_for_others() -> None:
     assert found.limit_s < 1000.0
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_call_that_is_ended_while_a_stage_starts_records_it(tmp_path: Path) -> None:
     """The signal may come before the stage's process is waited for, or before there is one."""
     start = commands(tmp_path, {"starts": FOUND})
