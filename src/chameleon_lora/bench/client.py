@@ -7,7 +7,7 @@ from http import HTTPStatus
 import aiohttp
 import msgspec
 
-from chameleon_lora.bench.completion import Call, CompletionRequest
+from chameleon_lora.bench.completion import CompletionRequest, EncodedCompletion
 from chameleon_lora.bench.event_stream import EventStream
 from chameleon_lora.metrics.errors import Cause
 
@@ -64,7 +64,11 @@ async def stream_completion(
 
 
 async def stream_call(
-    session: aiohttp.ClientSession, base_url: str, call: Call, answer: Answer, clock: Clock
+    session: aiohttp.ClientSession,
+    base_url: str,
+    call: EncodedCompletion,
+    answer: Answer,
+    clock: Clock,
 ) -> None:
     """The same for a completion made ready before.
 
@@ -87,7 +91,7 @@ async def stream_call(
 async def _try_call(
     session: aiohttp.ClientSession,
     url: str,
-    call: Call,
+    call: EncodedCompletion,
     answer: Answer,
     clock: Clock,
     use: ConnectionUse,

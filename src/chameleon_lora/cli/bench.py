@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from chameleon_lora.bench.completion import Endpoint, PromptForm
-from chameleon_lora.bench.measuring import BenchRun, Measured, measure
+from chameleon_lora.bench.measuring import BenchResult, BenchRun, measure
 from chameleon_lora.bench.printed import (
     beside_lines,
     has_fallen_behind,
@@ -62,7 +62,7 @@ def bench_command(args: argparse.Namespace) -> int:
     live = LiveLine(sys.stderr)
     for note in plan.notes:
         live.say(f"chameleon bench: {printable(note)}")
-    done: list[Measured] = []
+    done: list[BenchResult] = []
     for run in plan.runs:
         folder = out if len(plan.runs) == 1 else out / f"rate-{run.rate_per_s:g}"
         done.append(_measured(run, folder, live, is_json=args.json))
@@ -74,7 +74,7 @@ def bench_command(args: argparse.Namespace) -> int:
     return 0 if all(map(_is_well, done)) else 1
 
 
-def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -> Measured:
+def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -> BenchResult:
     """Runs and prints one rate."""
     told = live.progress(f"{run.rate_per_s:g} requests/s")
     measured = measure(run, folder, told, live.every_s)
@@ -89,7 +89,7 @@ def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -
     return measured
 
 
-def _is_well(measured: Measured) -> bool:
+def _is_well(measured: BenchResult) -> bool:
     """Can the figures be trusted, and did every request succeed, warm-up included?"""
     is_whole = measured.stopped is None and not measured.errors
     return is_whole and not has_fallen_behind(measured.result)

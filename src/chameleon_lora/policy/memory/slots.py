@@ -167,7 +167,7 @@ def _cheapest(
     return [window for window, cost in zip(windows, costs, strict=True) if cost == least]
 
 
-class Paged:
+class PagedSlots:
     """No slots: adapters run from the KV blocks they lie in (ADR 0020). Owner: Residency.
 
     It answers like a table in which every adapter finds a place. An entry has cell 0, and its blocks
@@ -227,4 +227,4 @@ class Paged:
         self.busy_cells += change
 
 
-Slots = SlotTable | Paged
+Slots = SlotTable | PagedSlots
