@@ -178,7 +178,7 @@ def check_device(engine: EngineModel) -> None:
     assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())
     assert engine.free_blocks >= 0
     assert not policy.limits.is_paged or engine.lacking_blocks <= 0 or len(engine.running) == 1
-    under_way = {e.promotion: e for e in entries.values() if e.promotion}
+    under_way = {e.promotion: e for e in entries.values() if e.promotion is not None}
     assert under_way == device._under_way
     assert len(under_way) <= policy.settings.device.max_promoting
     assert under_way.keys() <= {promotion.serial for _, promotion in engine.promoting}

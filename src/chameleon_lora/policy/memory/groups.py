@@ -66,7 +66,7 @@ def _group_of(entry: Entry, *, may_hold: bool) -> Group | None:
 
 
 def _group_of_holder(entry: Entry) -> Group:
-    if entry.promotion:
+    if entry.promotion is not None:
         return Group.PROMOTING
     if entry.is_pinned:
         return Group.PINNED

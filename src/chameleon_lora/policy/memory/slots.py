@@ -93,10 +93,10 @@ class SlotTable:
             occupants.append(entry)
         occupants = [e for e in occupants if not e.is_pinned] or occupants
         occupants = [e for e in occupants if not e.queued] or occupants
-        values = keep_score(occupants)
+        scores = keep_score(occupants)
         cells = (e.cell for e in occupants)
         return min(
-            (value, cell) for value, cell in zip(values, cells, strict=True) if cell is not None
+            (score, cell) for score, cell in zip(scores, cells, strict=True) if cell is not None
         )[1]
 
     def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:
@@ -159,10 +159,10 @@ def _cheapest(
 ) -> list[tuple[list[Entry], range]]:
     """Those whose occupants are least worth keeping, summed; each counts for something."""
     occupants = list({entry.adapter.id: entry for found, _ in windows for entry in found}.values())
-    values = dict(
+    scores = dict(
         zip((entry.adapter.id for entry in occupants), keep_score(occupants), strict=True)
     )
-    costs = [sum(1.0 + values[entry.adapter.id] for entry in found) for found, _ in windows]
+    costs = [sum(1.0 + scores[entry.adapter.id] for entry in found) for found, _ in windows]
     least = min(costs)
     return [window for window, cost in zip(windows, costs, strict=True) if cost == least]
 

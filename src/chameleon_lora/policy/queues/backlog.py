@@ -1,7 +1,8 @@
 """Every unfinished request: waiting for its adapter, ready in a lane, or running."""
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from chameleon_lora.policy.memory.entry import NEVER
 from chameleon_lora.policy.plan import Held, LaneState
@@ -11,7 +12,7 @@ from chameleon_lora.policy.queues.quota import QuotaBook
 from chameleon_lora.policy.queues.shares import Shares
 from chameleon_lora.policy.request import AdapterId, RequestId
 
-NOBODY: dict[RequestId, RequestState] = {}
+NOBODY: Mapping[RequestId, RequestState] = MappingProxyType({})
 
 
 class Backlog:
