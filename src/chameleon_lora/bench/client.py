@@ -233,7 +233,7 @@ class _StreamReader:
         self._doubtful_s: float | None = None
 
     def take(self, payload: bytes, now_s: float) -> None:
-        """Takes in one event."""
+        """Adds its tokens at this time, its usage or its error to the answer; `[DONE]` ends it."""
         self.events += 1
         if payload == _DONE:
             self._close()
@@ -281,7 +281,7 @@ class _StreamReader:
             self._answer.token_times_s.append(now_s)
 
     def _close(self) -> None:
-        """The answer is whole."""
+        """After `[DONE]`: the doubtful last chunk counts as a token if the server's count says so."""
         self.has_ended = True
         answer, times_s = self._answer, self._answer.token_times_s
         if self._doubtful_s is not None and answer.usage and answer.usage[1] > len(times_s):

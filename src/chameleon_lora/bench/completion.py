@@ -66,7 +66,7 @@ class CompletionRequest:
         }
 
     def call(self) -> "EncodedCompletion":
-        """The same as bytes."""
+        """The POST's path and its body as JSON bytes."""
         return EncodedCompletion(self.model, self.endpoint.value, msgspec.json.encode(self.body()))
 
     def _prompt(self) -> dict[str, Any]:

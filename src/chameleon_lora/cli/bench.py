@@ -75,7 +75,7 @@ def bench_command(args: argparse.Namespace) -> int:
 
 
 def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -> BenchResult:
-    """Runs and prints one rate."""
+    """Measures one rate into its folder; prints figures to stdout, and why it stopped to stderr."""
     told = live.progress(f"{run.rate_per_s:g} requests/s")
     measured = measure(run, folder, told, live.every_s)
     live.clear()
@@ -111,12 +111,12 @@ class LiveLine:
         return lambda at: self._update(f"{name}: {progress_words(at)}")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that later updates leave standing."""
         self.clear()
         print(line, file=self._stream, flush=True)
 
     def clear(self) -> None:
-        """The line is empty."""
+        """Afterwards nothing of the last update is on the terminal; a file is left as it is."""
         if self._is_terminal:
             print(_CLEARED_LINE, end="", file=self._stream, flush=True)
 

@@ -151,7 +151,7 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def _objectives(args: argparse.Namespace) -> Objectives:
-    """Limits in seconds."""
+    """Limits in seconds, one for each objective that was given, in the order of `Objective`."""
     given = list(args.goodput)
     if args.slo_ttft is not None:
         given.append((Objective.TTFT, args.slo_ttft))

@@ -97,7 +97,7 @@ def running_process(spec: ServerSpec) -> Iterator[subprocess.Popen[bytes]]:
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], spec: ServerSpec) -> None:
     deadline_s = time.monotonic() + spec.start_limit_s  # noqa: TID251 - an edge's own clock
-    while time.monotonic() < deadline_s:  # noqa: TID251
+    while time.monotonic() < deadline_s:  # noqa: TID251 - likewise
         if process.poll() is not None:
             raise BenchError(
                 f"the server ended with status {process.returncode} before it was ready; "

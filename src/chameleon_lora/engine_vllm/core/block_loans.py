@@ -111,7 +111,7 @@ class LoanedBlocks:
         return tuple(sorted(block.block_id for block in blocks))
 
     def give_back(self, adapter_id: AdapterId) -> None:
-        """Afterwards the adapter holds no block."""
+        """Its blocks are vLLM's again; without effect for one that holds none."""
         blocks = self._blocks.pop(adapter_id, [])
         self.held -= len(blocks)
         self._pool.free_blocks(blocks)

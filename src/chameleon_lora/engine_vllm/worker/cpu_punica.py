@@ -22,7 +22,7 @@ class CellMasks:
         self._foreign = torch.ones(cells.count, cells.max_rank, dtype=torch.bool)
 
     def set(self, cell: int, rank: int) -> None:
-        """The adapter that begins at this cell has this rank."""
+        """From now on the cell's adapter uses so many ranks from its first; the slot's others are foreign."""
         first = self.cells.first_rank(cell)
         self._foreign[cell] = True
         self._foreign[cell, first : first + rank] = False

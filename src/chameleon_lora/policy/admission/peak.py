@@ -34,7 +34,7 @@ class Peak:
         return peak < self._free - adapter_tokens
 
     def add(self, state: RequestState, adapter_tokens: int) -> None:
-        """The request joins the batch."""
+        """From now on `fits` counts the request, and what its adapter adds. O(batch)."""
         insort(self._batch, _growth(state, self._step))
         self._free -= adapter_tokens
 

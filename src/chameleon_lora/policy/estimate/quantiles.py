@@ -29,7 +29,7 @@ class RunningQuantile:
         return self._of_all if recent is None else self._blend(recent, self._of_all)
 
     def observe(self, adapter_id: AdapterId | None, value: float) -> None:
-        """A request of this adapter showed this value."""
+        """The value counts for this adapter and for all; either's oldest goes when its window is full."""
         recent = self._by_adapter.get(adapter_id)
         if recent is None:
             recent = self._by_adapter[adapter_id] = RecentValues(self._window, self._share)

@@ -52,7 +52,7 @@ class Groups:
         return bool(self._members[group])
 
     def holders(self) -> list[Entry]:
-        """Everybody with blocks."""
+        """Everybody with blocks, in the order of giving them back."""
         return [entry for group in HOLDERS for entry in self._members[group]]
 
 

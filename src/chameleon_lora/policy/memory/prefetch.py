@@ -128,7 +128,7 @@ class Prefetcher:
         return retry_s if self._forecast is None else min(retry_s, self._forecast.next_s())
 
     def plan(self, now_s: float) -> list[Load]:
-        """The loads to begin now."""
+        """The loads to begin now, the oldest request's first; the entries count as LOADING from here on."""
         self._look_ahead(now_s)
         self._retry(now_s)
         loads: list[Load] = []

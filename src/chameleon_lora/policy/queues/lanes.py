@@ -190,7 +190,7 @@ class Lane:
         return head
 
     def heads_of(self, adapter_ids: Iterable[AdapterId | None]) -> list[RequestState]:
-        """Those of each adapter that has one."""
+        """The first ready request of each adapter that has any, in the adapters' order."""
         known = self._by_adapter.keys()
         return [t for a in adapter_ids if a in known and (t := self.head_of(a))]
 
