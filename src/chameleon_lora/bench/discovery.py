@@ -36,7 +36,7 @@ class ServerModels:
 
 
 class UnreachableError(BenchError):
-    """Nobody answers there."""
+    """No connection, or no whole answer in time; the message names the URL and the way out."""
 
 
 async def ask_server(base_url: str, headers: Mapping[str, str] | None = None) -> ServerModels:

@@ -58,7 +58,7 @@ def bearer(api_key: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A replay at one instant."""
+    """How many requests of a replay were sent by now, and how they ended."""
 
     now_s: float
     total: int

@@ -43,7 +43,7 @@ class ServerSpec:
 
     @property
     def base_url(self) -> str:
-        """Where it answers."""
+        """Of this machine's loopback, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
 
 

@@ -77,7 +77,7 @@ class LoanedBlocks:
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that neither requests nor adapters hold; their content may still be cached."""
         return self._count_free()
 
     def serve(self, reclaim: Callable[[int], None]) -> None:

@@ -115,7 +115,7 @@ class EntrySet:
         return len(self._entries)
 
     def put(self, entry: Entry, is_member: bool) -> None:
-        """Afterwards the entry is in the set, or is not."""
+        """Afterwards the entry is in the set, or is not; it may have been so before. O(1)."""
         place = self._place.get(entry.adapter.id)
         if is_member and place is None:
             self._place[entry.adapter.id] = len(self._entries)

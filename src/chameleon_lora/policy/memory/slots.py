@@ -52,7 +52,7 @@ class SlotTable:
         return self._in_use
 
     def at(self, window: range) -> list[Entry]:
-        """The adapters that have cells in the window."""
+        """The adapters that have cells in the window, each once, by cell. O(window)."""
         found: dict[int, Entry] = {}
         for cell in window:
             entry = self._cells[cell]

@@ -98,7 +98,7 @@ class Backlog:
                 self.lanes[state.lane].leave(state, Stage.LOADING)
 
     def run(self, state: RequestState) -> None:
-        """A ready request runs from now on."""
+        """A waiting request runs from now on, and its share is charged with its cost."""
         self._stop_waiting(state)
         self._shares.charge(state.request.share, state.cost_tokens)
         self.running[state.request.id] = state
