@@ -33,6 +33,11 @@ FUNCTION_LINES = 60
 PUBLIC_NAMES = 12
 BANNED_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 IMPORTED_LATE = frozenset({"vllm"})
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+CHANGING = re.compile(
+    "add|append(left)?|clear|discard|extend(left)?|insert|pop(item|left)?|remove|reverse|setdefault|"
+    "sort|update"
+)
 
 ADR_HEADINGS = ("Context", "Decision", "Consequences", "What would change our mind")
 ADR_STATUS = re.compile(
@@ -40,29 +45,8 @@ ADR_STATUS = re.compile(
 )
 BARE_IGNORE = re.compile(r"#\s*type:\s*ignore(?!\[[a-z-]+(,\s*[a-z-]+)*\])")
 FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 MAKE_CALL = re.compile(r"^\s*(?:\$ )?make +([a-z][\w-]*)", re.MULTILINE)
 MAKE_TARGET = re.compile(r"^([a-z][\w-]*):(?!=)", re.MULTILINE)
-CHANGING = frozenset(
-    [
-        "add",
-        "append",
-        "appendleft",
-        "clear",
-        "discard",
-        "extend",
-        "extendleft",
-        "insert",
-        "pop",
-        "popitem",
-        "popleft",
-        "remove",
-        "reverse",
-        "setdefault",
-        "sort",
-        "update",
-    ]
-)
 NAMED_FILE = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|md|toml|sh|c))(?:::[\w:]+)?`")
 
 
@@ -123,7 +107,9 @@ def names_changed(function: ast.AST) -> Iterator[tuple[int, str]]:
                 node.ctx, ast.Load
             ):
                 pass
-            case ast.Call(func=ast.Attribute(value=found, attr=method)) if method in CHANGING:
+            case ast.Call(func=ast.Attribute(value=found, attr=method)) if CHANGING.fullmatch(
+                method
+            ):
                 pass
             case _:
                 continue
