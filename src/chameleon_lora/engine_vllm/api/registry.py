@@ -116,7 +116,7 @@ class AdapterRegistry:
         """Bring the offer in line with the folder."""
         async with self._lock:
             try:
-                seen = await asyncio.to_thread(self._folder.scan)  # type: ignore[union-attr]  # as `start` saw
+                seen = await asyncio.to_thread(self._folder.scan)  # type: ignore[union-attr]
             except AdapterError as error:
                 _logger.warning("%s; adapters offered before stay offered", error)
                 return
@@ -131,7 +131,7 @@ class AdapterRegistry:
     async def _publish_all(self, names: list[str]) -> None:
         if not names:
             return
-        root = self._folder.root  # type: ignore[union-attr]  # only called with a folder
+        root = self._folder.root  # type: ignore[union-attr]
         checked = await asyncio.to_thread(_check_folders, root, names, self._limits)
         good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
         for name, found in checked.items():
