@@ -179,7 +179,7 @@ class ProductCache:
 
 
 class KnowingCache:
-    """A cache whose keep values are told from outside; it looks at all adapters.
+    """A cache whose keep scores are told from outside; it looks at all adapters.
 
     `worth(adapter, now_s)` is higher for what is kept longer.
     """

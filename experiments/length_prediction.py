@@ -30,7 +30,7 @@ from chameleon_lora.policy.estimate.length import LengthEstimator
 from chameleon_lora.policy.request import AdapterId, Request, RequestId, excerpt
 from chameleon_lora.policy.settings import LengthSettings, Predictor
 from chameleon_lora.workload.foretold import (
-    SSJF_CLASSES,
+    SSJF_CUT_SHARES,
     SSJF_CUTS_TOKENS,
     OutputGuess,
     bert_like,
@@ -198,7 +198,7 @@ def _inversions(values: list[int]) -> tuple[list[int], int]:
 def cuts_of(rows: Sequence[Row]) -> tuple[int, ...]:
     """Where the five buckets end."""
     lengths = sorted(row.output_tokens for row in rows)
-    return tuple(lengths[int(len(lengths) * share)] for share in SSJF_CLASSES)
+    return tuple(lengths[int(len(lengths) * share)] for share in SSJF_CUT_SHARES)
 
 
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:

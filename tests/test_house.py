@@ -33,6 +33,11 @@ FUNCTION_LINES = 60
 PUBLIC_NAMES = 12
 BANNED_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 IMPORTED_LATE = frozenset({"vllm"})
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+CHANGING = re.compile(
+    "add|append(left)?|clear|discard|extend(left)?|insert|pop(item|left)?|remove|reverse|setdefault|"
+    "sort|update"
+)
 
 ADR_HEADINGS = ("Context", "Decision", "Consequences", "What would change our mind")
 ADR_STATUS = re.compile(
@@ -87,6 +92,53 @@ def test_files_are_short() -> None:
     assert [] == too_long
 
 
+def names_set(tree: ast.AST) -> set[str]:
+    """The names that an assignment, a loop, a `with` or a walrus gives a value below a node."""
+    return {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
+
+def names_changed(function: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of what a function writes into, by item, attribute or a method such as `append`."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Subscript(value=found) | ast.Attribute(value=found) if not isinstance(
+                node.ctx, ast.Load
+            ):
+                pass
+            case ast.Call(func=ast.Attribute(value=found, attr=method)) if CHANGING.fullmatch(
+                method
+            ):
+                pass
+            case _:
+                continue
+        while isinstance(found, ast.Subscript | ast.Attribute):
+            found = found.value
+        if isinstance(found, ast.Name):
+            yield node.lineno, found.id
+
+
+def writes_of_module(path: Path) -> Iterator[str]:
+    """Where a function of the file says `global`, or writes into a name that its module gave a value."""
+    tree = parsed(path)
+    own: set[str] = set()
+    for node in tree.body:
+        own |= {node.name} if isinstance(node, SCOPES) else names_set(node)
+    for scope in ast.walk(tree):
+        if isinstance(scope, ast.Global):
+            yield f"{shown(path)}:{scope.lineno} global {', '.join(scope.names)}"
+        if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        arguments = {node.arg for node in ast.walk(scope.args) if isinstance(node, ast.arg)}
+        local = arguments | names_set(scope)
+        for line, name in names_changed(scope):
+            if name in own - local:
+                yield f"{shown(path)}:{line} {name}"
+
+
 def test_functions_are_short() -> None:
     """No function, decorators included, is over 60 lines."""
     too_long = [
@@ -136,6 +188,11 @@ def test_the_public_door_is_narrow_and_complete() -> None:
     assert sorted(declared) == declared
     assert public | {"__version__"} == set(declared)
     assert len(declared) <= PUBLIC_NAMES
+
+
+def test_no_module_has_state() -> None:
+    """No module of the package writes into a name of its own once it is imported."""
+    assert [] == [write for path in SOURCES for write in writes_of_module(path)]
 
 
 def test_each_ignore_names_its_code() -> None:

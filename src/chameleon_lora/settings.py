@@ -114,7 +114,7 @@ def _changed(base: T, given: Any, path: str) -> T:
         else:
             changes[key] = _convert(hints[key], value, f"{path}{key}")
     try:
-        return dataclasses.replace(base, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(base, **changes)  # type: ignore[type-var]  # T is a dataclass
     except ConfigError as error:
         if str(error).startswith(path):
             raise

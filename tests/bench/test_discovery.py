@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.bench.discovery import (
-    Served,
+    ServerModels,
     UnreachableError,
     adapters_below,
     ask_server,
@@ -28,10 +28,10 @@ def listing(*cards: object) -> str:
     return json.dumps({"object": "list", "data": cards})
 
 
-def asked(status: int, text: str, headers: dict[str, str] | None = None) -> Served:
+def asked(status: int, text: str, headers: dict[str, str] | None = None) -> ServerModels:
     """What a real server with that answer is taken to have."""
 
-    async def ask() -> Served:
+    async def ask() -> ServerModels:
         async with OneAnswer(status, text) as server:
             return await ask_server(server.base_url, headers)
 
@@ -54,13 +54,13 @@ def test_cards_with_a_parent_are_adapters(tmp_path: Path) -> None:
         {"id": "near", "root": str(root), "parent": "llama"},
         {"id": "far", "root": "/elsewhere/far", "parent": "llama"},
     )
-    expected = Served("llama", 2048, (NamedAdapter("near", 16), "far"))
+    expected = ServerModels("llama", 2048, (NamedAdapter("near", 16), "far"))
     assert expected == asked(200, listing(*cards))
 
 
 def test_a_plain_openai_list_has_a_model_and_no_adapters() -> None:
     """Cards without `parent` or context length are other servers'."""
-    assert Served("gpt", None, ()) == asked(200, listing({"id": "gpt", "object": "model"}))
+    assert ServerModels("gpt", None, ()) == asked(200, listing({"id": "gpt", "object": "model"}))
 
 
 def test_headers_are_sent() -> None:
@@ -108,7 +108,7 @@ def test_a_server_that_wants_a_key_is_told_apart() -> None:
 def test_a_list_of_adapters_alone_is_a_list() -> None:
     """As a tenant has it that may not use the base model."""
     cards = ({"id": name, "parent": "llama", "root": None} for name in "ab")
-    assert Served("llama", None, ("a", "b")) == served_of(URL, listing(*cards))
+    assert ServerModels("llama", None, ("a", "b")) == served_of(URL, listing(*cards))
 
 
 @pytest.mark.parametrize("context", [0, -1, "2048", None])

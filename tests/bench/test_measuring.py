@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lora.bench.measuring import BenchRun, Measured, measure
+from chameleon_lora.bench.measuring import BenchResult, BenchRun, measure
 from chameleon_lora.bench.replay import Progress, Target
 from chameleon_lora.bench.run_folder import read_config, read_records
 from chameleon_lora.metrics.serving import Window
@@ -36,7 +36,7 @@ def nobody(_: Progress) -> None:
     """Listens to no progress."""
 
 
-def measured(run: BenchRun, folder: Path) -> Measured:
+def measured(run: BenchRun, folder: Path) -> BenchResult:
     """The run as it is, without progress."""
     return measure(run, folder, nobody, 1.0)
 

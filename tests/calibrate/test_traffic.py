@@ -8,7 +8,7 @@ import pytest
 from chameleon_lora.bench.replay import Target
 from chameleon_lora.calibrate.traffic import (
     ALONE,
-    Scope,
+    WaveShape,
     outside_s,
     plan_waves,
     send_alone,
@@ -18,7 +18,7 @@ from chameleon_lora.errors import BenchError
 from tests.bench.fake_openai import FakeOpenAI
 from tests.metrics.records import record
 
-SCOPE = Scope(seats=8, context_tokens=256, slots=3, adapters=tuple(f"a{n}" for n in range(10)))
+SCOPE = WaveShape(seats=8, context_tokens=256, slots=3, adapters=tuple(f"a{n}" for n in range(10)))
 KINDS = 45  # five mixes, three ranges of prompts, three distances
 
 

@@ -149,7 +149,7 @@ def test_an_objective_by_factor_is_that_of_an_engine_without_load() -> None:
         )
         for policy in (Preset.VLLM, Preset.CHAMELEON)
     )
-    assert pytest.approx(5.0 * stock.alone.ttft.mean_s) == stock.slo.ttft_s
+    assert pytest.approx(5.0 * stock.unloaded.ttft.mean_s) == stock.slo.ttft_s
     assert ours.slo == stock.slo
 
 

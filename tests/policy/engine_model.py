@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from chameleon_lora.policy.plan import Activation, Promotion, StepBudget, StepPlan
-from chameleon_lora.policy.queues.calibration import Cut
+from chameleon_lora.policy.queues.calibration import LaneCut
 from chameleon_lora.policy.queues.quota import Quota
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
 from chameleon_lora.policy.scheduler import Scheduler
@@ -334,7 +334,7 @@ def adapter(number: int, nbytes: int = 1_000_000, rank: int = 8) -> Adapter:
 
 def cut_lanes(policy: Scheduler, cutoffs: tuple[float, ...], quotas: tuple[Quota, ...]) -> None:
     """Afterwards lanes are cut here and have these quotas, as if the last cut had found them."""
-    policy._calibration.cut = Cut(cutoffs, quotas)
+    policy._calibration.cut = LaneCut(cutoffs, quotas)
     policy._book.relimit(quotas)
     policy._backlog.recut(cutoffs)
 

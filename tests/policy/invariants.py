@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from chameleon_lora.policy.memory.entry import NEVER, Tier
 from chameleon_lora.policy.memory.groups import Group, _group_of
 from chameleon_lora.policy.memory.residency import Residency
-from chameleon_lora.policy.memory.slots import Paged
+from chameleon_lora.policy.memory.slots import PagedSlots
 from chameleon_lora.policy.queues.lanes import RequestState, Stage, _Ready
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.scheduler import Scheduler
@@ -122,7 +122,7 @@ def check_slots(residency: Residency) -> None:
     """Each adapter has just its cells; where there are none, those that run and no others have one."""
     in_slots = [entry for entry in residency.entries.values() if entry.cell is not None]
     assert sum(entry.cells for entry in in_slots if entry.running) == residency.slots.busy_cells
-    if isinstance(residency.slots, Paged):
+    if isinstance(residency.slots, PagedSlots):
         assert all(entry.running for entry in in_slots)
         return
     cells = residency.slots._cells
@@ -155,7 +155,7 @@ def check_engine_agrees(engine: EngineModel) -> None:
     assert in_host | to_drop == engine.host
     assert loading == {adapter_id for _, adapter_id in engine.loading}
     assert loading == engine.policy._prefetcher._began_s.keys()
-    believed_cells = [] if isinstance(residency.slots, Paged) else residency.slots._cells
+    believed_cells = [] if isinstance(residency.slots, PagedSlots) else residency.slots._cells
     for believed, true in zip(believed_cells, engine.cells, strict=True):
         believed_id = believed.adapter.id if believed else None
         assert believed_id == true or (believed is None and true in to_drop)
@@ -178,7 +178,7 @@ def check_device(engine: EngineModel) -> None:
     assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())
     assert engine.free_blocks >= 0
     assert not policy.limits.is_paged or engine.lacking_blocks <= 0 or len(engine.running) == 1
-    under_way = {e.promotion: e for e in entries.values() if e.promotion}
+    under_way = {e.promotion: e for e in entries.values() if e.promotion is not None}
     assert under_way == device._under_way
     assert len(under_way) <= policy.settings.device.max_promoting
     assert under_way.keys() <= {promotion.serial for _, promotion in engine.promoting}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.workload.foretold import (
-    SSJF_CLASSES,
+    SSJF_CUT_SHARES,
     SSJF_CUTS_TOKENS,
     SSJF_ERRORS,
     LengthClasses,
@@ -43,7 +43,7 @@ def test_an_oracle_says_the_truth() -> None:
     assert [7, 900, 1] == [oracle(tokens, random.Random(0)) for tokens in (7, 900, 0)]
 
 
-@pytest.mark.parametrize("shares", [HALVES, SSJF_CLASSES])
+@pytest.mark.parametrize("shares", [HALVES, SSJF_CUT_SHARES])
 @pytest.mark.parametrize("wanted", [0.0, 0.6, 0.8, 1.0])
 def test_a_noisy_oracle_is_as_often_right_as_it_is_set(
     wanted: float, shares: Sequence[float]
@@ -88,7 +88,7 @@ def test_a_bert_errs_as_published() -> None:
     """0.60 right in five classes, on lengths of another workload, and 0.84 in halves."""
     lengths = [round(random.Random(n).lognormvariate(4.0, 1.0)) + 1 for n in range(20_000)]
     guess = bert_like(lengths)
-    assert 0.60 == pytest.approx(accuracy(guess, lengths, SSJF_CLASSES), abs=0.015)
+    assert 0.60 == pytest.approx(accuracy(guess, lengths, SSJF_CUT_SHARES), abs=0.015)
     assert 0.84 == pytest.approx(accuracy(guess, lengths, HALVES), abs=0.015)
 
 

@@ -10,10 +10,6 @@ from typing import BinaryIO
 
 from chameleon_lora.errors import AdapterInvalidError
 
-_QUOTE = reprlib.Repr()
-_QUOTE.maxstring = 100
-_QUOTE.maxother = 60
-
 
 def open_regular(path: Path, root: Path | None = None) -> AbstractContextManager[BinaryIO]:
     """Open a regular file for reading, unbuffered; a pipe or a device is not opened, or never waits.
@@ -92,7 +88,9 @@ def parse_object(raw: bytes, source: str) -> dict[str, object]:
 
 def quoted(value: object) -> str:
     """`value` for a message: escaped and cut, whatever a hostile file put there."""
-    return _QUOTE.repr(value)
+    cut = reprlib.Repr()
+    cut.maxstring, cut.maxother = 100, 60
+    return cut.repr(value)
 
 
 def _require_regular(mode: int, path: Path) -> None:

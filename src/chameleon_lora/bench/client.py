@@ -7,7 +7,7 @@ from http import HTTPStatus
 import aiohttp
 import msgspec
 
-from chameleon_lora.bench.completion import Call, CompletionRequest
+from chameleon_lora.bench.completion import CompletionRequest, EncodedCompletion
 from chameleon_lora.bench.event_stream import EventStream
 from chameleon_lora.metrics.errors import Cause
 
@@ -64,7 +64,11 @@ async def stream_completion(
 
 
 async def stream_call(
-    session: aiohttp.ClientSession, base_url: str, call: Call, answer: Answer, clock: Clock
+    session: aiohttp.ClientSession,
+    base_url: str,
+    call: EncodedCompletion,
+    answer: Answer,
+    clock: Clock,
 ) -> None:
     """The same for a completion made ready before.
 
@@ -87,7 +91,7 @@ async def stream_call(
 async def _try_call(
     session: aiohttp.ClientSession,
     url: str,
-    call: Call,
+    call: EncodedCompletion,
     answer: Answer,
     clock: Clock,
     use: ConnectionUse,
@@ -229,7 +233,7 @@ class _StreamReader:
         self._doubtful_s: float | None = None
 
     def take(self, payload: bytes, now_s: float) -> None:
-        """Takes in one event."""
+        """Adds its tokens at this time, its usage or its error to the answer; `[DONE]` ends it."""
         self.events += 1
         if payload == _DONE:
             self._close()
@@ -277,7 +281,7 @@ class _StreamReader:
             self._answer.token_times_s.append(now_s)
 
     def _close(self) -> None:
-        """The answer is whole."""
+        """After `[DONE]`: the doubtful last chunk counts as a token if the server's count says so."""
         self.has_ended = True
         answer, times_s = self._answer, self._answer.token_times_s
         if self._doubtful_s is not None and answer.usage and answer.usage[1] > len(times_s):

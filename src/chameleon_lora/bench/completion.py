@@ -65,9 +65,9 @@ class CompletionRequest:
             "stream_options": {"include_usage": True},
         }
 
-    def call(self) -> "Call":
-        """The same as bytes."""
-        return Call(self.model, self.endpoint.value, msgspec.json.encode(self.body()))
+    def call(self) -> "EncodedCompletion":
+        """The POST's path and its body as JSON bytes."""
+        return EncodedCompletion(self.model, self.endpoint.value, msgspec.json.encode(self.body()))
 
     def _prompt(self) -> dict[str, Any]:
         match self.endpoint:
@@ -78,7 +78,7 @@ class CompletionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class EncodedCompletion:
     """A completion made ready before a run's clock starts: a fifth of the memory, and cheap to send."""
 
     model: str

@@ -20,7 +20,7 @@ _PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServerModels:
     """What a server says it has.
 
     Attributes:
@@ -36,10 +36,10 @@ class Served:
 
 
 class UnreachableError(BenchError):
-    """Nobody answers there."""
+    """No connection, or no whole answer in time; the message names the URL and the way out."""
 
 
-async def ask_server(base_url: str, headers: Mapping[str, str] | None = None) -> Served:
+async def ask_server(base_url: str, headers: Mapping[str, str] | None = None) -> ServerModels:
     """What GET /v1/models says. A card with a `parent` is an adapter, whose rank stands in its `root`.
 
     Raises:
@@ -69,7 +69,7 @@ async def ask_server(base_url: str, headers: Mapping[str, str] | None = None) ->
     return served_of(url, text)
 
 
-def served_of(url: str, text: str) -> Served:
+def served_of(url: str, text: str) -> ServerModels:
     """What the body of an answer to GET /v1/models says.
 
     Raises:
@@ -84,7 +84,7 @@ def served_of(url: str, text: str) -> Served:
         raise _not_openai(url, text)
     bases = [card for card in cards if card.get("parent") is None]
     context = (bases or cards)[0].get("max_model_len")
-    return Served(
+    return ServerModels(
         base_model=bases[0]["id"] if bases else cards[0]["parent"],
         context_tokens=context if isinstance(context, int) and context > 0 else None,
         adapters=tuple(_adapter(card) for card in cards if card.get("parent") is not None),

@@ -42,7 +42,7 @@ class BenchRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class BenchResult:
     """What came of a run.
 
     Attributes:
@@ -58,7 +58,7 @@ class Measured:
 
 def measure(
     run: BenchRun, folder: Path, on_progress: OnProgress, progress_every_s: float
-) -> Measured:
+) -> BenchResult:
     """Sends the requests and writes the folder, also of a run that did not come to its end.
 
     An interrupt (SIGINT) ends the run: what is under way has failed, what was not sent is left out.
@@ -76,7 +76,7 @@ def measure(
     result = {**run.about, **serving_result(records, window)}
     config = {**run.config, "is_partial": stopped is not None, "stopped": stopped}
     write_run(folder, config, records, result, watched.samples)
-    return Measured(result, by_cause(records), stopped)
+    return BenchResult(result, by_cause(records), stopped)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import aiohttp
 
 from chameleon_lora.bench.client import Answer, Clock, ConnectionUse, stream_call
 from chameleon_lora.bench.completion import (
-    Call,
     CompletionRequest,
+    EncodedCompletion,
     Endpoint,
     PromptForm,
     text_prompt,
@@ -58,7 +58,7 @@ def bearer(api_key: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A replay at one instant."""
+    """How many requests of a replay were sent by now, and how they ended."""
 
     now_s: float
     total: int
@@ -208,7 +208,7 @@ class _Run:
                 timeout.reschedule(asyncio.get_running_loop().time())
 
     async def send_all(
-        self, requests: Sequence[TimedRequest], calls: Sequence[Call]
+        self, requests: Sequence[TimedRequest], calls: Sequence[EncodedCompletion]
     ) -> list[RequestRecord]:
         """Starts each request at its arrival; waits for them all."""
         order = sorted(zip(requests, calls, strict=True), key=lambda pair: pair[0].arrival_s)
@@ -226,7 +226,7 @@ class _Run:
     def _is_ending(self) -> bool:
         return self._ending.done()
 
-    async def _send(self, request: TimedRequest, call: Call) -> RequestRecord:
+    async def _send(self, request: TimedRequest, call: EncodedCompletion) -> RequestRecord:
         """Sends, and waits for the answer or the deadline."""
         sent_s = self.clock()
         self.sent += 1

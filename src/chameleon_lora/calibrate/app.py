@@ -9,7 +9,7 @@ from chameleon_lora.adapters import AdapterFolder, AdapterInfo, inspect_adapter
 from chameleon_lora.adapters.make import ModelDims, make_adapters
 from chameleon_lora.bench.replay import Target
 from chameleon_lora.calibrate.fit import MeasuredCopy, MeasuredStep, StepFit, fit_link, fit_steps
-from chameleon_lora.calibrate.traffic import ALONE, Scope, outside_s, send_alone, send_waves
+from chameleon_lora.calibrate.traffic import ALONE, WaveShape, outside_s, send_alone, send_waves
 from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import (
     CopyRow,
@@ -143,13 +143,13 @@ def measure(
     environment = {STEPS_VARIABLE: str(steps)}
     spec = cpu_server(server_command(target), scratch / "server.log", environment)
     names = [info.name for info in target.adapters]
-    scope = Scope(shape.seats, shape.context_tokens, shape.slots, names)
+    wave_shape = WaveShape(shape.seats, shape.context_tokens, shape.slots, names)
     say("starting the server")
     with running_server(spec) as url:
         server = Target(url, BASE_MODEL, TOKEN_IDS)
         step_s = send_alone(server)
         say(f"sending waves of requests for {seconds:.0f} s")
-        waves = send_waves(server, scope, step_s, seconds)
+        waves = send_waves(server, wave_shape, step_s, seconds)
     log = read_step_log(steps)
     if not target.has_chameleon:
         nbytes = {str(info.path): engine_bytes(info) for info in target.adapters}
@@ -218,7 +218,7 @@ def engine_bytes(info: AdapterInfo) -> int:
 
 
 def summary(profile: Profile, fit: StepFit, log: StepLog) -> str:
-    """What was fitted, for people."""
+    """Lines for a terminal: each cost in microseconds, the links, and how far off the fit is."""
     lines = [
         *(f"{profile.model}; {profile.machine}", profile.source, "", "step costs, microseconds"),
         *(

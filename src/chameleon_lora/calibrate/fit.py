@@ -39,7 +39,7 @@ class MeasuredStep:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCopy:
-    """One adapter that was copied."""
+    """The size of an adapter that was copied, and how long the copy took."""
 
     nbytes: int
     seconds: float

@@ -20,7 +20,7 @@ LONGEST_ANSWER = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class WaveShape:
     """What the waves are made for.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scope:
     adapters: Sequence[str]
 
 
-class Mix(Enum):
+class WaveAdapters(Enum):
     """Whose requests a wave holds."""
 
     BASE = "base"  # none has an adapter
@@ -58,7 +58,7 @@ def send_alone(target: Target) -> float:
 
 
 def send_waves(
-    target: Target, scope: Scope, step_s: float, seconds: float
+    target: Target, shape: WaveShape, step_s: float, seconds: float
 ) -> list[Sequence[RequestRecord]]:
     """Waves until they have taken so many seconds, one of each mix at least, and what became of each.
 
@@ -67,8 +67,8 @@ def send_waves(
     """
     taken_s = 0.0
     sent: list[Sequence[RequestRecord]] = []
-    for wave in plan_waves(scope, step_s):
-        if taken_s >= seconds and len(sent) >= len(Mix):
+    for wave in plan_waves(shape, step_s):
+        if taken_s >= seconds and len(sent) >= len(WaveAdapters):
             break
         sent.append(_answered(asyncio.run(replay(target, wave))))
         taken_s += max(record.end_s for record in sent[-1])
@@ -99,38 +99,42 @@ def outside_s(waves: Sequence[Sequence[RequestRecord]], engine_s: Sequence[float
     return max(0.0, statistics.median(found_s))
 
 
-def plan_waves(scope: Scope, step_s: float, seed: int = 0) -> Iterator[tuple[TimedRequest, ...]]:
+def plan_waves(
+    shape: WaveShape, step_s: float, seed: int = 0
+) -> Iterator[tuple[TimedRequest, ...]]:
     """Without end: one of each mix of adapters, then all kinds, again and again, in an order of chance.
 
     A kind is a mix of adapters, a range of prompts and a distance of arrivals: from all at once,
     which queues, to one every few steps, so that prompts are computed beside few and many decodes.
     """
     rng = random.Random(seed)
-    longest = scope.context_tokens * 3 // 4
+    longest = shape.context_tokens * 3 // 4
     prompts = ((1, 8), (8, max(9, longest // 4)), (longest // 4, longest))
-    kinds = list(itertools.product(Mix, prompts, (0.0, 1.0, 6.0)))
+    kinds = list(itertools.product(WaveAdapters, prompts, (0.0, 1.0, 6.0)))
     first = ALONE
-    order: list[tuple[Mix, tuple[int, int], float]] = [(mix, prompts[0], 1.0) for mix in Mix]
+    order: list[tuple[WaveAdapters, tuple[int, int], float]] = [
+        (mix, prompts[0], 1.0) for mix in WaveAdapters
+    ]
     while True:
         for mix, prompt, steps_apart in order:
-            wave = _wave(scope, mix, prompt, steps_apart * step_s, rng)
+            wave = _wave(shape, mix, prompt, steps_apart * step_s, rng)
             yield tuple(replace(request, index=first + request.index) for request in wave)
             first += len(wave)  # an index of its own is a prompt of its own
         order = rng.sample(kinds, len(kinds))
 
 
 def _wave(
-    scope: Scope, mix: Mix, prompt: tuple[int, int], apart_s: float, rng: random.Random
+    shape: WaveShape, mix: WaveAdapters, prompt: tuple[int, int], apart_s: float, rng: random.Random
 ) -> list[TimedRequest]:
     """Half to twice as many requests as there are seats."""
-    count = rng.randint(max(2, scope.seats // 2), 2 * scope.seats)
-    some = rng.sample(list(scope.adapters), min(scope.slots, len(scope.adapters)))
-    longest = max(3, min(LONGEST_ANSWER, scope.context_tokens // 4))
+    count = rng.randint(max(2, shape.seats // 2), 2 * shape.seats)
+    some = rng.sample(list(shape.adapters), min(shape.slots, len(shape.adapters)))
+    longest = max(3, min(LONGEST_ANSWER, shape.context_tokens // 4))
     return [
         TimedRequest(
             index=index,
             arrival_s=index * apart_s,
-            adapter=_adapter(scope, mix, some, index, rng),
+            adapter=_adapter(shape, mix, some, index, rng),
             input_tokens=rng.randint(*prompt),
             output_tokens=rng.randint(2, longest),
         )
@@ -139,18 +143,18 @@ def _wave(
 
 
 def _adapter(
-    scope: Scope, mix: Mix, some: Sequence[str], index: int, rng: random.Random
+    shape: WaveShape, mix: WaveAdapters, some: Sequence[str], index: int, rng: random.Random
 ) -> str | None:
     match mix:
-        case Mix.BASE:
+        case WaveAdapters.BASE:
             return None
-        case Mix.ONE:
+        case WaveAdapters.ONE:
             return some[0]
-        case Mix.SLOTS:
+        case WaveAdapters.SLOTS:
             return some[index % len(some)]
-        case Mix.ALL:
-            return rng.choice(scope.adapters)
-        case Mix.SOME:
+        case WaveAdapters.ALL:
+            return rng.choice(shape.adapters)
+        case WaveAdapters.SOME:
             return None if rng.random() < 1 / 3 else some[index % len(some)]
         case _:
             assert_never(mix)

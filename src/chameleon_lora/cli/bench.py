@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from chameleon_lora.bench.completion import Endpoint, PromptForm
-from chameleon_lora.bench.measuring import BenchRun, Measured, measure
+from chameleon_lora.bench.measuring import BenchResult, BenchRun, measure
 from chameleon_lora.bench.printed import (
     beside_lines,
     has_fallen_behind,
@@ -62,7 +62,7 @@ def bench_command(args: argparse.Namespace) -> int:
     live = LiveLine(sys.stderr)
     for note in plan.notes:
         live.say(f"chameleon bench: {printable(note)}")
-    done: list[Measured] = []
+    done: list[BenchResult] = []
     for run in plan.runs:
         folder = out if len(plan.runs) == 1 else out / f"rate-{run.rate_per_s:g}"
         done.append(_measured(run, folder, live, is_json=args.json))
@@ -74,8 +74,8 @@ def bench_command(args: argparse.Namespace) -> int:
     return 0 if all(map(_is_well, done)) else 1
 
 
-def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -> Measured:
-    """Runs and prints one rate."""
+def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -> BenchResult:
+    """Measures one rate into its folder; prints figures to stdout, and why it stopped to stderr."""
     told = live.progress(f"{run.rate_per_s:g} requests/s")
     measured = measure(run, folder, told, live.every_s)
     live.clear()
@@ -89,7 +89,7 @@ def _measured(run: BenchRun, folder: Path, live: "LiveLine", *, is_json: bool) -
     return measured
 
 
-def _is_well(measured: Measured) -> bool:
+def _is_well(measured: BenchResult) -> bool:
     """Can the figures be trusted, and did every request succeed, warm-up included?"""
     is_whole = measured.stopped is None and not measured.errors
     return is_whole and not has_fallen_behind(measured.result)
@@ -111,12 +111,12 @@ class LiveLine:
         return lambda at: self._update(f"{name}: {progress_words(at)}")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that later updates leave standing."""
         self.clear()
         print(line, file=self._stream, flush=True)
 
     def clear(self) -> None:
-        """The line is empty."""
+        """Afterwards nothing of the last update is on the terminal; a file is left as it is."""
         if self._is_terminal:
             print(_CLEARED_LINE, end="", file=self._stream, flush=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from chameleon_lora.bench.completion import Endpoint, PromptForm
 from chameleon_lora.bench.discovery import (
-    Served,
+    ServerModels,
     UnreachableError,
     adapters_below,
     ask_server,
@@ -97,7 +97,9 @@ def _fitted(traffic: Traffic, context_tokens: int | None) -> tuple[Traffic, Note
     )
 
 
-def _served(args: argparse.Namespace, headers: Sequence[tuple[str, str]]) -> tuple[Served, Notes]:
+def _served(
+    args: argparse.Namespace, headers: Sequence[tuple[str, str]]
+) -> tuple[ServerModels, Notes]:
     """What the server has, and what to say of it.
 
     A server that lists no models will do if the options name what to ask for.
@@ -112,11 +114,11 @@ def _served(args: argparse.Namespace, headers: Sequence[tuple[str, str]]) -> tup
     except BenchError as error:
         if needs_list:
             raise
-        return Served(args.model, None, ()), (f"{error}; going on with the names given",)
+        return ServerModels(args.model, None, ()), (f"{error}; going on with the names given",)
     return (served if args.model is None else replace(served, base_model=args.model)), ()
 
 
-def _adapters(args: argparse.Namespace, served: Served) -> tuple[Adapters, Notes]:
+def _adapters(args: argparse.Namespace, served: ServerModels) -> tuple[Adapters, Notes]:
     """Whom to ask for, most popular first, and what to say of them."""
     adapters = served.adapters
     if args.lora_modules:
@@ -149,7 +151,7 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def _objectives(args: argparse.Namespace) -> Objectives:
-    """Limits in seconds."""
+    """Limits in seconds, one for each objective that was given, in the order of `Objective`."""
     given = list(args.goodput)
     if args.slo_ttft is not None:
         given.append((Objective.TTFT, args.slo_ttft))

@@ -74,7 +74,7 @@ def compare_command(args: argparse.Namespace) -> int:
 def run_and_tell(plan: ComparisonPlan, command: str) -> int:
     """Run the comparison and print its tables; 0 done, 1 a request or a server failed."""
     try:
-        found = Comparison(plan, time.monotonic, say).run()  # noqa: TID251
+        found = Comparison(plan, time.monotonic, say).run()  # noqa: TID251  # an edge's own clock
     except BenchError as error:
         say(f"chameleon {command}: {error}")
         return 1

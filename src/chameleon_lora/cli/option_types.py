@@ -43,7 +43,7 @@ count = whole(1)
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parser of an option from 0 to 1, ends included."""
     value = _number(text)
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"is {text!r}; give a number from 0 to 1")

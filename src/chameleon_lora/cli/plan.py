@@ -32,7 +32,7 @@ from chameleon_lora.workload.trace import (
 
 ADAPTERS = 100
 SEATS, BATCH_TOKENS, SLOTS = 256, 2048, 8
-clock_s = time.monotonic  # noqa: TID251
+clock_s = time.monotonic  # noqa: TID251  # times the planning itself, for people
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -52,7 +52,7 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class ArmServer:
     """A server that is up, as one arm of one repeat. It writes each run into a folder of its own.
 
     Attributes:

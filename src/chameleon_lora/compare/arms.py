@@ -47,7 +47,7 @@ class Arm:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def on(self, port: int) -> list[str]:
-        """The command line on this port."""
+        """The command's words, with this port for `{port}`."""
         return on_port(self.command, port)
 
 

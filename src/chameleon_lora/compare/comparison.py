@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chameleon_lora.bench.run_folder import Purpose
-from chameleon_lora.compare.arm_run import Running, RunResult, Say, base_model_of, meets
+from chameleon_lora.compare.arm_run import ArmServer, RunResult, Say, base_model_of, meets
 from chameleon_lora.compare.arms import Arm, differences
 from chameleon_lora.compare.comparison_file import (
     COMPARISON,
@@ -118,35 +118,35 @@ class Comparison:
         try:
             spec = ServerSpec(arm.on(port), port, log, plan.environment)
             with running_server(spec) as url:
-                running = Running(
+                server = ArmServer(
                     arm, url, base_model_of(url), plan.traffic, repeat, plan.folder,
                     plan.command, plan.load_points.slots, self._say,
                 )  # fmt: skip
-                running.warm_up()
+                server.warm_up()
                 if is_first:
-                    self._calibrate(running)
-                self._go(running)
+                    self._calibrate(server)
+                self._go(server)
         except BenchError as error:
             if is_first:
                 raise
             self._troubles.append(f"{arm.label}, repeat {repeat + 1}: {error}")
             self._say(self._troubles[-1])
 
-    def _calibrate(self, running: Running) -> None:
+    def _calibrate(self, server: ArmServer) -> None:
         """Capacity and objective, where they were not given.
 
         Raises:
             BenchError: capacity is to be that at the objective, and no load meets it.
         """
-        label, plan = running.arm.label, self._plan
+        label, plan = server.arm.label, self._plan
         is_given = self._capacity_per_s > 0.0
         if not is_given:
-            self._capacity_per_s = running.capacity_per_s(plan.seats)
+            self._capacity_per_s = server.capacity_per_s(plan.seats)
         if not self._slo_s:
-            self._slo_s = SLO_FACTOR * running.unloaded_ttft_s(self._capacity_per_s)
+            self._slo_s = SLO_FACTOR * server.unloaded_ttft_s(self._capacity_per_s)
         if plan.is_capacity_at_slo and not is_given:
             self._say(f"{label} completes {self._capacity_per_s:.2f} requests/s at most")
-            self._capacity_per_s = self._search(running, [])
+            self._capacity_per_s = self._search(server, [])
         if not self._capacity_per_s:
             raise BenchError(
                 f"{label} meets {self._slo_s * 1e3:.0f} ms to the first token at no load: give a "
@@ -157,15 +157,15 @@ class Comparison:
             f"{self._slo_s * 1e3:.0f} ms"
         )
 
-    def _go(self, running: Running) -> None:
-        label, repeat = running.arm.label, running.repeat
+    def _go(self, server: ArmServer) -> None:
+        label, repeat = server.arm.label, server.repeat
         results = self._results[label].setdefault(repeat, [])
         for point in self._plan.load_points.points(self._capacity_per_s):
-            results.append(running.measure(point, self._slo_s))
+            results.append(server.measure(point, self._slo_s))
         if self._plan.searches:
-            self._highest[label][repeat] = self._search(running, results)
+            self._highest[label][repeat] = self._search(server, results)
 
-    def _search(self, running: Running, results: list[RunResult]) -> float:
+    def _search(self, server: ArmServer, results: list[RunResult]) -> float:
         """The highest load, in requests/s, that meets the objective; 0 if none does.
 
         The runs at given loads are where it begins.
@@ -174,7 +174,7 @@ class Comparison:
 
         def holds(rate_per_s: float) -> bool:
             point = load_points.at(Purpose.SEARCH, rate_per_s, capacity, rate_per_s / capacity)
-            results.append(running.measure(point, self._slo_s))
+            results.append(server.measure(point, self._slo_s))
             return meets(results[-1], self._slo_s)
 
         known = sorted(

@@ -30,7 +30,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """For folders and progress."""
+        """Names the run's folder: what it is for and at which value, to four digits."""
         return f"{self.purpose.value}-{self.value:.4g}"
 
 

@@ -33,7 +33,7 @@ class Cells:
         return self.slots * self.parts
 
     def slot(self, cell: int) -> int:
-        """The slot a cell is in."""
+        """Which of vLLM's slots holds this cell, from 0; cells are numbered slot by slot."""
         return cell // self.parts
 
     def first_rank(self, cell: int) -> int:
@@ -41,7 +41,7 @@ class Cells:
         return cell % self.parts * (self.max_rank // self.parts)
 
     def needed(self, rank: int) -> int:
-        """Cells that an adapter of this rank takes."""
+        """Cells that an adapter of this rank takes: a power of two, at most a whole slot."""
         return cells_needed(rank, self.parts, self.max_rank)
 
 

@@ -28,7 +28,7 @@ class EventLog:
         self._descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends one line."""
+        """In one system call, so that lines of several processes never mix."""
         os.write(self._descriptor, f"{json.dumps(line)}\n".encode())  # one write: none interleave
 
     def record(

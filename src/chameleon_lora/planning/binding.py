@@ -64,10 +64,12 @@ class Binding:
     what_ifs: tuple[WhatIf, ...]
 
 
-def binding(question: PlanQuestion, slo: Slo, alone: SimFigures, sustained_per_s: float) -> Binding:
+def binding(
+    question: PlanQuestion, slo: Slo, unloaded: SimFigures, sustained_per_s: float
+) -> Binding:
     """What keeps the engine from more than the load that it sustains. Some 7 runs.
 
-    `alone` are the figures of requests that never meet.
+    `unloaded` are the figures of requests that never meet.
     """
     setup = question.setup
     factor, (unchanged, excess) = _overloaded(question, setup, sustained_per_s, slo)
@@ -76,7 +78,7 @@ def binding(question: PlanQuestion, slo: Slo, alone: SimFigures, sustained_per_s
         _what_if(question, changed, constraint, change, rate, slo)
         for constraint, change, changed in _changes(setup, slo)
     ]
-    floor = slo.excess(alone)
+    floor = slo.excess(unloaded)
     enough = max(1.0, floor + RELIEF * (excess - floor))
     helpful = [(left, what_if) for what_if, left in tried if left <= enough]
     if helpful:

@@ -98,11 +98,11 @@ class CapacityPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class EngineCapacity:
     """What one engine carries: the objective in seconds, its figures without load, and the load."""
 
     slo: Slo
-    alone: SimFigures
+    unloaded: SimFigures
     sustained_per_s: float
 
 
@@ -114,32 +114,32 @@ def plan(question: PlanQuestion) -> CapacityPlan:
     Raises:
         NoLoadError: no load meets the objective.
     """
-    carried = carried_by_one(question)
-    slo, sustained_per_s = carried.slo, carried.sustained_per_s
+    capacity = carried_by_one(question)
+    slo, sustained_per_s = capacity.slo, capacity.sustained_per_s
     rate_per_s = question.rate_per_s or sustained_per_s
     replicas, trial = _replicas(question, slo, rate_per_s, sustained_per_s)
     return CapacityPlan(
         slo=slo,
-        alone_ttft_mean_s=carried.alone.ttft.mean_s,
-        alone_ttft_p99_s=carried.alone.ttft.p99_s,
+        alone_ttft_mean_s=capacity.unloaded.ttft.mean_s,
+        alone_ttft_p99_s=capacity.unloaded.ttft.p99_s,
         sustained_per_s=sustained_per_s,
         rate_per_s=rate_per_s,
         replicas=replicas,
         replica=_replica(trial, slo),
         memory=_memory(question, trial),
-        binding=binding(question, slo, carried.alone, sustained_per_s),
+        binding=binding(question, slo, capacity.unloaded, sustained_per_s),
     )
 
 
-def carried_by_one(question: PlanQuestion) -> Carried:
+def carried_by_one(question: PlanQuestion) -> EngineCapacity:
     """The highest load of one engine within its objective.
 
     Raises:
         NoLoadError: no load meets the objective.
     """
     setup, slo = question.setup, promised(question)
-    alone = run_alone(question, setup)
-    _check_alone(question, alone, slo)
+    unloaded = run_alone(question, setup)
+    _check_alone(question, unloaded, slo)
     sustained_per_s = sustained_rate(
         lambda rate: figures_at(question, setup, rate, slo),
         slo.ttft_s,
@@ -152,17 +152,17 @@ def carried_by_one(question: PlanQuestion) -> Carried:
             f"even without load the objective is missed as soon as two requests meet ({_told(slo)}): "
             "give a longer one, a faster GPU or shorter prompts"
         )
-    return Carried(slo, alone, sustained_per_s)
+    return EngineCapacity(slo, unloaded, sustained_per_s)
 
 
-def _check_alone(question: PlanQuestion, alone: SimFigures, slo: Slo) -> None:
+def _check_alone(question: PlanQuestion, unloaded: SimFigures, slo: Slo) -> None:
     """A request that has the engine for itself must be in time."""
-    if slo.excess(alone) <= 1.0:
+    if slo.excess(unloaded) <= 1.0:
         return
-    gap = f", P99 between tokens {alone.gap.p99_s:.3g} s" if alone.gap else ""
+    gap = f", P99 between tokens {unloaded.gap.p99_s:.3g} s" if unloaded.gap else ""
     raise NoLoadError(
         f"the objective ({_told(slo)}) binds: on {question.profile.name} without any load P99 TTFT "
-        f"is {alone.ttft.p99_s:.3g} s{gap}; give a longer one, a faster GPU or shorter prompts"
+        f"is {unloaded.ttft.p99_s:.3g} s{gap}; give a longer one, a faster GPU or shorter prompts"
     )
 
 

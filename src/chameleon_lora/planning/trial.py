@@ -19,7 +19,7 @@ PROBE_SHARE = 0.25  # of a run's requests, which tell whether the rest is worth 
 
 @dataclass(frozen=True, slots=True)
 class LoadTrial:
-    """One run at one load."""
+    """A simulated run at one arrival rate: every request's outcome, and the figures of them."""
 
     rate_per_s: float
     outcome: SimOutcome

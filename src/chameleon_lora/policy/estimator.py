@@ -50,7 +50,7 @@ class LoadEstimator:
 
 
 class Estimator:
-    """Estimates at arrival. Numbers requests in order of arrival, from 1."""
+    """Estimates at arrival. Numbers requests in order of arrival, from 1. Owner: the scheduler."""
 
     def __init__(self, settings: PolicySettings, kv_bytes_per_token: int) -> None:
         self._load = LoadEstimator()
@@ -88,7 +88,7 @@ class Estimator:
 
     def admitted(self, state: RequestState, now_s: float) -> None:
         """The request is about to run; the first time, it tells how long requests wait."""
-        if not state.admitted_step:
+        if state.admitted_step is None:
             self._load.admitted(now_s - state.arrived_s)
 
     def ended(self, state: RequestState, output_tokens: int, now_s: float) -> None:

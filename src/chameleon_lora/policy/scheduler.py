@@ -7,7 +7,7 @@ Time is an argument in seconds and never runs backwards. The same facts and seed
 from collections.abc import KeysView
 
 from chameleon_lora.policy.admission.overtaking import AdmissionInterval
-from chameleon_lora.policy.admission.step import AdmissionStep, Instant
+from chameleon_lora.policy.admission.step import AdmissionStep, StepStart
 from chameleon_lora.policy.estimator import Estimator
 from chameleon_lora.policy.memory.entry import Entry, Tier
 from chameleon_lora.policy.memory.prefetch import Prefetcher
@@ -187,7 +187,7 @@ class Scheduler:
         kv_tokens = self.limits.kv_tokens - self._device.busy_blocks * self.limits.block_tokens
         admission = AdmissionStep(
             self.settings.admission, self._interval, self._backlog, self._book, self._residency,
-            self.limits.block_tokens, Instant(now_s, room, kv_tokens, self._oldest_blocked(now_s)),
+            self.limits.block_tokens, StepStart(now_s, room, kv_tokens, self._oldest_blocked(now_s)),
         )  # fmt: skip
         admission.run()
         self._held = admission.held

@@ -142,7 +142,7 @@ AS_PUBLISHED = AdmissionSettings(
 
 
 def preset(name: Preset) -> PolicySettings:
-    """The settings of a published policy."""
+    """A published policy as settings; what it does not have is switched off in them."""
     match name:
         case Preset.CHAMELEON:
             made = PolicySettings()

@@ -62,7 +62,7 @@ class AdapterView:
             blocks=entry.blocks,
             running=entry.running,
             queued=entry.queued,
-            is_promoting=entry.promotion > 0,
+            is_promoting=entry.promotion is not None,
             is_pinned=entry.is_pinned,
             is_expected=entry.is_expected,
             is_leaving=entry.is_leaving,
@@ -101,7 +101,7 @@ class RequestView:
             request=state.request,
             output_tokens=state.output_tokens,
             prefill_tokens=state.prefill_tokens,
-            admitted_step=state.admitted_step or None,
+            admitted_step=state.admitted_step,
         )
 
 

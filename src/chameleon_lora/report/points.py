@@ -14,7 +14,7 @@ DIGITS = 4  # rates of the same load may differ in their last digits
 
 
 class AxisScale(Enum):
-    """In what loads are given."""
+    """What the numbers of a load count."""
 
     CAPACITY = "load, % of the base's capacity"
     RATE = "requests/s"
@@ -35,11 +35,11 @@ class Points:
 
     @property
     def highest(self) -> tuple[float, tuple[RecordedRun, ...]]:
-        """The highest load and its runs."""
+        """The last group: the highest load, and every arm's runs at it."""
         return self.runs[-1]
 
     def name(self, load: float) -> str:
-        """A load in words."""
+        """A load with its unit, for headings: `70 % of capacity`, `5 requests/s`."""
         match self.scale:
             case AxisScale.CAPACITY:
                 return f"{load:g} % of capacity"
@@ -64,7 +64,7 @@ def search_points(evidence: Evidence) -> Points | None:
 
 
 def of_arm(runs: Sequence[RecordedRun], label: str) -> tuple[RecordedRun, ...]:
-    """One arm's, by repeat."""
+    """The runs with this arm's label, by repeat and then folder, so that their order is fixed."""
     return tuple(
         sorted(
             (run for run in runs if run.label == label), key=lambda run: (run.repeat, run.folder)

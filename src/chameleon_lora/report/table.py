@@ -62,7 +62,7 @@ def ms(value_s: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 in percent."""
+    """A share from 0 to 1 as text with one decimal; MISSING for None."""
     return MISSING if share is None else f"{100.0 * share:.1f} %"
 
 
@@ -82,12 +82,12 @@ def interval(ratio: float | None, low: float | None, high: float | None) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c."""
+    """The words as one enumeration: `a, b and c`; empty for none."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def counted(count: int, noun: str) -> str:
-    """1 run, 2 runs."""
+    """A number and its noun, with an s unless it is one: `1 run`, `2 runs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -47,7 +47,7 @@ def gain_verdict(claimed: Sequence[float], found: Sequence[float]) -> Verdict:
 
 
 def ms(seconds: float) -> str:
-    """Seconds as milliseconds."""
+    """Whole milliseconds with thousands separators, without the unit."""
     return f"{1000 * seconds:,.0f}"
 
 
@@ -76,5 +76,5 @@ def latency_row(label: str, rate_per_s: float, run: SimFigures) -> tuple[str, ..
 
 
 def latency_table(runs: Sequence[tuple[str, float, SimFigures]]) -> Table:
-    """Runs by label and load."""
+    """One row a run of (label, requests/s, figures), in the order given."""
     return Table(LATENCY_HEAD, tuple(latency_row(*run) for run in runs))

@@ -23,7 +23,7 @@ from chameleon_lora.sim.profile import Profile, StepCosts, read_profile
 from chameleon_lora.workload.named_adapters import named_adapters
 from chameleon_lora.workload.trace import TraceRow
 
-CHATS = {"WildChat": (295.6, 441.3), "LMSYS-Chat-1M": (69.8, 215.7)}
+CHAT_MEAN_TOKENS = {"WildChat": (295.6, 441.3), "LMSYS-Chat-1M": (69.8, 215.7)}
 """Mean input and output tokens a turn, as the data sets' papers print them."""
 CHATS_DRAWN = 4096
 SPREAD = 1.0  # standard deviation of the logarithm of a chat's lengths
@@ -32,7 +32,7 @@ SPREAD = 1.0  # standard deviation of the logarithm of a chat's lengths
 def other_traces(effort: Effort) -> Finding:
     """P99 TTFT at 9.5 requests/s with the lengths of two chat data sets."""
     runs, ratios, is_held = [], [], True
-    for name, means in CHATS.items():
+    for name, means in CHAT_MEAN_TOKENS.items():
         testbed = _scaled_to_a_second(a40(trace=chat_lengths(means)), effort)
         pair = [testbed.figures(arm, 9.5, effort) for arm in (arms.SLORA, arms.CHAMELEON)]
         labels = (f"{name}, S-LoRA", f"{name}, Chameleon")

@@ -36,7 +36,7 @@ class RowResult:
 
     @property
     def word(self) -> str:
-        """The verdict in words."""
+        """`holds`, `partly` or `fails`; DID_NOT_RUN if the row's runs ended with an error."""
         return self.finding.verdict.value if self.finding else DID_NOT_RUN
 
     @property

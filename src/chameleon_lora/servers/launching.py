@@ -80,7 +80,7 @@ class ServedModel:
 
     @classmethod
     def of(cls, model: Path, adapters_dir: Path, shape: EngineShape) -> "ServedModel":
-        """All adapters of the folder, in an engine of this shape."""
+        """The model with each adapter that is in the folder now, and the shape's flags."""
         return cls(str(model), adapters_dir, AdapterFolder(adapters_dir).names(), shape.flags)
 
 
@@ -99,7 +99,7 @@ def stock_command(served: ServedModel, extra: Sequence[str] = ()) -> tuple[str, 
 
 
 def chameleon_command(served: ServedModel, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """The same server with Chameleon in it."""
+    """`chameleon serve` on the folder of adapters, with the same flags as stock."""
     return (
         *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", served.model),
         *("--adapters", str(served.adapters_dir)),
@@ -110,7 +110,7 @@ def chameleon_command(served: ServedModel, extra: Sequence[str] = ()) -> tuple[s
 
 
 def on_port(command: Sequence[str], port: int) -> list[str]:
-    """The command line on this port."""
+    """The words with `{port}` replaced in each; other braces stay."""
     return [word.replace(PORT, str(port)) for word in command]
 
 

@@ -43,7 +43,7 @@ class ServerSpec:
 
     @property
     def base_url(self) -> str:
-        """Where it answers."""
+        """Of this machine's loopback, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
 
 
@@ -97,7 +97,7 @@ def running_process(spec: ServerSpec) -> Iterator[subprocess.Popen[bytes]]:
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], spec: ServerSpec) -> None:
     deadline_s = time.monotonic() + spec.start_limit_s  # noqa: TID251 - an edge's own clock
-    while time.monotonic() < deadline_s:  # noqa: TID251
+    while time.monotonic() < deadline_s:  # noqa: TID251 - likewise
         if process.poll() is not None:
             raise BenchError(
                 f"the server ended with status {process.returncode} before it was ready; "

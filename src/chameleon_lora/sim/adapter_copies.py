@@ -41,7 +41,7 @@ class AdapterCopies:
         """An adapter is read from disk; the policy is told when it is in host memory."""
         self.gone(load.evicts)
         adapter = self._adapters[load.adapter_id]
-        self._kernel.at(
+        self._kernel.plan(
             self.disk.copy(adapter.nbytes, now_s),
             Priority.COPY,
             lambda end_s: self._policy.loaded(adapter.id, adapter.nbytes, adapter.rank, end_s),
@@ -52,7 +52,7 @@ class AdapterCopies:
         self.gone(promotion.evicts)
         nbytes = self._adapters[promotion.adapter_id].nbytes
         end_s = self._complete_s[promotion.adapter_id] = self.link.copy(nbytes, now_s)
-        self._kernel.at(end_s, Priority.COPY, lambda _: self._policy.promoted(promotion.serial))
+        self._kernel.plan(end_s, Priority.COPY, lambda _: self._policy.promoted(promotion.serial))
 
     def activate(self, activation: Activation, now_s: float) -> tuple[Found, float]:
         """Where the adapter was, and when it can be used, at `now_s` or later."""

@@ -77,7 +77,7 @@ class Engine:
         )
         if not self._is_awake:
             self._is_awake = True
-            self._kernel.at(now_s, Priority.STEP, self._begin)
+            self._kernel.plan(now_s, Priority.STEP, self._begin)
 
     # One step
 
@@ -93,7 +93,7 @@ class Engine:
             self._is_awake = bool(self._waiting)
             if self._waiting:
                 event_s = min(self._kernel.next_s(), now_s + LOOK_AHEAD_S)
-                self._kernel.at(max(event_s, now_s + POLL_S), Priority.STEP, self._begin)
+                self._kernel.plan(max(event_s, now_s + POLL_S), Priority.STEP, self._begin)
         elif batch.prefilling and not self._style.mixes_prefill:
             self._prefill(now_s, ready_s)
         else:
@@ -161,7 +161,7 @@ class Engine:
         outcome.used_block_s += (used + growth / 2) * (end_s - now_s)
         outcome.peak_blocks = max(outcome.peak_blocks, used + growth)
         outcome.held_block_s += self.policy.held_blocks * (end_s - now_s)
-        self._kernel.at(end_s, Priority.STEP, action)
+        self._kernel.plan(end_s, Priority.STEP, action)
 
     def _end_prefill(self, now_s: float) -> None:
         self._outcome.steps += 1

@@ -27,7 +27,7 @@ class Kernel:
         self._events: list[tuple[float, Priority, int, Action]] = []
         self._sequence = 0
 
-    def at(self, time_s: float, priority: Priority, action: Action) -> None:
+    def plan(self, time_s: float, priority: Priority, action: Action) -> None:
         """Plan an action; it is told the time at which it happens. O(log n)."""
         assert time_s >= self.now_s, f"{time_s} is before now, {self.now_s}"
         self._sequence += 1

@@ -52,7 +52,7 @@ class StepCosts:
                 raise ConfigError(f"step.{name} is {value}; use a finite number of 0 or more")
 
     def step_s(self, work: StepWork) -> float:
-        """How long a step with this work takes."""
+        """Seconds a step with this work takes, copies of adapters left out."""
         seconds = (
             self.base_s
             + self.prefill_token_s * work.prefill_tokens
@@ -113,7 +113,7 @@ class Link:
             )
 
     def copy_s(self, nbytes: int) -> float:
-        """Duration of one copy on an idle link."""
+        """Seconds of one copy, latency included, if no other is under way."""
         return self.latency_s + nbytes / self.bytes_per_s
 
 
@@ -144,7 +144,7 @@ class Profile:
     error: dict[str, float] = field(default_factory=dict)
 
     def adapter_bytes(self, rank: int) -> int:
-        """Bytes of an adapter of this rank."""
+        """Bytes of its copy in host memory or KV blocks, at exact rank; not a slot's."""
         return rank * self.memory.adapter_bytes_per_rank
 
 

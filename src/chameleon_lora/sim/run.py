@@ -64,7 +64,7 @@ class _Arrivals:
             self._engine.arrive(request, next_use_s, now_s)
             self.plan_next()
 
-        self._kernel.at(request.arrival_s + self._delay_s, Priority.ARRIVAL, arrive)
+        self._kernel.plan(request.arrival_s + self._delay_s, Priority.ARRIVAL, arrive)
 
 
 def _next_uses_s(requests: Sequence[TimedRequest]) -> list[float]:

@@ -12,7 +12,7 @@ from chameleon_lora.workload.requests import TimedRequest
 Foretell = Callable[[TimedRequest], int | None]
 
 
-def foretell_nothing(request: TimedRequest) -> int | None:  # noqa: ARG001
+def foretell_nothing(request: TimedRequest) -> int | None:  # noqa: ARG001  # a Foretell
     """No output length is foretold: the policy estimates."""
     return None
 

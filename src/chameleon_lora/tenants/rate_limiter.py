@@ -29,7 +29,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class TokenCharge:
-    """What was taken for one request."""
+    """Tokens taken in advance for one request, to be settled with what it used."""
 
     tenant: str
     estimate: TokenEstimate
@@ -51,7 +51,7 @@ class Bucket:
         self._at_s = now_s
 
     def level(self, now_s: float) -> float:
-        """What it holds now."""
+        """Its level, refilled up to the capacity; below zero while in debt. Changes nothing."""
         passed_s = max(0.0, now_s - self._at_s)
         return min(self.capacity, self._level + passed_s * self.per_s)
 
@@ -123,7 +123,7 @@ class RateLimiter:
         self._buckets = {name: held for name, held in self._buckets.items() if name in names}
 
     def _limited(self, tenant: Tenant, now_s: float) -> _Buckets:
-        """The tenant's buckets, with the limits it has now."""
+        """The tenant's buckets, after its limits as they are now: None where it has none."""
         held = self._buckets.setdefault(tenant.name, _Buckets())
         rate = tenant.requests_per_s
         burst = tenant.burst or max(1.0, rate or 0.0)

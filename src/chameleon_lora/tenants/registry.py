@@ -23,7 +23,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class TenantRegistry:
-    """The tenants; no key is two tenants'."""
+    """The tenants of one reading of the file; no key is two tenants'."""
 
     tenants: tuple[Tenant, ...]
     names: frozenset[str] = field(init=False)

@@ -19,7 +19,7 @@ from chameleon_lora.workload.requests import TimedRequest
 OutputGuess = Callable[[int, random.Random], int]
 """True output tokens and a source of chance to foretold ones, >= 1."""
 
-SSJF_CLASSES = (0.25, 0.5, 0.75, 0.99)
+SSJF_CUT_SHARES = (0.25, 0.5, 0.75, 0.99)
 """Where SSJF cuts the output lengths of its data into five classes, as shares of the requests."""
 
 SSJF_CUTS_TOKENS = (42, 141, 294, 503)
@@ -70,7 +70,7 @@ def oracle(output_tokens: int, rng: random.Random) -> int:  # noqa: ARG001  # an
 
 
 def noisy_oracle(
-    lengths: Sequence[int], accuracy: float, shares: Sequence[float] = SSJF_CLASSES
+    lengths: Sequence[int], accuracy: float, shares: Sequence[float] = SSJF_CUT_SHARES
 ) -> OutputGuess:
     """The truth with a probability of `accuracy`, else a length of the workload in another class.
 
@@ -102,7 +102,7 @@ def bert_like(lengths: Sequence[int]) -> OutputGuess:
     Raises:
         ConfigError: there are no lengths.
     """
-    classes = LengthClasses(lengths, SSJF_CLASSES)
+    classes = LengthClasses(lengths, SSJF_CUT_SHARES)
     typical = [_typical_tokens(classes, index) for index in range(len(SSJF_ERRORS))]
 
     def guess(output_tokens: int, rng: random.Random) -> int:

@@ -14,7 +14,7 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
-from chameleon_lora.engine_vllm.worker.agreement import Agreement, News, alone
+from chameleon_lora.engine_vllm.worker.agreement import Agreement, News, gather_of_one
 
 RANKS = 3
 IDS = st.integers(1, 3)
@@ -101,7 +101,7 @@ def test_one_rank_asks_nobody() -> None:
         raise AssertionError("the ranks were asked")
 
     assert [] == Agreement(fail).settle([])
-    agreement = Agreement(alone)
+    agreement = Agreement(gather_of_one)
     agreement.await_load(1, "a")
     assert [loaded()] == agreement.settle([loaded()])
 

@@ -22,7 +22,7 @@ def state(tokens: int, left: int, done: int = 0, *, is_running: bool = False) ->
         cost_tokens=1, prefill_tokens=tokens, lane=0,
         stage=Stage.RUNNING if is_running else Stage.READY,
         charge=QuotaCharge((), 0) if is_running else None,
-        admitted_step=STEP - done if is_running else 0,
+        admitted_step=STEP - done if is_running else None,
         generated_tokens=0 if is_running else done,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lora.policy.estimate.quantiles import Recent, RunningQuantile
+from chameleon_lora.policy.estimate.quantiles import RecentValues, RunningQuantile
 from chameleon_lora.policy.request import AdapterId
 
 SHARES = st.sampled_from((0.1, 0.5, 0.9))
@@ -27,7 +27,7 @@ def plain_quantile(values: list[float], share: float) -> float:
 @given(values=st.lists(st.integers(-50, 50), min_size=1, max_size=40), share=SHARES)
 def test_a_recent_quantile_equals_the_definition(values: list[int], share: float) -> None:
     """Over the last 7 values, whatever came before."""
-    recent = Recent(7, share)
+    recent = RecentValues(7, share)
     for value in values:
         recent.add(value)
     window = [float(value) for value in values[-7:]]
@@ -37,7 +37,7 @@ def test_a_recent_quantile_equals_the_definition(values: list[int], share: float
 
 def test_half_is_the_median() -> None:
     """Between the middle two of an even number."""
-    recent = Recent(4, 0.5)
+    recent = RecentValues(4, 0.5)
     for value in (9, 1, 4, 2):
         recent.add(value)
     assert 3.0 == recent.quantile

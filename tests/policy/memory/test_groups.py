@@ -59,11 +59,11 @@ def test_an_adapter_moves_from_group_to_group() -> None:
     """It is in one at a time; placing it twice changes nothing."""
     groups, known = Groups(random.Random(0)), entry()
     for blocks, promotion, expected in (
-        (0, 0, Group.WISHED_IDLE),
+        (0, None, Group.WISHED_IDLE),
         (3, 1, Group.PROMOTING),
-        (3, 0, Group.IDLE),
-        (3, 0, Group.IDLE),
-        (0, 0, Group.WISHED_IDLE),
+        (3, None, Group.IDLE),
+        (3, None, Group.IDLE),
+        (0, None, Group.WISHED_IDLE),
     ):
         known.blocks, known.promotion = blocks, promotion
         groups.place(known, may_hold=True)

@@ -68,6 +68,7 @@ def test_left_tokens_of_an_adapter_are_those_of_its_longest() -> None:
     for each in (short, long):
         waiting(backlog, each)
         backlog.run(each)
+        each.admitted_step = 0
     assert {SEVEN: 60} == backlog.left_tokens(0)
     backlog.stop(long)
     assert {SEVEN: 20} == backlog.left_tokens(0)

@@ -62,7 +62,7 @@ _logger = logging.getLogger(__name__)
 
 
 def monotonic_s() -> float:
-    """The middleware's clock."""
+    """Seconds since some fixed moment, which only rise."""
     return time.monotonic()  # noqa: TID251  # the middleware's one clock
 
 

@@ -37,7 +37,7 @@ class Seen:
         self.lora_requests = SeenAdapters(models.lora_requests, tenant)
 
     def __getattr__(self, name: str) -> Any:
-        """What is the same for all."""
+        """Whatever does not depend on who asks is the original's."""
         return getattr(self._models, name)
 
     def is_base_model(self, model_name: str) -> bool:

@@ -62,7 +62,7 @@ def _holds_up_streams() -> bool:
 def _drain(engine: Any, limit_s: float) -> None:
     """Returns once no request is unfinished, the engine is dead, or the time is over."""
     end_s = time.monotonic() + limit_s  # noqa: TID251 - a server's own clock
-    while time.monotonic() < end_s and not _is_dead(engine):  # noqa: TID251
+    while time.monotonic() < end_s and not _is_dead(engine):  # noqa: TID251 - likewise
         if not engine.output_processor.get_num_unfinished_requests():
             return
         time.sleep(POLL_S)

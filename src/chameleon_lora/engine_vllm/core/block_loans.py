@@ -77,7 +77,7 @@ class LoanedBlocks:
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that neither requests nor adapters hold; their content may still be cached."""
         return self._count_free()
 
     def serve(self, reclaim: Callable[[int], None]) -> None:
@@ -111,7 +111,7 @@ class LoanedBlocks:
         return tuple(sorted(block.block_id for block in blocks))
 
     def give_back(self, adapter_id: AdapterId) -> None:
-        """Afterwards the adapter holds no block."""
+        """Its blocks are vLLM's again; without effect for one that holds none."""
         blocks = self._blocks.pop(adapter_id, [])
         self.held -= len(blocks)
         self._pool.free_blocks(blocks)

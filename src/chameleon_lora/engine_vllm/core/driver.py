@@ -182,7 +182,7 @@ class Driver:
             self.policy.requeued(request_id, request.num_output_tokens)
 
     def withdrawn(self, request: Any) -> None:
-        """A waiting request was aborted."""
+        """A waiting request was aborted; it teaches the length estimate nothing."""
         self._has_news = True
         self._finish(RequestId(request.request_id), request)
 

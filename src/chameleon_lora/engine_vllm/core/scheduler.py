@@ -128,7 +128,7 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
 
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
             self.chameleon_is_due = False
-            plan = self.chameleon.begin_step(room_of(self), time.monotonic())  # noqa: TID251
+            plan = self.chameleon.begin_step(room_of(self), time.monotonic())  # noqa: TID251  # likewise
             self._chameleon_failures += end_failed(self, plan.fail)
             squash(self, plan.squash)
             output = super().schedule(*args, **kwargs)
@@ -140,7 +140,7 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
 
         def update_from_output(self, scheduler_output: Any, model_output: Any) -> Any:
             acks = getattr(model_output, ACKS_ATTRIBUTE, ())
-            self.chameleon.acknowledge(acks, time.monotonic())  # noqa: TID251
+            self.chameleon.acknowledge(acks, time.monotonic())  # noqa: TID251  # likewise
             outputs = super().update_from_output(scheduler_output, model_output)
             if self._chameleon_checks and is_idle(self):
                 self.chameleon.check_balance()

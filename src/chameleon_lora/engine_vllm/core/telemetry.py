@@ -29,7 +29,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one value."""
+        """Adds to the first bucket whose bound is not below it, and to the sum."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
@@ -69,7 +69,7 @@ class Telemetry:
         self._loads.observe(seconds)
 
     def load_failed(self) -> None:
-        """One could not be read."""
+        """A read from disk ended without an adapter in host memory."""
         self._load_failures += 1
 
     def promoted(self, seconds: float) -> None:

@@ -17,7 +17,7 @@ class WaitingQueue:
         self._driver = driver
 
     def add_request(self, request: Any) -> None:
-        """A request arrived."""
+        """It joins its lane, or waits for its adapter; one seen before goes back to its place."""
         self._driver.arrived(request)
 
     def prepend_request(self, request: Any) -> None:
@@ -38,11 +38,11 @@ class WaitingQueue:
         return self._driver.planned.popleft()
 
     def remove_request(self, request: Any) -> None:
-        """A waiting request is aborted."""
+        """It is aborted: the policy learns nothing of lengths from it."""
         self._driver.withdrawn(request)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
-        """Several waiting requests are aborted."""
+        """Each as `remove_request`; vLLM aborts many in one call."""
         for request in requests:
             self._driver.withdrawn(request)
 
@@ -63,19 +63,19 @@ class EmptyQueue:
         self._lanes = lanes
 
     def add_request(self, request: Any) -> None:
-        """To the lanes."""
+        """What vLLM would keep here joins its lane."""
         self._lanes.add_request(request)
 
     def prepend_request(self, request: Any) -> None:
-        """To the lanes."""
+        """One that was skipped goes back to its place in its lane."""
         self._lanes.prepend_request(request)
 
     def prepend_requests(self, requests: Iterable[Any]) -> None:
-        """To the lanes."""
+        """Each goes back to its place in its lane."""
         self._lanes.prepend_requests(list(requests))
 
     def peek_request(self) -> Any:
-        """Never: the queue is empty."""
+        """IndexError: vLLM asks `bool` first, which says no."""
         raise IndexError("the queue is empty")
 
     pop_request = peek_request

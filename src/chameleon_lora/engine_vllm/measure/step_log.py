@@ -221,7 +221,7 @@ def work_of(scheduler: Any, output: Any, slot_rank: int) -> StepWork | None:
 
 
 def cache_of(scheduler: Any) -> dict[str, int]:
-    """The KV cache's size."""
+    """Number, bytes and tokens of the KV cache's blocks, of its first group."""
     cache = scheduler.kv_cache_config
     group = cache.kv_cache_groups[0]
     return {

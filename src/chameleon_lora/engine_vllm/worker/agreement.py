@@ -18,7 +18,7 @@ News = Loaded | LoadFailed | Promoted | PromotionFailed
 Gather = Callable[[Sequence[News]], list[list[News]]]
 
 
-def alone(news: Sequence[News]) -> list[list[News]]:
+def gather_of_one(news: Sequence[News]) -> list[list[News]]:
     """The news of all ranks of an engine that has one."""
     return [list(news)]
 
@@ -64,7 +64,7 @@ class Agreement:
     order and settle at the same moments. An answer is awaited until it comes or is called off.
     """
 
-    def __init__(self, gather: Gather = alone) -> None:
+    def __init__(self, gather: Gather = gather_of_one) -> None:
         self._gather = gather
         self._loads: dict[int, tuple[str, list[Loaded]]] = {}  # with the name
         self._promotions: dict[int, tuple[int, list[Promoted]]] = {}  # with the serial

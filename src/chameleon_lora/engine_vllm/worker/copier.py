@@ -15,7 +15,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class CopyJob(Protocol[T_co]):
-    """A copy under way."""
+    """A copy that was started, until somebody asks for its result."""
 
     def is_done(self) -> bool:
         """Whether it has ended, well or not; never waits."""
@@ -70,7 +70,7 @@ class ThreadJob(Generic[T]):
 
 
 class ThreadCopier:
-    """Copies in host memory."""
+    """Copies one after the other on a thread of its own; the work needs no GPU stream."""
 
     def __init__(self, prepare_thread: Callable[[], None] = lambda: None) -> None:
         self._thread = ThreadPoolExecutor(1, "chameleon-copier", prepare_thread)

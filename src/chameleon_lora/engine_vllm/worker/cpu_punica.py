@@ -22,22 +22,22 @@ class CellMasks:
         self._foreign = torch.ones(cells.count, cells.max_rank, dtype=torch.bool)
 
     def set(self, cell: int, rank: int) -> None:
-        """The adapter that begins at this cell has this rank."""
+        """From now on the cell's adapter uses so many ranks from its first; the slot's others are foreign."""
         first = self.cells.first_rank(cell)
         self._foreign[cell] = True
         self._foreign[cell, first : first + rank] = False
 
-    def select(self, cell_of_row: torch.Tensor) -> "Rows":
+    def select(self, cell_of_row: torch.Tensor) -> "AdapterRows":
         """What the kernels need to know of a batch, from each row's cell (-1: no adapter)."""
         has_adapter = cell_of_row >= 0
         picked = None if bool(has_adapter.all()) else has_adapter.nonzero().squeeze(1)
         cell = cell_of_row if picked is None else cell_of_row[picked]
         foreign = None if self.cells.parts == 1 else self._foreign[cell]
-        return Rows(picked, cell // self.cells.parts, foreign)
+        return AdapterRows(picked, cell // self.cells.parts, foreign)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class AdapterRows:
     """The rows of a batch that have an adapter.
 
     Attributes:
@@ -89,8 +89,8 @@ def wrapper_class() -> type[Any]:
         """Reads the batch's cells once a step instead of once a kernel."""
 
         masks: CellMasks
-        tokens: Rows
-        samples: Rows
+        tokens: AdapterRows
+        samples: AdapterRows
 
         def update_metadata(
             self, mapping: Any, lora_index_to_id: Any, max_loras: int, vocab_size: int, **kw: Any
@@ -127,7 +127,7 @@ def wrapper_class() -> type[Any]:
     return CellPunica
 
 
-def shrink(kernel: Any, rows: Rows, y: Any, x: Any, weights: Any, scale: float) -> None:
+def shrink(kernel: Any, rows: AdapterRows, y: Any, x: Any, weights: Any, scale: float) -> None:
     """y (all rows, max_rank) = scale * x @ A of each row's own adapter, in its rows."""
     if rows.slot.numel():
         part = rows.take(y)
@@ -136,7 +136,9 @@ def shrink(kernel: Any, rows: Rows, y: Any, x: Any, weights: Any, scale: float) 
         rows.put(y, part)
 
 
-def expand(kernel: Any, rows: Rows, y: Any, x: Any, weights: Any, *place: Any, **kw: Any) -> None:
+def expand(
+    kernel: Any, rows: AdapterRows, y: Any, x: Any, weights: Any, *place: Any, **kw: Any
+) -> None:
     """y (all rows, out) += x @ B of each row's own adapter, in its rows; `place` is the kernel's."""
     if rows.slot.numel():
         part = rows.take(y)

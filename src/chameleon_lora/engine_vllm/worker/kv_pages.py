@@ -81,7 +81,7 @@ class KvPages:
 
     @property
     def device(self) -> torch.device:
-        """Where the KV cache is."""
+        """The device that all of the KV cache's storages are on."""
         return self._storages[0].device
 
     def blocks_for(self, nbytes: int) -> int:
@@ -107,7 +107,7 @@ class KvPages:
                 view[blocks[full], :rest].copy_(chunk[full * page :])
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Fills the blocks with zeros."""
+        """Zeros over every layer's pages of these blocks: attention needs finite numbers there."""
         ids = self._ids(blocks)
         with torch.inference_mode():  # as vLLM's tensors want it; acks are polled outside of it
             for view in self._views:

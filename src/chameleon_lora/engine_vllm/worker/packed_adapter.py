@@ -259,7 +259,7 @@ class _RegionRecorder:
         self._region = region
         self._cuts = cuts
 
-    def copy_(self, matrix: torch.Tensor, non_blocking: bool = False) -> None:  # noqa: ARG002
+    def copy_(self, matrix: torch.Tensor, non_blocking: bool = False) -> None:  # noqa: ARG002  # torch's
         if tuple(matrix.shape) != self._region:
             raise AdapterInvalidError(
                 f"its {self._factor.upper()} is {tuple(matrix.shape)}, "

@@ -24,7 +24,7 @@ _Place = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True)
 class _Occupant:
-    """What was written for one adapter."""
+    """The cells that one adapter was written to, and the pieces it was written in."""
 
     cells: range
     pieces: tuple[Piece, ...]

@@ -70,7 +70,7 @@ class AdmissionInterval:
         self.step += steps
 
     def admitted(self) -> None:
-        """Somebody was admitted in this step."""
+        """Somebody was admitted in this step: the next `every_steps` - 1 admit nobody."""
         self._next = self.step + self._every_steps
 
     @property

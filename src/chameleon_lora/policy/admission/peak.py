@@ -12,7 +12,7 @@ from chameleon_lora.policy.queues.lanes import RequestState
 
 
 class Peak:
-    """The batch of one step at its worst moment. Lives with the step's round.
+    """The batch of one step at its worst moment. Lives for one step.
 
     Counts tokens, one a step and request; adapters count only where they run from KV blocks.
     """
@@ -34,7 +34,7 @@ class Peak:
         return peak < self._free - adapter_tokens
 
     def add(self, state: RequestState, adapter_tokens: int) -> None:
-        """The request joins the batch."""
+        """From now on `fits` counts the request, and what its adapter adds. O(batch)."""
         insort(self._batch, _growth(state, self._step))
         self._free -= adapter_tokens
 
@@ -42,7 +42,7 @@ class Peak:
 def _growth(state: RequestState, step: int) -> tuple[int, int]:
     """Minus the tokens it may still generate, so that the longest sorts first; and its tokens now."""
     done = state.generated_tokens
-    if state.admitted_step and state.charge is not None:
+    if state.admitted_step is not None and state.charge is not None:
         done += step - state.admitted_step
     left = max(state.request.max_output_tokens - done, 0)
     return (-left, state.request.input_tokens + done)

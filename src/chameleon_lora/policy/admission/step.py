@@ -20,7 +20,7 @@ from chameleon_lora.policy.request import RequestId
 
 
 @dataclass(frozen=True, slots=True)
-class Instant:
+class StepStart:
     """What one step begins with.
 
     Attributes:
@@ -54,7 +54,7 @@ class AdmissionStep:
         book: QuotaBook,
         residency: Residency,
         block_tokens: int,
-        instant: Instant,
+        start: StepStart,
     ) -> None:
         self._settings = settings
         self._interval = interval
@@ -63,16 +63,16 @@ class AdmissionStep:
         self._book = book
         self._residency = residency
         self._block_tokens = block_tokens
-        self._now_s = instant.now_s
-        self._seats = instant.room.seats
-        self._kv_tokens = instant.room.kv_tokens
-        self._batch_tokens = instant.room.batch_tokens
-        self._is_empty = instant.room.is_empty
-        self._guard = OvertakeGuard(backlog.oldest, instant.blocked, settings.overtake_limit)
+        self._now_s = start.now_s
+        self._seats = start.room.seats
+        self._kv_tokens = start.room.kv_tokens
+        self._batch_tokens = start.room.batch_tokens
+        self._is_empty = start.room.is_empty
+        self._guard = OvertakeGuard(backlog.oldest, start.blocked, settings.overtake_limit)
         self._urgent_held: Held | None = None
         self._reservations = Reservations(residency.slots, settings.bypass)
         self._peak: Peak | None = None
-        self._peak_tokens = instant.kv_tokens
+        self._peak_tokens = start.kv_tokens
         self.held: list[Held | None] = [None] * len(self._lanes)
         self.admitted: list[RequestState] = []
         self.admissions: list[Admission] = []

@@ -19,9 +19,9 @@ class RunningQuantile:
         self._window = window
         self._belief = belief
         self._weight = weight
-        self._all = Recent(window, share)
+        self._all = RecentValues(window, share)
         self._of_all = belief  # the blend over all requests
-        self._by_adapter: dict[AdapterId | None, Recent] = {}
+        self._by_adapter: dict[AdapterId | None, RecentValues] = {}
 
     def expected(self, adapter_id: AdapterId | None) -> float:
         """The blend for this adapter. Changes nothing; O(1)."""
@@ -29,10 +29,10 @@ class RunningQuantile:
         return self._of_all if recent is None else self._blend(recent, self._of_all)
 
     def observe(self, adapter_id: AdapterId | None, value: float) -> None:
-        """A request of this adapter showed this value."""
+        """The value counts for this adapter and for all; either's oldest goes when its window is full."""
         recent = self._by_adapter.get(adapter_id)
         if recent is None:
-            recent = self._by_adapter[adapter_id] = Recent(self._window, self._share)
+            recent = self._by_adapter[adapter_id] = RecentValues(self._window, self._share)
         recent.add(value)
         self._all.add(value)
         self._of_all = self._blend(self._all, self._belief)
@@ -41,12 +41,12 @@ class RunningQuantile:
         """This adapter's own values are forgotten; among all requests they stay until they age."""
         self._by_adapter.pop(adapter_id, None)
 
-    def _blend(self, recent: "Recent", belief: float) -> float:
+    def _blend(self, recent: "RecentValues", belief: float) -> float:
         count, weight = len(recent), self._weight
         return (count * recent.quantile + weight * belief) / (count + weight)
 
 
-class Recent:
+class RecentValues:
     """The last `window` values and a quantile of them; `add` searches in O(log window).
 
     Attributes:

@@ -101,8 +101,7 @@ class DeviceCache:
         if not entry.blocks:
             entry.blocks = self.blocks_for(entry.adapter.nbytes)
             self.held_blocks += entry.blocks
-        self._under_way.pop(entry.promotion, None)  # it runs as soon as the copy is there
-        entry.promotion = 0
+        self._no_longer_under_way(entry)  # it runs as soon as the copy is there
         entry.is_paged_in = True
         self.busy_blocks += entry.blocks
         self.place(entry)
@@ -125,7 +124,7 @@ class DeviceCache:
         """The copy is complete, unless it was called off meanwhile."""
         entry = self._under_way.pop(serial, None)
         if entry is not None:
-            entry.promotion = 0
+            entry.promotion = None
             self.place(entry)
 
     def promotion_failed(self, serial: int, *, is_final: bool) -> None:
@@ -187,8 +186,8 @@ class DeviceCache:
             yield min(urgent, key=lambda entry: (entry.oldest, entry.adapter.id))
         others = self._candidates(Group.WISHED_IDLE) if self._settings.fills else []
         if others:
-            values = self._evictor.keep_score(others, now_s)
-            yield max(zip(values, others, strict=True), key=lambda item: item[0])[1]
+            scores = self._evictor.keep_score(others, now_s)
+            yield max(zip(scores, others, strict=True), key=lambda item: item[0])[1]
 
     def _candidates(self, group: Group) -> list[Entry]:
         return [entry for entry in self._groups.sample(group, WISHES) if not entry.is_leaving]
@@ -200,8 +199,8 @@ class DeviceCache:
         idle = self._groups.sample(Group.IDLE, WISHES)
         if sum(entry.blocks for entry in idle) < lacking:
             return None
-        value, *values = self._evictor.keep_score([wish, *idle], now_s)
-        cheaper = [e for e, v in zip(idle, values, strict=True) if v < value]
+        own, *scores = self._evictor.keep_score([wish, *idle], now_s)
+        cheaper = [entry for entry, score in zip(idle, scores, strict=True) if score < own]
         if sum(entry.blocks for entry in cheaper) < lacking:
             return None
         return self._evictor.cheapest(cheaper, lacking, _blocks, now_s)
@@ -226,10 +225,15 @@ class DeviceCache:
 
     def _take_back(self, entry: Entry, reason: DemotionReason) -> None:
         self.held_blocks -= entry.blocks
-        self._under_way.pop(entry.promotion, None)
+        self._no_longer_under_way(entry)
         self.demotions[reason] += 1
-        entry.blocks = entry.promotion = 0
+        entry.blocks = 0
         self.place(entry)
+
+    def _no_longer_under_way(self, entry: Entry) -> None:
+        if entry.promotion is not None:
+            del self._under_way[entry.promotion]
+            entry.promotion = None
 
 
 def _blocks(entry: Entry) -> int:

@@ -40,7 +40,7 @@ class Entry:
         is_packed: its host copy is a plain run of bytes, which KV blocks can hold.
         is_cold: it came from disk and has been in no slot since.
         blocks: KV blocks that are kept for it; 0 for none.
-        promotion: serial of the copy into them that is under way; 0 when it is complete.
+        promotion: serial of the copy into them that is under way; None when it is complete.
         is_paged_in: requests run with it from these blocks, for want of slots (ADR 0020).
         inflation: GDSF's clock at the last use.
         failure: why and when its last load failed.
@@ -61,7 +61,7 @@ class Entry:
     is_packed: bool = False
     is_cold: bool = False
     blocks: int = 0
-    promotion: int = 0
+    promotion: int | None = None
     is_paged_in: bool = False
     last_use_s: float = 0.0
     inflation: float = 0.0
@@ -82,7 +82,7 @@ class Entry:
     @property
     def is_on_device(self) -> bool:
         """True when its copy in KV blocks is complete."""
-        return self.blocks > 0 and not self.promotion
+        return self.blocks > 0 and self.promotion is None
 
     def failed_lately(self, now_s: float) -> str | None:
         """Why its load failed, if so short a time ago that it is not read again yet."""
@@ -115,7 +115,7 @@ class EntrySet:
         return len(self._entries)
 
     def put(self, entry: Entry, is_member: bool) -> None:
-        """Afterwards the entry is in the set, or is not."""
+        """Afterwards the entry is in the set, or is not; it may have been so before. O(1)."""
         place = self._place.get(entry.adapter.id)
         if is_member and place is None:
             self._place[entry.adapter.id] = len(self._entries)

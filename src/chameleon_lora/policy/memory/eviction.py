@@ -1,4 +1,4 @@
-"""Which idle adapter is least worth keeping? A rule gives each a keep value; the lowest goes."""
+"""Which idle adapter is least worth keeping? A rule gives each a keep score; the lowest goes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ class Evictor:
     """The keep rule at work. Owner: the residency; tiers share it.
 
     Attributes:
-        inflation: the highest keep value that went so far. It is GDSF's clock; other rules have no
+        inflation: the highest keep score that went so far. It is GDSF's clock; other rules have no
             use for it, as they have none for the next use.
     """
 
@@ -133,8 +133,8 @@ class Evictor:
             case KeepRule.LRU:
                 return [entry.last_use_s for entry in entries]
             case KeepRule.LFU | KeepRule.DENSITY:
-                score = _frequencies if self._rule is KeepRule.LFU else _densities
-                return score(entries, uses)
+                rule = _frequencies if self._rule is KeepRule.LFU else _densities
+                return rule(entries, uses)
             case KeepRule.GDSF:
                 return _costs(entries, uses)
             case KeepRule.BELADY:
@@ -148,14 +148,14 @@ class Evictor:
         """The entries least worth keeping, whose sizes sum up to `lacking`, or all of them."""
         if not entries or lacking <= 0:
             return []
-        values = self.keep_score(entries, now_s)
+        scores = self.keep_score(entries, now_s)
         chosen: list[Entry] = []
-        for value, _, entry in sorted(
-            (value, entry.adapter.id, entry) for value, entry in zip(values, entries, strict=True)
+        for score, _, entry in sorted(
+            (score, entry.adapter.id, entry) for score, entry in zip(scores, entries, strict=True)
         ):
             if lacking <= 0:
                 break
             chosen.append(entry)
             lacking -= size(entry)
-            self.inflation = max(self.inflation, value)
+            self.inflation = max(self.inflation, score)
         return chosen

@@ -52,7 +52,7 @@ class Groups:
         return bool(self._members[group])
 
     def holders(self) -> list[Entry]:
-        """Everybody with blocks."""
+        """Everybody with blocks, in the order of giving them back."""
         return [entry for group in HOLDERS for entry in self._members[group]]
 
 
@@ -66,7 +66,7 @@ def _group_of(entry: Entry, *, may_hold: bool) -> Group | None:
 
 
 def _group_of_holder(entry: Entry) -> Group:
-    if entry.promotion:
+    if entry.promotion is not None:
         return Group.PROMOTING
     if entry.is_pinned:
         return Group.PINNED

@@ -26,7 +26,7 @@ class Headroom:
             self._since_s = now_s
 
     def blocks(self, now_s: float) -> int:
-        """Blocks that are to stay idle now."""
+        """Blocks to leave idle now: the fixed part and what is left of the missed, at most all."""
         return min(self._most_blocks, self._fixed_blocks + int(self._left(now_s)))
 
     def is_raised(self, now_s: float) -> bool:

@@ -26,7 +26,7 @@ class PrefetchSettings:
         queued: True loads for every waiting request, oldest first; False for the oldest only.
         max_loading: loads under way at one time; more would share one disk.
         stall_s: a load that takes longer no longer counts among them, for its disk may hang and another
-            adapter's not; at most MOST_LOADING are under way in all.
+            adapter's not; at most 16 are under way in all.
         predicted: True also loads, and keeps longer, adapters that are expected to be asked for soon;
             of two or more loads at a time one is left to waiting requests.
     """
@@ -46,6 +46,8 @@ class PrefetchSettings:
 
 class Prefetcher:
     """The adapters that waiting requests lack, in the order in which the first of them came.
+
+    Owner: the scheduler; lives as long as the engine.
 
     Invariant: an adapter is marked as expected from the beginning of its window to the next request
     that names it, or to the end of the window.
@@ -128,7 +130,7 @@ class Prefetcher:
         return retry_s if self._forecast is None else min(retry_s, self._forecast.next_s())
 
     def plan(self, now_s: float) -> list[Load]:
-        """The loads to begin now."""
+        """The loads to begin now, the oldest request's first; the entries count as LOADING from here on."""
         self._look_ahead(now_s)
         self._retry(now_s)
         loads: list[Load] = []

@@ -14,7 +14,7 @@ from chameleon_lora.policy.memory.device import DeviceCache
 from chameleon_lora.policy.memory.entry import Entry, EntrySet, Tier
 from chameleon_lora.policy.memory.eviction import Evictor, KeepRule, KeepWeights
 from chameleon_lora.policy.memory.headroom import DeviceSettings
-from chameleon_lora.policy.memory.slots import Paged, Slots, SlotTable
+from chameleon_lora.policy.memory.slots import PagedSlots, Slots, SlotTable
 from chameleon_lora.policy.plan import KvBlocks
 from chameleon_lora.policy.request import Adapter, AdapterId
 
@@ -76,7 +76,7 @@ class Residency:
         self._tries = 0
         self.entries: dict[AdapterId, Entry] = {}
         self.device = DeviceCache(device, kv_blocks, self._evictor, self._rng)
-        self.slots: Slots = Paged(self.device) if slots is None else slots
+        self.slots: Slots = PagedSlots(self.device) if slots is None else slots
         self.host_bytes = 0
 
     def register(self, adapter: Adapter) -> Entry:

@@ -52,7 +52,7 @@ class SlotTable:
         return self._in_use
 
     def at(self, window: range) -> list[Entry]:
-        """The adapters that have cells in the window."""
+        """The adapters that have cells in the window, each once, by cell. O(window)."""
         found: dict[int, Entry] = {}
         for cell in window:
             entry = self._cells[cell]
@@ -93,10 +93,10 @@ class SlotTable:
             occupants.append(entry)
         occupants = [e for e in occupants if not e.is_pinned] or occupants
         occupants = [e for e in occupants if not e.queued] or occupants
-        values = keep_score(occupants)
+        scores = keep_score(occupants)
         cells = (e.cell for e in occupants)
         return min(
-            (value, cell) for value, cell in zip(values, cells, strict=True) if cell is not None
+            (score, cell) for score, cell in zip(scores, cells, strict=True) if cell is not None
         )[1]
 
     def by_cell(self, left_tokens: Mapping[AdapterId | None, int]) -> list[int]:
@@ -159,15 +159,15 @@ def _cheapest(
 ) -> list[tuple[list[Entry], range]]:
     """Those whose occupants are least worth keeping, summed; each counts for something."""
     occupants = list({entry.adapter.id: entry for found, _ in windows for entry in found}.values())
-    values = dict(
+    scores = dict(
         zip((entry.adapter.id for entry in occupants), keep_score(occupants), strict=True)
     )
-    costs = [sum(1.0 + values[entry.adapter.id] for entry in found) for found, _ in windows]
+    costs = [sum(1.0 + scores[entry.adapter.id] for entry in found) for found, _ in windows]
     least = min(costs)
     return [window for window, cost in zip(windows, costs, strict=True) if cost == least]
 
 
-class Paged:
+class PagedSlots:
     """No slots: adapters run from the KV blocks they lie in (ADR 0020). Owner: Residency.
 
     It answers like a table in which every adapter finds a place. An entry has cell 0, and its blocks
@@ -227,4 +227,4 @@ class Paged:
         self.busy_cells += change
 
 
-Slots = SlotTable | Paged
+Slots = SlotTable | PagedSlots

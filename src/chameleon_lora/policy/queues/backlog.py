@@ -1,7 +1,8 @@
 """Every unfinished request: waiting for its adapter, ready in a lane, or running."""
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from chameleon_lora.policy.memory.entry import NEVER
 from chameleon_lora.policy.plan import Held, LaneState
@@ -11,7 +12,7 @@ from chameleon_lora.policy.queues.quota import QuotaBook
 from chameleon_lora.policy.queues.shares import Shares
 from chameleon_lora.policy.request import AdapterId, RequestId
 
-NOBODY: dict[RequestId, RequestState] = {}
+NOBODY: Mapping[RequestId, RequestState] = MappingProxyType({})
 
 
 class Backlog:
@@ -97,7 +98,7 @@ class Backlog:
                 self.lanes[state.lane].leave(state, Stage.LOADING)
 
     def run(self, state: RequestState) -> None:
-        """A ready request runs from now on."""
+        """A waiting request runs from now on, and its share is charged with its cost."""
         self._stop_waiting(state)
         self._shares.charge(state.request.share, state.cost_tokens)
         self.running[state.request.id] = state

@@ -43,7 +43,7 @@ class LaneSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class LaneCut:
     """The lanes until the next cut: cut-offs between them, ascending, and each lane's quota."""
 
     cutoffs: tuple[float, ...]
@@ -61,7 +61,7 @@ class Calibration:
         self._seen = 0
         self._next_count: float = settings.first_after
         self._next_s: float | None = None
-        self.cut = Cut((), (self._total,))
+        self.cut = LaneCut((), (self._total,))
 
     def arrived(self, size: float, cost_tokens: int, now_s: float) -> int:
         """Remember one arrival and answer its lane."""
@@ -82,7 +82,7 @@ class Calibration:
             return False
         return now_s >= self._next_s or self._seen >= self._next_count
 
-    def recut(self, now_s: float) -> Cut:
+    def recut(self, now_s: float) -> LaneCut:
         """Cut lanes from the last arrivals. Takes milliseconds; a driver calls it once a period."""
         if self._settings.is_static:
             self._next_count = math.inf
@@ -95,7 +95,7 @@ class Calibration:
         step = -(-len(arrivals) // CLUSTERED)
         edges = cutoffs([size for _, size, _ in arrivals[::step]], self._settings.cluster)
         loads = [self._load(lane, edges, now_s) for lane in range(len(edges) + 1)]
-        self.cut = Cut(edges, self._quotas(loads))
+        self.cut = LaneCut(edges, self._quotas(loads))
         return self.cut
 
     def _quotas(self, loads: list[LaneLoad]) -> tuple[Quota, ...]:

@@ -21,7 +21,7 @@ class Stage(Enum):
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """What the policy knows of one unfinished request. Owner: the scheduler.
+    """What the policy knows of one unfinished request. Owner: the backlog.
 
     Attributes:
         entry: its adapter; None for the base model.
@@ -48,7 +48,7 @@ class RequestState:
     lane: int
     stage: Stage
     charge: QuotaCharge | None = None
-    admitted_step: int = 0
+    admitted_step: int | None = None
     admitted_s: float = 0.0
     generated_tokens: int = 0
     overtaken: int = 0
@@ -68,10 +68,11 @@ class RequestState:
         self.prefill_tokens = self.request.input_tokens + generated_tokens
 
     def left_tokens(self, step: int) -> int:
-        """Predicted steps until it ends, at one token a step; at least 1.
+        """Predicted steps until it ends, once it runs, at one token a step; at least 1.
 
         One that outlived its prediction is expected to last half as long again (ADR 0008).
         """
+        assert self.admitted_step is not None, "only what runs ends"
         done = self.generated_tokens + step - self.admitted_step
         if done < self.output_tokens:
             return self.output_tokens - done
@@ -189,7 +190,7 @@ class Lane:
         return head
 
     def heads_of(self, adapter_ids: Iterable[AdapterId | None]) -> list[RequestState]:
-        """Those of each adapter that has one."""
+        """The first ready request of each adapter that has any, in the adapters' order."""
         known = self._by_adapter.keys()
         return [t for a in adapter_ids if a in known and (t := self.head_of(a))]
 

@@ -42,7 +42,7 @@ class Shares:
             del self._waiting[share.name]
 
     def charge(self, share: Share | None, tokens: int) -> None:
-        """A request of it was admitted."""
+        """A request of it was admitted: its count rises by the tokens over its weight."""
         if share is not None:
             self._level = self.had(share)
             self._had[share.name] = self._level + tokens / share.weight
