@@ -31,7 +31,7 @@ def read(folder: Path, raw: bytes) -> PeftConfig:
 
 def test_a_sound_configuration_is_read_in_full(tmp_path: Path) -> None:
     """Each field is the file's, and nothing is a problem."""
-    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, (), ())
+    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, {}, ())
     assert expected == read(tmp_path, json.dumps(SOUND).encode())
 
 

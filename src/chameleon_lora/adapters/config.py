@@ -6,13 +6,14 @@ be LORA, values must have their type, and modules_to_save is refused altogether,
 it for classification models alone. What the keys of a pattern may be is in `patterns`.
 """
 
+import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chameleon_lora.adapters.patterns import is_literal
+from chameleon_lora.adapters.patterns import exact_pattern, key_finder
 from chameleon_lora.adapters.untrusted import open_regular, parse_object, quoted, read_exactly
 from chameleon_lora.errors import AdapterInvalidError
 
@@ -41,7 +42,7 @@ class PeftConfig:
     Attributes:
         r: the rank of every module that `rank_pattern` does not name; 0 only with a problem.
         rank_pattern: module name or regular expression -> its own rank, first match wins.
-        alpha_keys: those of alpha_pattern, of the same kind.
+        alpha_pattern: the same for alpha.
         target_modules: one expression such as "all-linear" is a tuple of one.
     """
 
@@ -50,7 +51,7 @@ class PeftConfig:
     base_model: str | None
     target_modules: tuple[str, ...]
     rank_pattern: dict[str, int]
-    alpha_keys: tuple[str, ...]
+    alpha_pattern: dict[str, float]
     problems: tuple[str, ...]
 
     @property
@@ -58,26 +59,10 @@ class PeftConfig:
         """The rank a slot needs to hold this adapter."""
         return max([self.r, *self.rank_pattern.values()])
 
-    def rank_finder(self) -> Callable[[str], frozenset[int]]:
-        """A function: module -> ranks it may have; one, or all if a pattern is an expression.
-
-        Expressions from a file are never run: a hostile one could run for hours.
-        """
-        default = frozenset({self.r})
-        declared = default.union(self.rank_pattern.values())
-        if not all(map(is_literal, self.rank_pattern)):
-            return lambda _module: declared
-        places = {key: place for place, key in enumerate(self.rank_pattern)}
-
-        def find(module: str) -> frozenset[int]:
-            parts = module.split(".")
-            endings = (".".join(parts[start:]) for start in range(len(parts)))
-            first = min(
-                (key for key in endings if key in places), key=places.__getitem__, default=None
-            )
-            return default if first is None else frozenset({self.rank_pattern[first]})
-
-        return find if places else lambda _module: default
+    def rank_finder(self) -> Callable[[str], int]:
+        """A function: module -> its rank. For patterns without problems."""
+        find, ranks = key_finder(tuple(self.rank_pattern)), self.rank_pattern
+        return lambda module: self.r if (key := find(module)) is None else ranks[key]
 
 
 def read_config_bytes(folder: Path, root: Path | None = None) -> bytes:
@@ -111,16 +96,30 @@ def parse_config(raw: bytes) -> PeftConfig:
     fields = parse_object(raw, CONFIG_NAME)
     r, alpha, pattern = fields.get("r"), fields.get("lora_alpha"), _rank_pattern(fields)
     base_model = fields.get("base_model_name_or_path")
-    alphas = fields.get("alpha_pattern")
     return PeftConfig(
         r=r if _is_rank(r) and isinstance(r, int) else 0,
         alpha=float(alpha) if _is_number(alpha) and isinstance(alpha, int | float) else 0.0,
         base_model=base_model if _is_text(base_model) and isinstance(base_model, str) else None,
         target_modules=_names(fields.get("target_modules")) or (),
         rank_pattern=pattern or {},
-        alpha_keys=tuple(alphas) if isinstance(alphas, dict) else (),
+        alpha_pattern=_alpha_pattern(fields) or {},
         problems=(*_broken_fields(fields), *_refused_features(fields)),
     )
+
+
+def without_expressions(raw: bytes, modules: Sequence[str]) -> bytes:
+    """A configuration that says the same of these modules, for whoever runs its expressions.
+
+    For one without problems; the bytes themselves if it has no patterns.
+    """
+    config = parse_config(raw)
+    if not config.rank_pattern and not config.alpha_pattern:
+        return raw
+    patterns = {
+        "rank_pattern": exact_pattern(config.rank_pattern, modules),
+        "alpha_pattern": exact_pattern(config.alpha_pattern, modules),
+    }
+    return json.dumps(parse_object(raw, CONFIG_NAME) | patterns).encode()
 
 
 def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
@@ -155,7 +154,7 @@ def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
             f"use_rslora is {quoted(fields['use_rslora'])}, it must be true or false; "
             f"way out: write what it was trained with into {CONFIG_NAME}"
         )
-    if not _is_alpha_pattern(fields.get("alpha_pattern")):
+    if _alpha_pattern(fields) is None:
         yield (
             f"alpha_pattern is {quoted(fields['alpha_pattern'])}, it must map names to numbers; "
             "way out: save the adapter again"
@@ -214,7 +213,6 @@ def _rank_pattern(fields: dict[str, object]) -> dict[str, int] | None:
     return value if len(set(value.values())) <= MAX_DIFFERENT_RANKS else None
 
 
-def _is_alpha_pattern(value: object) -> bool:
-    return not value or (
-        isinstance(value, dict) and all(_is_number(alpha) for alpha in value.values())
-    )
+def _alpha_pattern(fields: dict[str, object]) -> dict[str, float] | None:
+    value = fields.get("alpha_pattern") or {}
+    return value if isinstance(value, dict) and all(map(_is_number, value.values())) else None

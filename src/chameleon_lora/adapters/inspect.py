@@ -91,7 +91,7 @@ _NO_CONFIG = PeftConfig(
     base_model=None,
     target_modules=(),
     rank_pattern={},
-    alpha_keys=(),
+    alpha_pattern={},
     problems=(),
 )
 
