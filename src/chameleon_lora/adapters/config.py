@@ -1,9 +1,10 @@
 """What adapter_config.json promises, and which of its settings vLLM would refuse.
 
 The rules are those of vLLM 0.32 (vllm/lora/peft_helper.py: required fields, positive ranks, refused
-PEFT features), told before the engine is asked. Stricter than vLLM in three points: peft_type must
-be LORA, values must have their type, and modules_to_save is refused altogether, for vLLM takes
-it for classification models alone. What the keys of a pattern may be is in `patterns`.
+PEFT features), told before the engine is asked. Stricter than vLLM in three points: peft_type, if it
+is there, must be LORA; values must have their type (8.0 is a whole number, too); and modules_to_save
+is refused altogether, for vLLM takes it for classification models alone. What the keys of a pattern
+may be is in `patterns`.
 """
 
 import json
@@ -32,6 +33,7 @@ _REFUSED_WHEN_SET = {
     "use_bdlora": ("block-diagonal LoRA", f"{_RETRAIN} use_bdlora"),
     "use_qalora": ("QALoRA", f"{_RETRAIN} use_qalora"),
 }
+_REQUIRED = frozenset({"r", "lora_alpha", "target_modules"})  # by them vLLM knows a LoRA adapter
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
@@ -94,14 +96,14 @@ def parse_config(raw: bytes) -> PeftConfig:
         AdapterInvalidError: `raw` is not a JSON object.
     """
     fields = parse_object(raw, CONFIG_NAME)
-    r, alpha, pattern = fields.get("r"), fields.get("lora_alpha"), _rank_pattern(fields)
+    alpha = fields.get("lora_alpha")
     base_model = fields.get("base_model_name_or_path")
     return PeftConfig(
-        r=r if _is_rank(r) and isinstance(r, int) else 0,
+        r=_rank(fields.get("r")) or 0,
         alpha=float(alpha) if _is_number(alpha) and isinstance(alpha, int | float) else 0.0,
         base_model=base_model if _is_text(base_model) and isinstance(base_model, str) else None,
         target_modules=_names(fields.get("target_modules")) or (),
-        rank_pattern=pattern or {},
+        rank_pattern=_rank_pattern(fields) or {},
         alpha_pattern=_alpha_pattern(fields) or {},
         problems=(*_broken_fields(fields), *_refused_features(fields)),
     )
@@ -110,25 +112,27 @@ def parse_config(raw: bytes) -> PeftConfig:
 def without_expressions(raw: bytes, modules: Sequence[str]) -> bytes:
     """A configuration that says the same of these modules, for whoever runs its expressions.
 
-    For one without problems; the bytes themselves if it has no patterns.
+    For one without problems; the bytes themselves if it has no patterns and its rank is an int.
     """
-    config = parse_config(raw)
-    if not config.rank_pattern and not config.alpha_pattern:
+    config, fields = parse_config(raw), parse_object(raw, CONFIG_NAME)
+    if not config.rank_pattern and not config.alpha_pattern and type(fields["r"]) is int:
         return raw
-    patterns = {
+    changed = {
+        "r": config.r,
         "rank_pattern": exact_pattern(config.rank_pattern, modules),
         "alpha_pattern": exact_pattern(config.alpha_pattern, modules),
     }
-    return json.dumps(parse_object(raw, CONFIG_NAME) | patterns).encode()
+    return json.dumps(fields | changed).encode()
 
 
 def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
-    if fields.get("peft_type") != "LORA":
+    kind, is_told = fields.get("peft_type"), fields.keys() >= _REQUIRED
+    if not (kind is None and is_told) and not (isinstance(kind, str) and kind.upper() == "LORA"):
         yield (
-            f"peft_type is {quoted(fields.get('peft_type'))}, only 'LORA' can be served; "
+            f"peft_type is {quoted(kind)}, only 'LORA' can be served; "
             "way out: convert it to a LoRA adapter"
         )
-    if not _is_rank(fields.get("r")):
+    if _rank(fields.get("r")) is None:
         yield (
             f"r is {quoted(fields.get('r'))}, it must be a whole number from 1 to {MAX_RANK}; "
             f"way out: write the rank it was trained with into {CONFIG_NAME}"
@@ -149,7 +153,7 @@ def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
             f"{MAX_DIFFERENT_RANKS} different whole numbers from 1 to {MAX_RANK}; "
             "way out: save the adapter again"
         )
-    if not isinstance(fields.get("use_rslora") or False, bool):
+    if (fields.get("use_rslora") or False) not in (False, True):  # and 1, as vLLM has it
         yield (
             f"use_rslora is {quoted(fields['use_rslora'])}, it must be true or false; "
             f"way out: write what it was trained with into {CONFIG_NAME}"
@@ -178,8 +182,11 @@ def _refused_features(fields: dict[str, object]) -> Iterator[str]:
         )
 
 
-def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RANK
+def _rank(value: object) -> int | None:
+    """A rank, also one that is written as 8.0; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 and 0 < value <= MAX_RANK else None
 
 
 def _is_text(value: object) -> bool:
@@ -208,9 +215,11 @@ def _names(value: object) -> tuple[str, ...] | None:
 
 def _rank_pattern(fields: dict[str, object]) -> dict[str, int] | None:
     value = fields.get("rank_pattern") or {}
-    if not isinstance(value, dict) or not all(_is_rank(rank) for rank in value.values()):
+    if not isinstance(value, dict):
         return None
-    return value if len(set(value.values())) <= MAX_DIFFERENT_RANKS else None
+    ranks = {key: rank for key, text in value.items() if (rank := _rank(text)) is not None}
+    is_sound = len(ranks) == len(value) and len(set(ranks.values())) <= MAX_DIFFERENT_RANKS
+    return ranks if is_sound else None
 
 
 def _alpha_pattern(fields: dict[str, object]) -> dict[str, float] | None:
