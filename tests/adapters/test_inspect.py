@@ -270,7 +270,6 @@ def test_fused_experts_may_stack_the_rank(adapter: Path) -> None:
     "name",
     [
         f"{Q0}.lora_magnitude_vector",
-        f"{Q0}.lora_A.default.weight",
         f"{Q0}.lora_B.bias",
         "base_model.model.lm_head.weight",
     ],
@@ -279,6 +278,25 @@ def test_a_tensor_vllm_cannot_place_is_a_problem(adapter: Path, name: str) -> No
     """A name vLLM's loader would stumble over is told before it does."""
     set_tensors(adapter, lambda tensors: tensors.update({name: np.ones(3, np.float32)}))
     assert f"tensor {name!r} is no LoRA weight" in only_problem(adapter)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (f"{Q0}.lora_A.default.weight", f"{Q0}.lora_A.weight"),
+        (f"{Q0}.lora_B.my-adapter.weight", f"{Q0}.lora_B.weight"),
+        ("model.embed_tokens.lora_embedding_A.default", "model.embed_tokens.lora_embedding_A"),
+        ("model.embed_tokens.lora_embedding_B.weight", "model.embed_tokens.lora_embedding_B"),
+    ],
+)
+def test_weights_with_an_adapters_name_in_theirs_are_told_so(
+    adapter: Path, wrong: str, right: str
+) -> None:
+    """Saved from memory, not by save_pretrained; the problem gives the right name of one."""
+    save_file({wrong: np.ones((4, 4), np.float32)}, adapter / WEIGHTS_NAME)
+    problem = only_problem(adapter)
+    assert f"tensor {wrong!r} has an adapter's name" in problem
+    assert f"such names as {right!r}" in problem
 
 
 def test_saved_base_embeddings_are_skipped(adapter: Path) -> None:

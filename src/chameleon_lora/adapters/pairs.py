@@ -4,6 +4,7 @@ A pair is A (rank, inputs) and B (outputs, rank). One line a kind of fault, with
 and the count: a hostile file gets no page of its own.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 from chameleon_lora.adapters.config import PeftConfig
@@ -14,6 +15,7 @@ from chameleon_lora.adapters.untrusted import quoted
 _PREFIX = "base_model.model."
 _A_ENDINGS = (".lora_A.weight", ".lora_embedding_A")
 _B_ENDINGS = (".lora_B.weight", ".lora_embedding_B")
+_NAMED = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$|(\.lora_embedding_[AB])\.[^.]+$")
 _SKIPPED_ENDINGS = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 _FUSED_EXPERTS = {".experts.base_layer": ".experts.gate_up_proj", ".experts": ".experts.down_proj"}
 
@@ -27,9 +29,13 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
     """What is wrong with the tensors as LoRA weights, one line a kind of fault."""
     a_sides = {_module(t.name, _A_ENDINGS): t for t in tensors if t.name.endswith(_A_ENDINGS)}
     b_sides = {_module(t.name, _B_ENDINGS): t for t in tensors if t.name.endswith(_B_ENDINGS)}
+    named = [entry.name for entry in tensors if _NAMED.search(entry.name)]
+    if named:
+        return (_named(named),)
     if not a_sides and not b_sides:
+        found = f", but {_first_of([t.name for t in tensors])}" if tensors else ""
         return (
-            "the weights hold no LoRA tensors; way out: save the adapter with PEFT's "
+            f"the weights hold no LoRA tensors{found}; way out: save the adapter with PEFT's "
             "save_pretrained, not the base model",
         )
     modules = pattern_names(tensors)
@@ -60,6 +66,15 @@ def _module(name: str, endings: tuple[str, ...]) -> str:
     for ending in endings:
         name = name.removesuffix(ending)
     return name.removeprefix(_PREFIX)
+
+
+def _named(names: Sequence[str]) -> str:
+    """The fault of weights that were saved from PEFT's memory, not by its save_pretrained."""
+    right = _NAMED.sub(lambda match: "".join(match.groups("")), names[0])
+    return (
+        f"tensor {_first_of(names)} has an adapter's name in its own; way out: save the adapter with "
+        f"PEFT's save_pretrained, or write the file anew with such names as {quoted(right)}"
+    )
 
 
 def _alien(tensors: Sequence[TensorEntry]) -> Iterator[str]:
