@@ -30,6 +30,8 @@ class ServingSettings:
         adapters: folder whose sub-folders are served as adapters.
         scan_s: time between two looks at that folder.
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
+        serves_partial: serve an adapter although some of its weights find no layer of the model, with a
+            warning in the log, as vLLM does without one; else it is refused, with their names.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
@@ -49,6 +51,7 @@ class ServingSettings:
     adapters: str | None = None
     scan_s: float = 1.0
     trusts_hints: bool = False
+    serves_partial: bool = False
     slot_parts: int = 4
     disk_cache_bytes: int = 1 << 30
     disk_cache_dir: str | None = None

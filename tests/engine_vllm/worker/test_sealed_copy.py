@@ -316,6 +316,13 @@ class FilesOnly:
     def __init__(self) -> None:
         self._adapter_manager = self
         self.modules: dict[str, Any] = {}
+        self.packed_modules = self.packed_modules_mapping = self.modules
+        self.is_pooling_model = False
+        self.model = self
+
+    def named_modules(self, **_: bool) -> list[tuple[str, Any]]:
+        """None."""
+        return []
 
     def _load_adapter(self, request: Any) -> Any:
         from vllm.lora.lora_model import LoRAModel
@@ -357,7 +364,7 @@ def test_no_pickle_is_opened_on_any_path(
         plant()
     watch.opened.clear()
     with pytest.raises(AdapterError):  # "beside" ends where no layer of the model is found
-        VllmReader(manager, None).read_files(command)
+        VllmReader(manager, None, serves_partial=True).read_files(command)
     assert [] == watch.unpickled
     planted = {str(adapter / name) for name in ("adapter_model.bin", "adapter_model.pt")}
     written = planted if moment == "swapped during the copy" else set()
