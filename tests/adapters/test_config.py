@@ -32,7 +32,7 @@ def read(folder: Path, raw: bytes) -> PeftConfig:
 
 def test_a_sound_configuration_is_read_in_full(tmp_path: Path) -> None:
     """Each field is the file's, and nothing is a problem."""
-    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, {}, ())
+    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, {}, (), ())
     assert expected == read(tmp_path, json.dumps(SOUND).encode())
 
 
@@ -116,8 +116,9 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
         ("bias", "all", "bias is 'all': vLLM 0.32 refuses all but 'none'"),
         ("bias", None, "bias is None"),
         ("lora_bias", True, "vLLM 0.32 refuses LoRA bias"),
-        ("modules_to_save", ["lm_head"], "modules_to_save is ['lm_head']: vLLM 0.32 refuses"),
-        ("modules_to_save", ["score"], "whole modules in a generating model"),
+        ("modules_to_save", ["lm_head"], "modules_to_save is ['lm_head']: vLLM 0.32 takes whole"),
+        ("modules_to_save", ["score", "lm_head"], "a list of classifier or score"),
+        ("modules_to_save", "score", "modules_to_save is 'score'"),
         ("init_lora_weights", "pissa", "init_lora_weights is 'pissa': vLLM 0.32 refuses"),
         ("alora_invocation_tokens", [1, 2], "refuses activated LoRA"),
         ("layer_replication", [[0, 2]], "refuses replicated layers"),

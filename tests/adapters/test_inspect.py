@@ -283,10 +283,8 @@ def test_a_tensor_vllm_cannot_place_is_a_problem(adapter: Path, name: str) -> No
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        (f"{Q0}.lora_A.default.weight", f"{Q0}.lora_A.weight"),
-        (f"{Q0}.lora_B.my-adapter.weight", f"{Q0}.lora_B.weight"),
+        (f"{Q0}.lora_B.default.weight", f"{Q0}.lora_B.weight"),
         ("model.embed_tokens.lora_embedding_A.default", "model.embed_tokens.lora_embedding_A"),
-        ("model.embed_tokens.lora_embedding_B.weight", "model.embed_tokens.lora_embedding_B"),
     ],
 )
 def test_weights_with_an_adapters_name_in_theirs_are_told_so(
@@ -297,6 +295,21 @@ def test_weights_with_an_adapters_name_in_theirs_are_told_so(
     problem = only_problem(adapter)
     assert f"tensor {wrong!r} has an adapter's name" in problem
     assert f"such names as {right!r}" in problem
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_a_classifiers_head_is_taken_where_the_model_classifies(adapter: Path, kind: str) -> None:
+    """PEFT names both kinds of head in every classifier's configuration, and saves one."""
+    name = f"base_model.model.score.{kind}"
+    set_config(adapter, modules_to_save=["classifier", "score"])
+    generating = AdapterLimits(has_head=False)
+    assert () == require_servable(adapter, generating).problems  # it is named only, not there
+    set_tensors(adapter, lambda tensors: tensors.update({name: np.ones((3, 32), np.float32)}))
+    assert () == require_servable(adapter, AdapterLimits(max_rank=4)).problems
+    with pytest.raises(AdapterInvalidError, match="is the head of a classifier, and this engine's"):
+        require_servable(adapter, generating)
+    set_config(adapter, modules_to_save=["classifier"])
+    assert f"tensor {name!r} is no LoRA weight" in only_problem(adapter)
 
 
 def test_saved_base_embeddings_are_skipped(adapter: Path) -> None:

@@ -1,10 +1,9 @@
 """What adapter_config.json promises, and which of its settings vLLM would refuse.
 
 The rules are those of vLLM 0.32 (vllm/lora/peft_helper.py: required fields, positive ranks, refused
-PEFT features), told before the engine is asked. Stricter than vLLM in three points: peft_type, if it
-is there, must be LORA; values must have their type (8.0 is a whole number, too); and modules_to_save
-is refused altogether, for vLLM takes it for classification models alone. What the keys of a pattern
-may be is in `patterns`.
+PEFT features), told before the engine is asked. Stricter than vLLM in two points: peft_type, if it is
+there, must be LORA; and values must have their type (8.0 is a whole number, too). What the keys of a
+pattern may be is in `patterns`.
 """
 
 import json
@@ -26,7 +25,6 @@ MAX_RANK = 1 << 16
 _RETRAIN = "train or export it again without"
 _REFUSED_WHEN_SET = {
     "use_dora": ("DoRA", f"{_RETRAIN} use_dora, or merge it into the base model"),
-    "modules_to_save": ("whole modules in a generating model", f"{_RETRAIN} modules_to_save"),
     "lora_bias": ("LoRA bias", f"{_RETRAIN} lora_bias"),
     "alora_invocation_tokens": ("activated LoRA", f"{_RETRAIN} alora_invocation_tokens"),
     "layer_replication": ("replicated layers", f"{_RETRAIN} layer_replication"),
@@ -34,6 +32,7 @@ _REFUSED_WHEN_SET = {
     "use_qalora": ("QALoRA", f"{_RETRAIN} use_qalora"),
 }
 _REQUIRED = frozenset({"r", "lora_alpha", "target_modules"})  # by them vLLM knows a LoRA adapter
+_HEADS = ("classifier", "score")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
@@ -45,6 +44,7 @@ class PeftConfig:
         r: the rank of every module that `rank_pattern` does not name; 0 only with a problem.
         rank_pattern: module name or regular expression -> its own rank, first match wins.
         alpha_pattern: the same for alpha.
+        heads: the whole modules that may be saved beside; PEFT names both kinds for any classifier.
         target_modules: one expression such as "all-linear" is a tuple of one.
     """
 
@@ -54,6 +54,7 @@ class PeftConfig:
     target_modules: tuple[str, ...]
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
+    heads: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -105,6 +106,7 @@ def parse_config(raw: bytes) -> PeftConfig:
         target_modules=_names(fields.get("target_modules")) or (),
         rank_pattern=_rank_pattern(fields) or {},
         alpha_pattern=_alpha_pattern(fields) or {},
+        heads=_heads(fields) or (),
         problems=(*_broken_fields(fields), *_refused_features(fields)),
     )
 
@@ -169,6 +171,12 @@ def _refused_features(fields: dict[str, object]) -> Iterator[str]:
     for key, (feature, way_out) in _REFUSED_WHEN_SET.items():
         if fields.get(key):
             yield f"{key} is {quoted(fields[key])}: vLLM 0.32 refuses {feature}; way out: {way_out}"
+    if _heads(fields) is None:
+        yield (
+            f"modules_to_save is {quoted(fields['modules_to_save'])}: vLLM 0.32 takes whole modules for "
+            f"a classification's head alone, a list of {' or '.join(_HEADS)}; "
+            f"way out: {_RETRAIN} the others"
+        )
     if fields.get("bias", "none") != "none":
         yield (
             f"bias is {quoted(fields['bias'])}: vLLM 0.32 refuses all but 'none'; "
@@ -211,6 +219,13 @@ def _names(value: object) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(map(_is_text, value)):
         return tuple(value)
     return None
+
+
+def _heads(fields: dict[str, object]) -> tuple[str, ...] | None:
+    value = fields.get("modules_to_save") or []
+    if not isinstance(value, list) or not all(name in _HEADS for name in value):
+        return None
+    return tuple(value)
 
 
 def _rank_pattern(fields: dict[str, object]) -> dict[str, int] | None:

@@ -13,7 +13,7 @@ from chameleon_lora.adapters.header import (
     parse_header,
     read_header_bytes,
 )
-from chameleon_lora.adapters.pairs import lora_tensors, pair_problems
+from chameleon_lora.adapters.pairs import head_problems, lora_tensors, pair_problems
 from chameleon_lora.adapters.untrusted import is_folder, open_regular
 from chameleon_lora.errors import (
     AdapterInvalidError,
@@ -33,10 +33,12 @@ class AdapterLimits:
         max_rank: None for any rank.
         max_bytes: of the weights' file, whose bytes need not be there: a sparse file claims as many
             as it likes. None for any size.
+        has_head: its model classifies, so an adapter may bring a head of its own.
     """
 
     max_rank: int | None = None
     max_bytes: int | None = None
+    has_head: bool = True
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
@@ -92,6 +94,7 @@ _NO_CONFIG = PeftConfig(
     target_modules=(),
     rank_pattern={},
     alpha_pattern={},
+    heads=(),
     problems=(),
 )
 
@@ -139,6 +142,8 @@ def _inspect(
     except AdapterInvalidError as error:
         problems = (str(error),)
     found = _read_weights(path, root)
+    if limits is not None and not limits.has_head:
+        problems = (*problems, *head_problems(found.tensors, config))
     weights = _Weights(found.tensors, found.identity, problems + found.problems)
     file_bytes = sum(entry.nbytes for entry in found.tensors)
     over = _over_limits(config.max_rank, file_bytes, limits)

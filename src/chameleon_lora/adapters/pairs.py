@@ -49,7 +49,7 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
             *_wrong_rank(b_sides, config, "lora_B", rank_dimension=1),
         )
     return (
-        *_alien(tensors),
+        *_alien(tensors, config),
         *_one_sided(a_sides, b_sides),
         *_not_float(lora_tensors(tensors)),
         *patterns,
@@ -77,9 +77,25 @@ def _named(names: Sequence[str]) -> str:
     )
 
 
-def _alien(tensors: Sequence[TensorEntry]) -> Iterator[str]:
+def head_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterator[str]:
+    """What is wrong with them for an engine whose model does not classify; at most one line."""
+    names = [entry.name for entry in tensors if _is_head(entry.name, config)]
+    if names:
+        yield (
+            f"tensor {_first_of(names)} is the head of a classifier, and this engine's model does not "
+            "classify; way out: serve the classifier it was trained on (--runner pooling, where vLLM "
+            "does not choose that itself)"
+        )
+
+
+def _is_head(name: str, config: PeftConfig) -> bool:
+    *_, module, kind = ("", *name.split("."))
+    return module in config.heads and kind in ("weight", "bias")
+
+
+def _alien(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterator[str]:
     known = _A_ENDINGS + _B_ENDINGS + _SKIPPED_ENDINGS
-    names = [entry.name for entry in tensors if not entry.name.endswith(known)]
+    names = [t.name for t in tensors if not t.name.endswith(known) and not _is_head(t.name, config)]
     if names:
         yield (
             f"tensor {_first_of(names)} is no LoRA weight that vLLM 0.32 loads; "

@@ -43,8 +43,10 @@ class AdapterRegistry:
     def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
         self._models = models
         self._engine = models.engine_client.engine_core
-        max_rank = models.engine_client.vllm_config.lora_config.max_lora_rank
-        self._limits = AdapterLimits(max_rank, largest_bytes())
+        config = models.engine_client.vllm_config
+        self._limits = AdapterLimits(
+            config.lora_config.max_lora_rank, largest_bytes(), has_head(config.model_config)
+        )
         self._folder = folder
         self._scan_s = scan_s
         self._stamps: dict[str, str] = {}
@@ -172,6 +174,13 @@ class AdapterRegistry:
         if is_shadowed:
             _logger.warning("Adapter %r is not served: the base model has that name", name)
         return is_shadowed
+
+
+def has_head(model_config: Any) -> bool:
+    """Whether the model is a classifier, whose head an adapter may replace; as vLLM decides it."""
+    return bool(
+        model_config.runner_type == "pooling" and model_config.score_type == "cross-encoder"
+    )
 
 
 def require_name(name: str) -> None:
