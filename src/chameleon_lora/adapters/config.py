@@ -68,14 +68,14 @@ class PeftConfig:
         return lambda module: self.r if (key := find(module)) is None else ranks[key]
 
 
-def read_config_bytes(folder: Path, root: Path | None = None) -> bytes:
-    """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `root`, a file below it.
+def read_config_bytes(folder: Path, roots: Sequence[Path] = ()) -> bytes:
+    """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `roots`, a file below one.
 
     Raises:
-        AdapterInvalidError: it is missing, unreadable, outside the root or above the cap.
+        AdapterInvalidError: it is missing, unreadable, outside the roots or above the cap.
     """
     try:
-        with open_regular(folder / CONFIG_NAME, root) as file:
+        with open_regular(folder / CONFIG_NAME, roots) as file:
             raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
     except FileNotFoundError as error:
         raise AdapterInvalidError(

@@ -8,7 +8,6 @@ import logging
 import weakref
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import (
@@ -95,7 +94,7 @@ class AdapterRegistry:
             return
         self.refused.pop(name, None)  # half a folder, or none
         if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_folders, self._folder.root, [name], self._limits)
+            found = await asyncio.to_thread(_check_folders, self._folder, [name], self._limits)
             if isinstance(found[name], AdapterError):
                 self.refused[name] = str(found[name])
 
@@ -134,7 +133,7 @@ class AdapterRegistry:
         if not names:
             return
         root = self._folder.root  # type: ignore[union-attr]
-        checked = await asyncio.to_thread(_check_folders, root, names, self._limits)
+        checked = await asyncio.to_thread(_check_folders, self._folder, names, self._limits)  # type: ignore[arg-type]
         good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
         for name, found in checked.items():
             self.refused.pop(name, None)
@@ -205,13 +204,13 @@ def _check(path: str, limits: AdapterLimits) -> AdapterInfo:
 
 
 def _check_folders(
-    root: Path, names: Iterable[str], limits: AdapterLimits
+    folder: AdapterFolder, names: Iterable[str], limits: AdapterLimits
 ) -> dict[str, AdapterInfo | AdapterError]:
     found: dict[str, AdapterInfo | AdapterError] = {}
-    real_root = root.resolve()
+    roots = folder.real_roots
     for name in names:
         try:
-            found[name] = require_servable(root / name, limits, real_root)
+            found[name] = require_servable(folder.root / name, limits, roots)
         except AdapterError as error:
             found[name] = error
     return found
