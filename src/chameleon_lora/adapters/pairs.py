@@ -4,8 +4,9 @@ A pair is A (rank, inputs) and B (outputs, rank). One line a kind of fault, with
 and the count: a hostile file gets no page of its own.
 """
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from chameleon_lora.adapters.config import PeftConfig
 from chameleon_lora.adapters.header import TensorEntry
@@ -44,9 +45,10 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
         *pattern_problems("alpha_pattern", config.alpha_pattern, modules),
     )
     if not patterns and config.r:  # a configuration without a rank is its own problem
+        rank_of = functools.cache(config.rank_finder())
         patterns = (
-            *_wrong_rank(a_sides, config, "lora_A", rank_dimension=0),
-            *_wrong_rank(b_sides, config, "lora_B", rank_dimension=1),
+            *_wrong_rank(a_sides, rank_of, "lora_A", rank_dimension=0),
+            *_wrong_rank(b_sides, rank_of, "lora_B", rank_dimension=1),
         )
     return (
         *_alien(tensors, config),
@@ -119,9 +121,8 @@ def _not_float(tensors: Sequence[TensorEntry]) -> Iterator[str]:
 
 
 def _wrong_rank(
-    sides: dict[str, TensorEntry], config: PeftConfig, side: str, rank_dimension: int
+    sides: dict[str, TensorEntry], rank_of: Callable[[str], int], side: str, rank_dimension: int
 ) -> Iterator[str]:
-    rank_of = config.rank_finder()
     wrong = [
         name
         for name, entry in sides.items()

@@ -18,7 +18,7 @@ from chameleon_lora.adapters.untrusted import quoted
 
 MAX_EXPRESSIONS = 512
 MAX_EXPRESSION_CHARS = 512
-MAX_STEPS = 200_000_000  # in all: a second, four for the worst of expressions
+MAX_STEPS = 200_000_000  # in all: a second as a rule, four for the worst of expressions
 MAX_VALUES = 256  # different ones: vLLM tries an expression for each, on each module
 
 _LITERAL = re.compile(r"(?:[\w.\-]|\\[.\-])+\$?", re.ASCII)
