@@ -20,6 +20,8 @@ def require_fit(
 ) -> None:
     """Nothing if the model has each layer that the adapter changes, or may lack some.
 
+    Where it has none at all, `pack` says so.
+
     Args:
         adapter_manager: vLLM's LoRAModelManager.
         lora_model: a LoRAModel before _create_merged_loras_inplace.
@@ -30,7 +32,8 @@ def require_fit(
         AdapterInvalidError: it lacks one, and may not.
     """
     absent, idle = strangers(adapter_manager, lora_model)
-    if absent and not serves_partial:
+    is_partial = len(absent) < len(lora_model.loras) or getattr(lora_model, "modules_to_save", None)
+    if absent and is_partial and not serves_partial:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise AdapterInvalidError(
             f"its weights for {quoted(absent[0])}{more} find no layer of this model; way out: serve it "
