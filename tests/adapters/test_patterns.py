@@ -139,7 +139,10 @@ NAMES = st.lists(st.sampled_from("ab."), max_size=8).map("".join)
 @given(st.lists(st.lists(SIGNS, max_size=8).map("".join), max_size=3), st.lists(NAMES, max_size=4))
 def test_the_engine_finds_what_the_keys_say(keys: list[str], modules: list[str]) -> None:
     """vLLM's own matching gives each module the same value, with the keys and with our names for them."""
-    match = pytest.importorskip("vllm.lora.peft_helper").PEFTHelper._match_pattern
+    helper = pytest.importorskip("vllm.lora.peft_helper").PEFTHelper
+    match = getattr(helper, "_match_pattern", None)
+    if match is None:
+        pytest.skip("this vLLM reads no patterns")
     pattern = {key: float(place) for place, key in enumerate(keys)}
     if list(pattern_problems("rank_pattern", pattern, modules)):
         return

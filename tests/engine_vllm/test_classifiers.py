@@ -90,7 +90,8 @@ def expected(model: Path, adapter: Path | None) -> list[list[float]]:
 
 def test_labels_are_transformers_with_heads_and_without(model: Path, tmp_path: Path) -> None:
     """One slot for all, so each takes it from another kind; the base model's head comes back."""
-    pytest.importorskip("vllm")
+    if not hasattr(pytest.importorskip("vllm.lora.lora_weights"), "LoRAFullModuleWeights"):
+        pytest.skip("this vLLM takes no heads from adapters")
     adapters = tmp_path / "adapters"
     for seed, name in enumerate(("bare", "headed1", "headed2")):
         make_classifier(adapters / name, model, seed, with_head=name != "bare")

@@ -84,9 +84,9 @@ def head_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterato
     names = [entry.name for entry in tensors if _is_head(entry.name, config)]
     if names:
         yield (
-            f"tensor {_first_of(names)} is the head of a classifier, and this engine's model does not "
-            "classify; way out: serve the classifier it was trained on (--runner pooling, where vLLM "
-            "does not choose that itself)"
+            f"tensor {_first_of(names)} is the head of a classifier, and this engine can take none: its "
+            "model does not classify, or its vLLM is too old; way out: serve the classifier it was "
+            "trained on (--runner pooling, where vLLM does not choose that itself)"
         )
 
 

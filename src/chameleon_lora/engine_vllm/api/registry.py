@@ -177,9 +177,8 @@ class AdapterRegistry:
 
 def has_head(model_config: Any) -> bool:
     """Whether the model is a classifier, whose head an adapter may replace; as vLLM decides it."""
-    return bool(
-        model_config.runner_type == "pooling" and model_config.score_type == "cross-encoder"
-    )
+    score_type = getattr(model_config, "score_type", None)  # vLLM 0.26 replaces no heads
+    return bool(model_config.runner_type == "pooling" and score_type == "cross-encoder")
 
 
 def require_name(name: str) -> None:
