@@ -38,6 +38,7 @@ from chameleon_lora.adapters.header import WEIGHTS_NAME, parse_header, read_head
 from chameleon_lora.adapters.inspect import AdapterLimits, inspect_adapter, require_servable
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.adapters.untrusted import open_regular
+from chameleon_lora.engine_vllm.worker.sealed_copy import sealed_copy
 from chameleon_lora.errors import AdapterError
 
 LIMIT_S = 1.0  # of processor time, for inputs of some kilobytes
@@ -183,7 +184,9 @@ FIELDS = st.sampled_from(
         *("vllm_lora_scaling_factor", "vllm_max_position_embeddings"),
     ]
 )
-KEYS = st.sampled_from(["q_proj", "v_proj", r".*\.q_proj", "self_attn", "(a*)*", "x" * 600, "\n"])
+KEYS = st.sampled_from(
+    ["q_proj", "v_proj", r".*\.(q|k)_proj", "self_attn", r"((\w|\.)+)+!", "x" * 600, "\n"]
+)
 PATTERNS = st.dictionaries(KEYS | st.text(max_size=6), st.integers(-1, 9) | st.floats() | ANY_JSON)
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "bytes": st.binary(max_size=300).map(lambda raw: Case(SOUND.config, raw)),
@@ -310,12 +313,13 @@ def differences(folder: Path) -> list[str]:
 
 def refusals(folder: Path) -> list[str]:
     """Why vLLM's own code between the folder and its tensors does not take the accepted adapter."""
-    path = str(folder)
     try:
-        helper = PEFTHelper.from_local_dir(path, None)
-        LoRAModel.from_local_checkpoint(
-            path, set(MODULES), peft_helper=helper, lora_model_id=1, device="cpu"
-        )
+        with sealed_copy(folder, None, LIMITS) as copy:  # as loads do
+            path = str(copy.folder)
+            helper = PEFTHelper.from_local_dir(path, None)
+            LoRAModel.from_local_checkpoint(
+                path, set(MODULES), peft_helper=helper, lora_model_id=1, device="cpu"
+            )
     except Exception as error:  # noqa: BLE001  # a finding, whatever it is
         return [f"vLLM raises {type(error).__name__}: {str(error)[:60]}"]
     return []

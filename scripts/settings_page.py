@@ -18,7 +18,13 @@ from chameleon_lora.policy.settings import Preset, preset
 from chameleon_lora.settings import Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
-TOML_TYPES = {int: "integer", float: "float", bool: "boolean", str: "string"}
+TOML_TYPES = {
+    int: "integer",
+    float: "float",
+    bool: "boolean",
+    str: "string",
+    tuple[str, ...]: "array of strings",
+}
 ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {5,}.+)*)", re.MULTILINE)
 TABLE_HEAD = ("| key | type | default | what it does |", "| --- | --- | --- | --- |")
 WORD = re.compile(r'^    \w+ = "([\w-]+)"(?:  # (.+))?$', re.MULTILINE)
@@ -170,6 +176,8 @@ def _toml(value: Any) -> str:
             return f'"{value.value}"'
         case bool():
             return str(value).lower()
+        case tuple():
+            return f"[{', '.join(map(_toml, value))}]"
         case str():
             return f'"{value}"'
         case _:

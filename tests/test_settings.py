@@ -73,8 +73,8 @@ def test_changes_are_laid_over_the_preset() -> None:
 
 def test_serving_is_its_own_table() -> None:
     """`serving` reaches the driver's settings, not the policy's."""
-    parsed = parse_settings({"serving": {"adapters": "/a", "trusts_hints": True}})
-    assert ServingSettings(adapters="/a", trusts_hints=True) == parsed.serving
+    parsed = parse_settings({"serving": {"adapters": "/a", "trusted_roots": ["/b"]}})
+    assert ServingSettings(adapters="/a", trusted_roots=("/b",)) == parsed.serving
     assert PolicySettings() == parsed.policy
 
 
@@ -162,6 +162,9 @@ def test_a_float_is_finite(value: float) -> None:
         ({"length": {"window": 0}}, ("'length'", "window is 0", "at least 1")),
         ({"size": {"input_weight": -1}}, ("'size'", "input_weight", "-1", "at least 0")),
         ({"serving": {"scan_s": 0.01}}, ("serving.scan_s is 0.01", "0.1 seconds or more")),
+        ({"serving": {"trusted_roots": ["/a", "b"]}}, ("serving.trusted_roots holds 'b'", "absolute paths")),
+        ({"serving": {"trusted_roots": "/a"}}, ("'serving.trusted_roots' is '/a'", "a list of values of type str")),
+        ({"serving": {"trusted_roots": [5]}}, ("'serving.trusted_roots' is [5]", "a list of values of type str")),
         ({"serving": {"slot_parts": 3}}, ("serving.slot_parts is 3", "1, 2, 4, 8 or 16")),
     ],
     ids=str,

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, EnumType
-from typing import Any, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -28,8 +29,12 @@ class ServingSettings:
 
     Attributes:
         adapters: folder whose sub-folders are served as adapters.
+        trusted_roots: folders besides, as absolute paths, that links in that folder may lead into: a hub's
+            cache, say, or where runs are saved. Whoever may write there is an author of adapters.
         scan_s: time between two looks at that folder.
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
+        serves_partial: serve an adapter although some of its weights find no layer of the model, with a
+            warning in the log, as vLLM does without one; else it is refused, with their names.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
@@ -47,8 +52,10 @@ class ServingSettings:
     """
 
     adapters: str | None = None
+    trusted_roots: tuple[str, ...] = ()
     scan_s: float = 1.0
     trusts_hints: bool = False
+    serves_partial: bool = False
     slot_parts: int = 4
     disk_cache_bytes: int = 1 << 30
     disk_cache_dir: str | None = None
@@ -59,6 +66,9 @@ class ServingSettings:
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
             raise ConfigError(f"serving.scan_s is {self.scan_s}; use 0.1 seconds or more")
+        for root in self.trusted_roots:
+            if not Path(root).is_absolute():
+                raise ConfigError(f"serving.trusted_roots holds {root!r}; use absolute paths")
         if self.slot_parts not in (1, 2, 4, 8, 16):
             raise ConfigError(f"serving.slot_parts is {self.slot_parts}; use 1, 2, 4, 8 or 16")
         if self.disk_cache_bytes < 0:
@@ -135,6 +145,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         if not choices:
             named = (get_args(kind) or (kind,))[
                 0
-            ]  # one that may be unset is told by what it is else
-            takes = f"it takes a value of type {getattr(named, '__name__', named)}"
+            ]  # one that may be unset is told by what else it is
+            of = "list of values" if get_origin(kind) is tuple else "value"
+            takes = f"it takes a {of} of type {getattr(named, '__name__', named)}"
         raise ConfigError(f"setting '{path}' is {value!r}; {takes}") from error

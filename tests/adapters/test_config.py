@@ -11,6 +11,7 @@ from chameleon_lora.adapters.config import (
     PeftConfig,
     parse_config,
     read_config_bytes,
+    without_expressions,
 )
 from chameleon_lora.errors import AdapterInvalidError
 
@@ -31,13 +32,13 @@ def read(folder: Path, raw: bytes) -> PeftConfig:
 
 def test_a_sound_configuration_is_read_in_full(tmp_path: Path) -> None:
     """Each field is the file's, and nothing is a problem."""
-    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, (), ())
+    expected = PeftConfig(4, 8.0, "tiny-llama", ("q_proj", "v_proj"), {}, {}, (), ())
     assert expected == read(tmp_path, json.dumps(SOUND).encode())
 
 
-@pytest.mark.parametrize("field", ["peft_type", "r", "lora_alpha", "target_modules"])
+@pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules"])
 def test_a_required_setting_may_not_be_missing(tmp_path: Path, field: str) -> None:
-    """vLLM needs r, lora_alpha and target_modules; peft_type says that it is LoRA at all."""
+    """vLLM needs r, lora_alpha and target_modules."""
     raw = json.dumps({key: value for key, value in SOUND.items() if key != field}).encode()
     (problem,) = read(tmp_path, raw).problems
     assert problem.startswith(f"{field} is ")
@@ -88,21 +89,24 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
     ("field", "value", "expected"),
     [
         ("peft_type", "LOHA", "peft_type is 'LOHA', only 'LORA'"),
-        ("peft_type", None, "peft_type is None"),
+        ("peft_type", ["LORA"], "peft_type is ['LORA']"),
         ("r", 0, "r is 0, it must be a whole number from 1 to 65536"),
         ("r", -4, "r is -4"),
         ("r", 65537, "r is 65537"),
         ("r", 10**4000, "r is 1000"),
         ("r", [4], "r is [4]"),
         ("r", "4", "r is '4'"),
-        ("r", 4.0, "r is 4.0"),
+        ("r", 4.5, "r is 4.5"),
+        ("r", -4.0, "r is -4.0"),
+        ("r", 1e300, "r is 1e+300"),
         ("r", True, "r is True"),
         ("lora_alpha", "8", "lora_alpha is '8', it must be a number"),
         ("lora_alpha", None, "lora_alpha is None"),
         ("lora_alpha", True, "lora_alpha is True"),
         ("lora_alpha", 10**400, "lora_alpha is 1000"),
         ("use_rslora", "false", "use_rslora is 'false', it must be true or false"),
-        ("use_rslora", 1, "use_rslora is 1"),
+        ("use_rslora", 2, "use_rslora is 2"),
+        ("use_rslora", [0], "use_rslora is [0]"),
         ("target_modules", {"a": 1}, "target_modules is {'a': 1}"),
         ("target_modules", ["q_proj", 3], "vLLM 0.32 needs a name or a list of printable"),
         ("target_modules", ["\ud800"], "target_modules is ['\\ud800']"),
@@ -112,8 +116,9 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
         ("bias", "all", "bias is 'all': vLLM 0.32 refuses all but 'none'"),
         ("bias", None, "bias is None"),
         ("lora_bias", True, "vLLM 0.32 refuses LoRA bias"),
-        ("modules_to_save", ["lm_head"], "modules_to_save is ['lm_head']: vLLM 0.32 refuses"),
-        ("modules_to_save", ["score"], "whole modules in a generating model"),
+        ("modules_to_save", ["lm_head"], "modules_to_save is ['lm_head']: vLLM 0.32 takes whole"),
+        ("modules_to_save", ["score", "lm_head"], "a list of classifier or score"),
+        ("modules_to_save", "score", "modules_to_save is 'score'"),
         ("init_lora_weights", "pissa", "init_lora_weights is 'pissa': vLLM 0.32 refuses"),
         ("alora_invocation_tokens", [1, 2], "refuses activated LoRA"),
         ("layer_replication", [[0, 2]], "refuses replicated layers"),
@@ -123,6 +128,7 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
         ("rank_pattern", ["q_proj"], "rank_pattern is ['q_proj']"),
         ("rank_pattern", {f"m{i}": i + 1 for i in range(300)}, "at most 256 different"),
         ("rank_pattern", {"q_proj": True}, "rank_pattern is {'q_proj': True}"),
+        ("rank_pattern", {"q_proj": 8.5}, "rank_pattern is {'q_proj': 8.5}"),
         ("rank_pattern", {"q_proj": 65537}, "rank_pattern is {'q_proj': 65537}"),
         ("alpha_pattern", {"q_proj": "x"}, "alpha_pattern is {'q_proj': 'x'}"),
         ("alpha_pattern", ["q_proj"], "alpha_pattern is ['q_proj']"),
@@ -135,6 +141,30 @@ def test_a_setting_that_cannot_be_served_is_a_problem(
     (problem,) = read(tmp_path, json.dumps({**SOUND, field: value}).encode()).problems
     assert expected in problem
     assert "way out: " in problem
+
+
+@pytest.mark.parametrize("kind", [None, "lora", "LORA"])
+def test_an_adapter_says_by_its_rank_that_it_is_one(tmp_path: Path, kind: str | None) -> None:
+    """vLLM goes by r, lora_alpha and target_modules; with one of them missing, nobody knows."""
+    fields: dict[str, object] = {**SOUND, "peft_type": kind}
+    assert () == read(tmp_path, json.dumps(fields).encode()).problems
+    if kind is None:
+        del fields["peft_type"]
+        assert () == read(tmp_path, json.dumps(fields).encode()).problems
+        del fields["lora_alpha"]
+        first, second = read(tmp_path, json.dumps(fields).encode()).problems
+        assert first.startswith("peft_type is None, only 'LORA'")
+        assert second.startswith("lora_alpha is None")
+
+
+def test_numbers_written_with_a_point_may_be_whole(tmp_path: Path) -> None:
+    """As exporters write them that go by way of floats; the engine is handed an int."""
+    fields = {**SOUND, "r": 8.0, "lora_alpha": 16.0, "rank_pattern": {"q_proj": 4.0}}
+    raw = json.dumps(fields).encode()
+    config = read(tmp_path, raw)
+    assert (8, {"q_proj": 4}, ()) == (config.r, config.rank_pattern, config.problems)
+    del fields["rank_pattern"]
+    assert b'"r": 8,' in without_expressions(json.dumps(fields).encode(), [])
 
 
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "EVA", "orthogonal", "lora_ga"])

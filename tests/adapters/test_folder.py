@@ -158,6 +158,20 @@ def test_a_link_out_of_the_root_has_no_path(root: Path, target: str) -> None:
     assert ("a", "b") == AdapterFolder(root).names()
 
 
+@pytest.mark.parametrize("trusted", ["runs", "runs/7", "way"])
+def test_a_link_into_a_trusted_root_is_an_adapter(root: Path, trusted: str) -> None:
+    """Below it or it itself, also where the trusted root is named by a link; no other link is."""
+    run = write(root.parent / "runs" / "7", CONFIG_NAME)
+    write(root.parent / "runs-of-others" / "7", CONFIG_NAME)
+    (root.parent / "way").symlink_to("runs")
+    (root / "prod").symlink_to(run)
+    (root / "other").symlink_to("../runs-of-others/7")
+    (root / "up").symlink_to("..")
+    folder = AdapterFolder(root, [str(root.parent / trusted)])
+    assert ("a", "b", "prod") == folder.names()
+    assert ("a", "b") == AdapterFolder(root).names()
+
+
 def test_a_root_that_is_a_link_is_followed(root: Path) -> None:
     """The operator's own link to the root is not an escape."""
     link = root.parent / "link"

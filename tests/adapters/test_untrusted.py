@@ -82,7 +82,19 @@ def test_a_link_out_of_the_root_is_not_followed(
         (inside / name).symlink_to(adapter / name)
     assert () == inspect_adapter(inside).problems
     with pytest.raises(AdapterInvalidError, match=f"{name} leads out of the folder of adapters"):
-        require_servable(inside, root=root)
+        require_servable(inside, roots=[root])
+
+
+def test_a_file_in_any_of_the_roots_is_read(adapter: Path, tmp_path: Path) -> None:
+    """One is enough, for each of the files."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (adapter / WEIGHTS_NAME).rename(elsewhere / "1")
+    (adapter / WEIGHTS_NAME).symlink_to(elsewhere / "1")
+    root = adapter.parent.resolve() / adapter.name
+    assert () == require_servable(adapter, roots=[root, elsewhere.resolve()]).problems
+    with pytest.raises(AdapterInvalidError, match=r"or name .* in serving\.trusted_roots"):
+        require_servable(adapter, roots=[root])
 
 
 def test_a_link_within_the_root_is_followed(adapter: Path) -> None:
@@ -92,7 +104,7 @@ def test_a_link_within_the_root_is_followed(adapter: Path) -> None:
     blobs.mkdir()
     (adapter / WEIGHTS_NAME).rename(blobs / "1")
     (adapter / WEIGHTS_NAME).symlink_to("../.blobs/1")
-    assert () == require_servable(adapter, root=root).problems
+    assert () == require_servable(adapter, roots=[root]).problems
 
 
 def test_a_link_in_a_circle_cannot_be_opened(adapter: Path) -> None:

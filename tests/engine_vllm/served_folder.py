@@ -60,8 +60,15 @@ class FakeLoraConfig:
 
 
 @dataclass
+class FakeModelConfig:
+    runner_type: str = "generate"
+    score_type: str = "bi-encoder"
+
+
+@dataclass
 class FakeConfig:
     lora_config: FakeLoraConfig = field(default_factory=FakeLoraConfig)
+    model_config: FakeModelConfig = field(default_factory=FakeModelConfig)
 
 
 @dataclass

@@ -3,13 +3,13 @@
     untrusted   bytes and JSON from files nobody vouches for, within caps
     config      adapter_config.json -> what it promises, and what vLLM would refuse
     header      a safetensors header -> the tensors it lists, proved against the file's size
-    patterns    which keys of rank_pattern and alpha_pattern are tried on module names
+    patterns    which key of rank_pattern and alpha_pattern means a module, in bounded time
     pairs       do the listed tensors make LoRA pairs of the promised rank?
     inspect     all of it for one folder: AdapterInfo, or an error a user can act on
     folder      a folder of adapters, served under their folder names
     make        random adapters for tests and measurements (needs numpy)
 
-`make` is not imported here: reading adapters needs the standard library alone.
+`make` is not imported here: reading adapters needs the standard library and RE2 alone.
 """
 
 from chameleon_lora.adapters.folder import AdapterFolder, is_name, leads_on

@@ -1,18 +1,19 @@
 """What adapter_config.json promises, and which of its settings vLLM would refuse.
 
 The rules are those of vLLM 0.32 (vllm/lora/peft_helper.py: required fields, positive ranks, refused
-PEFT features), told before the engine is asked. Stricter than vLLM in three points: peft_type must
-be LORA, values must have their type, and modules_to_save is refused altogether, for vLLM takes
-it for classification models alone. What the keys of a pattern may be is in `patterns`.
+PEFT features), told before the engine is asked. Stricter than vLLM in two points: peft_type, if it is
+there, must be LORA; and values must have their type (8.0 is a whole number, too). What the keys of a
+pattern may be is in `patterns`.
 """
 
+import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chameleon_lora.adapters.patterns import is_literal
+from chameleon_lora.adapters.patterns import exact_pattern, key_finder
 from chameleon_lora.adapters.untrusted import open_regular, parse_object, quoted, read_exactly
 from chameleon_lora.errors import AdapterInvalidError
 
@@ -24,13 +25,14 @@ MAX_RANK = 1 << 16
 _RETRAIN = "train or export it again without"
 _REFUSED_WHEN_SET = {
     "use_dora": ("DoRA", f"{_RETRAIN} use_dora, or merge it into the base model"),
-    "modules_to_save": ("whole modules in a generating model", f"{_RETRAIN} modules_to_save"),
     "lora_bias": ("LoRA bias", f"{_RETRAIN} lora_bias"),
     "alora_invocation_tokens": ("activated LoRA", f"{_RETRAIN} alora_invocation_tokens"),
     "layer_replication": ("replicated layers", f"{_RETRAIN} layer_replication"),
     "use_bdlora": ("block-diagonal LoRA", f"{_RETRAIN} use_bdlora"),
     "use_qalora": ("QALoRA", f"{_RETRAIN} use_qalora"),
 }
+_REQUIRED = frozenset({"r", "lora_alpha", "target_modules"})  # by them vLLM knows a LoRA adapter
+_HEADS = ("classifier", "score")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
@@ -41,7 +43,8 @@ class PeftConfig:
     Attributes:
         r: the rank of every module that `rank_pattern` does not name; 0 only with a problem.
         rank_pattern: module name or regular expression -> its own rank, first match wins.
-        alpha_keys: those of alpha_pattern, of the same kind.
+        alpha_pattern: the same for alpha.
+        heads: the whole modules that may be saved beside; PEFT names both kinds for any classifier.
         target_modules: one expression such as "all-linear" is a tuple of one.
     """
 
@@ -50,7 +53,8 @@ class PeftConfig:
     base_model: str | None
     target_modules: tuple[str, ...]
     rank_pattern: dict[str, int]
-    alpha_keys: tuple[str, ...]
+    alpha_pattern: dict[str, float]
+    heads: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -58,36 +62,20 @@ class PeftConfig:
         """The rank a slot needs to hold this adapter."""
         return max([self.r, *self.rank_pattern.values()])
 
-    def rank_finder(self) -> Callable[[str], frozenset[int]]:
-        """A function: module -> ranks it may have; one, or all if a pattern is an expression.
-
-        Expressions from a file are never run: a hostile one could run for hours.
-        """
-        default = frozenset({self.r})
-        declared = default.union(self.rank_pattern.values())
-        if not all(map(is_literal, self.rank_pattern)):
-            return lambda _module: declared
-        places = {key: place for place, key in enumerate(self.rank_pattern)}
-
-        def find(module: str) -> frozenset[int]:
-            parts = module.split(".")
-            endings = (".".join(parts[start:]) for start in range(len(parts)))
-            first = min(
-                (key for key in endings if key in places), key=places.__getitem__, default=None
-            )
-            return default if first is None else frozenset({self.rank_pattern[first]})
-
-        return find if places else lambda _module: default
+    def rank_finder(self) -> Callable[[str], int]:
+        """A function: module -> its rank. For patterns without problems."""
+        find, ranks = key_finder(tuple(self.rank_pattern)), self.rank_pattern
+        return lambda module: self.r if (key := find(module)) is None else ranks[key]
 
 
-def read_config_bytes(folder: Path, root: Path | None = None) -> bytes:
-    """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `root`, a file below it.
+def read_config_bytes(folder: Path, roots: Sequence[Path] = ()) -> bytes:
+    """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `roots`, a file below one.
 
     Raises:
-        AdapterInvalidError: it is missing, unreadable, outside the root or above the cap.
+        AdapterInvalidError: it is missing, unreadable, outside the roots or above the cap.
     """
     try:
-        with open_regular(folder / CONFIG_NAME, root) as file:
+        with open_regular(folder / CONFIG_NAME, roots) as file:
             raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
     except FileNotFoundError as error:
         raise AdapterInvalidError(
@@ -109,27 +97,44 @@ def parse_config(raw: bytes) -> PeftConfig:
         AdapterInvalidError: `raw` is not a JSON object.
     """
     fields = parse_object(raw, CONFIG_NAME)
-    r, alpha, pattern = fields.get("r"), fields.get("lora_alpha"), _rank_pattern(fields)
+    alpha = fields.get("lora_alpha")
     base_model = fields.get("base_model_name_or_path")
-    alphas = fields.get("alpha_pattern")
     return PeftConfig(
-        r=r if _is_rank(r) and isinstance(r, int) else 0,
+        r=_rank(fields.get("r")) or 0,
         alpha=float(alpha) if _is_number(alpha) and isinstance(alpha, int | float) else 0.0,
         base_model=base_model if _is_text(base_model) and isinstance(base_model, str) else None,
         target_modules=_names(fields.get("target_modules")) or (),
-        rank_pattern=pattern or {},
-        alpha_keys=tuple(alphas) if isinstance(alphas, dict) else (),
+        rank_pattern=_rank_pattern(fields) or {},
+        alpha_pattern=_alpha_pattern(fields) or {},
+        heads=_heads(fields) or (),
         problems=(*_broken_fields(fields), *_refused_features(fields)),
     )
 
 
+def without_expressions(raw: bytes, modules: Sequence[str]) -> bytes:
+    """A configuration that says the same of these modules, for whoever runs its expressions.
+
+    For one without problems; the bytes themselves if it has no patterns and its rank is an int.
+    """
+    config, fields = parse_config(raw), parse_object(raw, CONFIG_NAME)
+    if not config.rank_pattern and not config.alpha_pattern and type(fields["r"]) is int:
+        return raw
+    changed = {
+        "r": config.r,
+        "rank_pattern": exact_pattern(config.rank_pattern, modules),
+        "alpha_pattern": exact_pattern(config.alpha_pattern, modules),
+    }
+    return json.dumps(fields | changed).encode()
+
+
 def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
-    if fields.get("peft_type") != "LORA":
+    kind, is_told = fields.get("peft_type"), fields.keys() >= _REQUIRED
+    if not (kind is None and is_told) and not (isinstance(kind, str) and kind.upper() == "LORA"):
         yield (
-            f"peft_type is {quoted(fields.get('peft_type'))}, only 'LORA' can be served; "
+            f"peft_type is {quoted(kind)}, only 'LORA' can be served; "
             "way out: convert it to a LoRA adapter"
         )
-    if not _is_rank(fields.get("r")):
+    if _rank(fields.get("r")) is None:
         yield (
             f"r is {quoted(fields.get('r'))}, it must be a whole number from 1 to {MAX_RANK}; "
             f"way out: write the rank it was trained with into {CONFIG_NAME}"
@@ -150,12 +155,12 @@ def _broken_fields(fields: dict[str, object]) -> Iterator[str]:
             f"{MAX_DIFFERENT_RANKS} different whole numbers from 1 to {MAX_RANK}; "
             "way out: save the adapter again"
         )
-    if not isinstance(fields.get("use_rslora") or False, bool):
+    if (fields.get("use_rslora") or False) not in (False, True):  # and 1, as vLLM has it
         yield (
             f"use_rslora is {quoted(fields['use_rslora'])}, it must be true or false; "
             f"way out: write what it was trained with into {CONFIG_NAME}"
         )
-    if not _is_alpha_pattern(fields.get("alpha_pattern")):
+    if _alpha_pattern(fields) is None:
         yield (
             f"alpha_pattern is {quoted(fields['alpha_pattern'])}, it must map names to numbers; "
             "way out: save the adapter again"
@@ -166,6 +171,12 @@ def _refused_features(fields: dict[str, object]) -> Iterator[str]:
     for key, (feature, way_out) in _REFUSED_WHEN_SET.items():
         if fields.get(key):
             yield f"{key} is {quoted(fields[key])}: vLLM 0.32 refuses {feature}; way out: {way_out}"
+    if _heads(fields) is None:
+        yield (
+            f"modules_to_save is {quoted(fields['modules_to_save'])}: vLLM 0.32 takes whole modules for "
+            f"a classification's head alone, a list of {' or '.join(_HEADS)}; "
+            f"way out: {_RETRAIN} the others"
+        )
     if fields.get("bias", "none") != "none":
         yield (
             f"bias is {quoted(fields['bias'])}: vLLM 0.32 refuses all but 'none'; "
@@ -179,8 +190,11 @@ def _refused_features(fields: dict[str, object]) -> Iterator[str]:
         )
 
 
-def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_RANK
+def _rank(value: object) -> int | None:
+    """A rank, also one that is written as 8.0; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 and 0 < value <= MAX_RANK else None
 
 
 def _is_text(value: object) -> bool:
@@ -207,14 +221,22 @@ def _names(value: object) -> tuple[str, ...] | None:
     return None
 
 
+def _heads(fields: dict[str, object]) -> tuple[str, ...] | None:
+    value = fields.get("modules_to_save") or []
+    if not isinstance(value, list) or not all(name in _HEADS for name in value):
+        return None
+    return tuple(value)
+
+
 def _rank_pattern(fields: dict[str, object]) -> dict[str, int] | None:
     value = fields.get("rank_pattern") or {}
-    if not isinstance(value, dict) or not all(_is_rank(rank) for rank in value.values()):
+    if not isinstance(value, dict):
         return None
-    return value if len(set(value.values())) <= MAX_DIFFERENT_RANKS else None
+    ranks = {key: rank for key, text in value.items() if (rank := _rank(text)) is not None}
+    is_sound = len(ranks) == len(value) and len(set(ranks.values())) <= MAX_DIFFERENT_RANKS
+    return ranks if is_sound else None
 
 
-def _is_alpha_pattern(value: object) -> bool:
-    return not value or (
-        isinstance(value, dict) and all(_is_number(alpha) for alpha in value.values())
-    )
+def _alpha_pattern(fields: dict[str, object]) -> dict[str, float] | None:
+    value = fields.get("alpha_pattern") or {}
+    return value if isinstance(value, dict) and all(map(_is_number, value.values())) else None

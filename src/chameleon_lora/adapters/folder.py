@@ -4,6 +4,7 @@ Names are compared sign by sign, and nothing is normalised: a look-alike is anot
 """
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
@@ -16,11 +17,17 @@ MAX_NAME_BYTES = 255
 class AdapterFolder:
     """The adapters below one root. Holds nothing but the path: each answer is the disk's.
 
-    Invariant: no answer names a path whose real place is outside the root.
+    Invariant: no answer names a path whose real place is outside the root and the trusted roots.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, trusted: Sequence[str] = ()) -> None:
         self.root = root
+        self._trusted = trusted
+
+    @property
+    def real_roots(self) -> tuple[Path, ...]:
+        """Where files of adapters may really lie, whatever links led there."""
+        return self.root.resolve(), *(Path(root).resolve() for root in self._trusted)
 
     def names(self) -> tuple[str, ...]:
         """Every sub-folder that holds a configuration, sorted; hidden and unnameable ones not.
@@ -70,8 +77,9 @@ class AdapterFolder:
             ) from error
 
     def _holds(self, path: Path) -> bool:
-        root = self.root.resolve(strict=True)
-        return root in path.resolve(strict=True).parents
+        place = path.resolve(strict=True)
+        root, *trusted = self.real_roots
+        return root in place.parents or any(r in (place, *place.parents) for r in trusted)
 
 
 def is_name(name: str) -> bool:

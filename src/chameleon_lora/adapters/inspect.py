@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from chameleon_lora.adapters.header import (
     parse_header,
     read_header_bytes,
 )
-from chameleon_lora.adapters.pairs import lora_tensors, pair_problems
+from chameleon_lora.adapters.pairs import head_problems, lora_tensors, pair_problems
 from chameleon_lora.adapters.untrusted import is_folder, open_regular
 from chameleon_lora.errors import (
     AdapterInvalidError,
@@ -33,10 +34,12 @@ class AdapterLimits:
         max_rank: None for any rank.
         max_bytes: of the weights' file, whose bytes need not be there: a sparse file claims as many
             as it likes. None for any size.
+        has_head: its model classifies, so an adapter may bring a head of its own.
     """
 
     max_rank: int | None = None
     max_bytes: int | None = None
+    has_head: bool = True
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
@@ -91,7 +94,8 @@ _NO_CONFIG = PeftConfig(
     base_model=None,
     target_modules=(),
     rank_pattern={},
-    alpha_keys=(),
+    alpha_pattern={},
+    heads=(),
     problems=(),
 )
 
@@ -101,14 +105,14 @@ def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterI
 
     Reads the configuration and the safetensors header, never the weights.
     """
-    info, over = _inspect(path, limits, None)
+    info, over = _inspect(path, limits, ())
     return dataclasses.replace(info, problems=(*info.problems, *over))
 
 
 def require_servable(
-    path: Path, limits: AdapterLimits | None = None, root: Path | None = None
+    path: Path, limits: AdapterLimits | None = None, roots: Sequence[Path] = ()
 ) -> AdapterInfo:
-    """The adapter, which has no problems and is within the limits; read below `root` if there is one.
+    """The adapter, which has no problems and is within the limits; read below `roots` if there are any.
 
     Raises:
         AdapterNotFoundError: `path` is no folder.
@@ -117,7 +121,7 @@ def require_servable(
     """
     if not is_folder(path):
         raise AdapterNotFoundError(f"adapter {path.name!r}: {_no_folder(path)}")
-    info, over = _inspect(path, limits, root)
+    info, over = _inspect(path, limits, roots)
     if info.problems:
         raise AdapterInvalidError(f"adapter {info.name!r}: {' | '.join(info.problems)}")
     if over:
@@ -126,7 +130,7 @@ def require_servable(
 
 
 def _inspect(
-    path: Path, limits: AdapterLimits | None, root: Path | None
+    path: Path, limits: AdapterLimits | None, roots: Sequence[Path]
 ) -> tuple[AdapterInfo, list[str]]:
     """The adapter with its problems, and which limits it is above."""
     if not is_folder(path):
@@ -134,11 +138,13 @@ def _inspect(
     raw, config = b"", _NO_CONFIG
     problems: tuple[str, ...] = ()
     try:
-        raw = read_config_bytes(path, root)
+        raw = read_config_bytes(path, roots)
         config = parse_config(raw)
     except AdapterInvalidError as error:
         problems = (str(error),)
-    found = _read_weights(path, root)
+    found = _read_weights(path, roots)
+    if limits is not None and not limits.has_head:
+        problems = (*problems, *head_problems(found.tensors, config))
     weights = _Weights(found.tensors, found.identity, problems + found.problems)
     file_bytes = sum(entry.nbytes for entry in found.tensors)
     over = _over_limits(config.max_rank, file_bytes, limits)
@@ -175,10 +181,10 @@ def _stamp(status: os.stat_result) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()
 
 
-def _read_weights(folder: Path, root: Path | None) -> _Weights:
+def _read_weights(folder: Path, roots: Sequence[Path]) -> _Weights:
     identity: tuple[bytes, ...] = ()
     try:
-        with open_regular(folder / WEIGHTS_NAME, root) as file:
+        with open_regular(folder / WEIGHTS_NAME, roots) as file:
             status = os.fstat(file.fileno())
             identity = (_stamp(status),)
             raw = read_header_bytes(file)

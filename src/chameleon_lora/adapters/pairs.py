@@ -4,7 +4,9 @@ A pair is A (rank, inputs) and B (outputs, rank). One line a kind of fault, with
 and the count: a hostile file gets no page of its own.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 from chameleon_lora.adapters.config import PeftConfig
 from chameleon_lora.adapters.header import TensorEntry
@@ -14,6 +16,7 @@ from chameleon_lora.adapters.untrusted import quoted
 _PREFIX = "base_model.model."
 _A_ENDINGS = (".lora_A.weight", ".lora_embedding_A")
 _B_ENDINGS = (".lora_B.weight", ".lora_embedding_B")
+_NAMED = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$|(\.lora_embedding_[AB])\.[^.]+$")
 _SKIPPED_ENDINGS = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 _FUSED_EXPERTS = {".experts.base_layer": ".experts.gate_up_proj", ".experts": ".experts.down_proj"}
 
@@ -27,21 +30,38 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
     """What is wrong with the tensors as LoRA weights, one line a kind of fault."""
     a_sides = {_module(t.name, _A_ENDINGS): t for t in tensors if t.name.endswith(_A_ENDINGS)}
     b_sides = {_module(t.name, _B_ENDINGS): t for t in tensors if t.name.endswith(_B_ENDINGS)}
+    named = [entry.name for entry in tensors if _NAMED.search(entry.name)]
+    if named:
+        return (_named(named),)
     if not a_sides and not b_sides:
+        found = f", but {_first_of([t.name for t in tensors])}" if tensors else ""
         return (
-            "the weights hold no LoRA tensors; way out: save the adapter with PEFT's "
+            f"the weights hold no LoRA tensors{found}; way out: save the adapter with PEFT's "
             "save_pretrained, not the base model",
         )
-    modules = [_pattern_name(name) for name in {**a_sides, **b_sides}]
+    modules = pattern_names(tensors)
+    patterns = (
+        *pattern_problems("rank_pattern", config.rank_pattern, modules),
+        *pattern_problems("alpha_pattern", config.alpha_pattern, modules),
+    )
+    if not patterns and config.r:  # a configuration without a rank is its own problem
+        rank_of = functools.cache(config.rank_finder())
+        patterns = (
+            *_wrong_rank(a_sides, rank_of, "lora_A", rank_dimension=0),
+            *_wrong_rank(b_sides, rank_of, "lora_B", rank_dimension=1),
+        )
     return (
-        *pattern_problems("rank_pattern", tuple(config.rank_pattern), modules),
-        *pattern_problems("alpha_pattern", config.alpha_keys, modules),
-        *_alien(tensors),
+        *_alien(tensors, config),
         *_one_sided(a_sides, b_sides),
         *_not_float(lora_tensors(tensors)),
-        *_wrong_rank(a_sides, config, "lora_A", rank_dimension=0),
-        *_wrong_rank(b_sides, config, "lora_B", rank_dimension=1),
+        *patterns,
     )
+
+
+def pattern_names(tensors: Sequence[TensorEntry]) -> list[str]:
+    """The modules that have LoRA tensors, by the names that patterns are about."""
+    modules = (_module(t.name, _A_ENDINGS + _B_ENDINGS) for t in lora_tensors(tensors))
+    return list(dict.fromkeys(map(_pattern_name, modules)))
 
 
 def _module(name: str, endings: tuple[str, ...]) -> str:
@@ -50,9 +70,34 @@ def _module(name: str, endings: tuple[str, ...]) -> str:
     return name.removeprefix(_PREFIX)
 
 
-def _alien(tensors: Sequence[TensorEntry]) -> Iterator[str]:
+def _named(names: Sequence[str]) -> str:
+    """The fault of weights that were saved from PEFT's memory, not by its save_pretrained."""
+    right = _NAMED.sub(lambda match: "".join(match.groups("")), names[0])
+    return (
+        f"tensor {_first_of(names)} has an adapter's name in its own; way out: save the adapter with "
+        f"PEFT's save_pretrained, or write the file anew with such names as {quoted(right)}"
+    )
+
+
+def head_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterator[str]:
+    """What is wrong with them for an engine whose model does not classify; at most one line."""
+    names = [entry.name for entry in tensors if _is_head(entry.name, config)]
+    if names:
+        yield (
+            f"tensor {_first_of(names)} is the head of a classifier, and this engine can take none: its "
+            "model does not classify, or its vLLM is too old; way out: serve the classifier it was "
+            "trained on (--runner pooling, where vLLM does not choose that itself)"
+        )
+
+
+def _is_head(name: str, config: PeftConfig) -> bool:
+    *_, module, kind = ("", *name.split("."))
+    return module in config.heads and kind in ("weight", "bias")
+
+
+def _alien(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterator[str]:
     known = _A_ENDINGS + _B_ENDINGS + _SKIPPED_ENDINGS
-    names = [entry.name for entry in tensors if not entry.name.endswith(known)]
+    names = [t.name for t in tensors if not t.name.endswith(known) and not _is_head(t.name, config)]
     if names:
         yield (
             f"tensor {_first_of(names)} is no LoRA weight that vLLM 0.32 loads; "
@@ -76,31 +121,26 @@ def _not_float(tensors: Sequence[TensorEntry]) -> Iterator[str]:
 
 
 def _wrong_rank(
-    sides: dict[str, TensorEntry], config: PeftConfig, side: str, rank_dimension: int
+    sides: dict[str, TensorEntry], rank_of: Callable[[str], int], side: str, rank_dimension: int
 ) -> Iterator[str]:
-    """Nothing for a configuration without a rank: that is its own problem."""
-    if config.r == 0:
-        return
-    ranks_of = config.rank_finder()
     wrong = [
         name
         for name, entry in sides.items()
         if len(entry.shape) != 2
-        or not _fits(name, entry.shape[rank_dimension], ranks_of(_pattern_name(name)))
+        or not _fits(name, entry.shape[rank_dimension], rank_of(_pattern_name(name)))
     ]
     if wrong:
-        ranks = sorted(ranks_of(_pattern_name(wrong[0])))
         yield (
             f"{side} of module {_first_of(wrong)} has shape {list(sides[wrong[0]].shape)}, the "
-            f"configuration promises rank {' or '.join(map(str, ranks[:8]))}; "
+            f"configuration promises rank {rank_of(_pattern_name(wrong[0]))}; "
             "way out: copy the adapter_config.json that was saved with these weights"
         )
 
 
-def _fits(module: str, size: int, ranks: frozenset[int]) -> bool:
+def _fits(module: str, size: int, rank: int) -> bool:
     if module.endswith(tuple(_FUSED_EXPERTS)):  # PEFT stacks the experts along the rank
-        return size > 0 and any(size % rank == 0 for rank in ranks)
-    return size in ranks
+        return size > 0 and size % rank == 0
+    return size == rank
 
 
 def _pattern_name(module: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import reprlib
 import stat
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,14 +12,14 @@ from typing import BinaryIO
 from chameleon_lora.errors import AdapterInvalidError
 
 
-def open_regular(path: Path, root: Path | None = None) -> AbstractContextManager[BinaryIO]:
+def open_regular(path: Path, roots: Sequence[Path] = ()) -> AbstractContextManager[BinaryIO]:
     """Open a regular file for reading, unbuffered; a pipe or a device is not opened, or never waits.
 
-    With `root`, a real path, the file that was opened lies below it, whatever links led there.
+    With `roots`, real paths, the file that was opened lies below one, whatever links led there.
 
     Raises:
         FileNotFoundError: nothing has that name.
-        AdapterInvalidError: it cannot be opened, is not a regular file, or lies outside the root.
+        AdapterInvalidError: it cannot be opened, is not a regular file, or lies outside the roots.
     """
     try:
         _require_regular(path.stat().st_mode, path)  # opening alone can set off a device
@@ -32,7 +33,7 @@ def open_regular(path: Path, root: Path | None = None) -> AbstractContextManager
         ) from error
     try:
         _require_regular(os.fstat(descriptor).st_mode, path)  # it may be another file by now
-        _require_inside(descriptor, path, root)
+        _require_inside(descriptor, path, roots)
     except AdapterInvalidError:
         os.close(descriptor)
         raise
@@ -100,12 +101,13 @@ def _require_regular(mode: int, path: Path) -> None:
         )
 
 
-def _require_inside(descriptor: int, path: Path, root: Path | None) -> None:
+def _require_inside(descriptor: int, path: Path, roots: Sequence[Path]) -> None:
     """Asks the kernel where the open file is: a link may have changed since its name was read."""
-    if root is not None and root not in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
+    place = Path(f"/proc/self/fd/{descriptor}").readlink()
+    if roots and not any(root in place.parents for root in roots):
         raise AdapterInvalidError(
-            f"{path.name} leads out of the folder of adapters; "
-            "way out: put a copy of the file itself there"
+            f"{path.name} leads out of the folder of adapters; way out: put a copy of the file itself "
+            "there, or name the folder it lies in in serving.trusted_roots"
         )
 
 

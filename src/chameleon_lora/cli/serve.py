@@ -91,7 +91,7 @@ def vllm_arguments(args: argparse.Namespace) -> list[str]:
                 "another with --adapters"
             )
         settings.setdefault("serving", {})["adapters"] = str(adapters.absolute())
-        lora = _lora_flags(adapters, rest)
+        lora = _lora_flags(AdapterFolder(adapters, serving.trusted_roots), rest)
     extra, rest = _take_additional_config(rest)
     config = json.dumps({**extra, "chameleon": settings})
     return [
@@ -168,12 +168,11 @@ def allow_plugin() -> None:
         os.environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}" if allowed else PLUGIN
 
 
-def _lora_flags(adapters: Path, rest: Sequence[str]) -> list[str]:
+def _lora_flags(folder: AdapterFolder, rest: Sequence[str]) -> list[str]:
     """LoRA on, and slots wide enough for the adapters that are there, unless the user says so."""
     flags = [] if _has(rest, "--enable-lora") else ["--enable-lora"]
     if not _has(rest, "--max-lora-rank"):
-        folder = AdapterFolder(adapters)
-        largest = max((_rank(adapters / name) for name in folder.names()), default=0)
+        largest = max((_rank(folder.root / name) for name in folder.names()), default=0)
         flags += ["--max-lora-rank", str(fitting_rank(largest))]
     return flags
 

@@ -211,6 +211,7 @@ WORKERS = (
         _WORKER, "vllm.lora.model_manager", "LRUCacheLoRAModelManager", "_create_merged_loras_inplace",
         "_get_lora_layer_weights", "set_adapter_mapping", "lora_index_to_id", "_active_adapters",
         "_registered_adapters", "_last_mapping", "_deactivate_adapter", "punica_wrapper_mapping",
+        "packed_modules", "packed_modules_mapping", "is_pooling_model",
     ),
     *_each(
         _WORKER, "vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU", "_apply_shrink", "_apply_expand",

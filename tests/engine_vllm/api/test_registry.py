@@ -1,11 +1,15 @@
 """A folder of adapters, offered to an engine and its clients as it changes."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, require_name
@@ -106,6 +110,46 @@ def test_a_broken_adapter_is_refused_with_its_reason(served: ServedFolder) -> No
     assert ["b"] == list(served.models.lora_requests)
     assert ["a"] == list(served.registry.refused)
     assert served.registry.refused["a"].startswith("adapter 'a': ")
+
+
+def test_a_hubs_cache_is_served_where_it_is_trusted(served: ServedFolder, tmp_path: Path) -> None:
+    """As Hugging Face lays it out: a link to a snapshot, whose files are links to blobs."""
+    hub = tmp_path / "hub" / "models--org--ad"
+    snapshot = hub / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (served.root / "a" / name).rename(hub / f"{name}.blob")
+        (snapshot / name).symlink_to(f"../../{name}.blob")
+        (served.root / "a" / name).symlink_to(snapshot / name)
+    (served.root / "linked").symlink_to(snapshot)
+    served.refresh_all()
+    assert ["b"] == list(served.models.lora_requests)
+    assert "leads out of the folder of adapters" in served.registry.refused["a"]
+    trusting = AdapterFolder(served.root, [str(tmp_path / "hub")])
+    served.registry = AdapterRegistry(served.models, trusting, NEVER_S)
+    served.refresh_all()
+    assert {"a", "b", "linked"} == set(served.models.lora_requests)
+    assert {} == served.registry.refused
+
+
+def test_a_classifiers_head_is_refused_by_an_engine_that_generates(served: ServedFolder) -> None:
+    """And by one that embeds; one that classifies takes it."""
+    config = json.loads((served.root / "a" / CONFIG_NAME).read_text())
+    (served.root / "a" / CONFIG_NAME).write_text(
+        json.dumps({**config, "modules_to_save": ["score"]})
+    )
+    file = served.root / "a" / WEIGHTS_NAME
+    save_file({**load_file(file), "base_model.model.score.weight": np.ones((2, 8))}, file)
+    model = served.models.engine_client.vllm_config.model_config
+    for runner, score in (("generate", "cross-encoder"), ("pooling", "bi-encoder")):
+        model.runner_type, model.score_type = runner, score
+        served.registry = AdapterRegistry(served.models, AdapterFolder(served.root), NEVER_S)
+        served.refresh_all()
+        assert "is the head of a classifier" in served.registry.refused["a"]
+    model.score_type = "cross-encoder"
+    served.registry = AdapterRegistry(served.models, AdapterFolder(served.root), NEVER_S)
+    served.refresh_all()
+    assert {} == served.registry.refused
 
 
 def test_a_rank_above_the_engines_is_refused_with_both_numbers(served: ServedFolder) -> None:

@@ -1,5 +1,6 @@
 """What is loaded is what was checked, whatever becomes of the files, and nothing is ever unpickled."""
 
+import json
 import os
 import pickle
 import re
@@ -102,6 +103,25 @@ def test_the_copy_is_the_adapter_and_goes(adapter: Path) -> None:
         assert adapter.name == copy.name
     assert not copy.exists()
     assert before == open_files()
+
+
+def test_the_engine_is_handed_names_for_expressions(adapter: Path) -> None:
+    """vLLM's own reader finds the same rank and scaling, and has no expression of the file to run."""
+    helper = pytest.importorskip("vllm.lora.peft_helper").PEFTHelper
+    if not hasattr(helper, "get_rank_and_scaling"):
+        pytest.skip("this vLLM reads no patterns")
+    fields = json.loads((adapter / CONFIG_NAME).read_bytes())
+    hostile = r"((\w|\.)+)+!"
+    fields["rank_pattern"] = {hostile: 4, r".*\.layers\.(0|3)\..*(q_proj|k_proj)$": 2} | {
+        f"layers.{n}.q_proj": 4 for n in range(600)
+    }
+    fields["alpha_pattern"] = {r"(?:layers\.\d{1,2}\.).*": 6.5}
+    fields["r"] = 4
+    (adapter / CONFIG_NAME).write_text(json.dumps(fields))
+    with sealed_copy(adapter, require_servable(adapter).fingerprint, ANY) as sealed:
+        read = helper.from_local_dir(str(sealed.folder), 64)
+    assert 1 == len(read.rank_pattern) == len(read.alpha_pattern)
+    assert (2, 6.5 / 2) == read.get_rank_and_scaling("model.layers.0.self_attn.q_proj")
 
 
 def test_the_copy_survives_what_happens_to_the_files(adapter: Path) -> None:
@@ -298,6 +318,13 @@ class FilesOnly:
     def __init__(self) -> None:
         self._adapter_manager = self
         self.modules: dict[str, Any] = {}
+        self.packed_modules = self.packed_modules_mapping = self.modules
+        self.is_pooling_model = False
+        self.model = self
+
+    def named_modules(self, **_: bool) -> list[tuple[str, Any]]:
+        """None."""
+        return []
 
     def _load_adapter(self, request: Any) -> Any:
         from vllm.lora.lora_model import LoRAModel
@@ -339,7 +366,7 @@ def test_no_pickle_is_opened_on_any_path(
         plant()
     watch.opened.clear()
     with pytest.raises(AdapterError):  # "beside" ends where no layer of the model is found
-        VllmReader(manager, None).read_files(command)
+        VllmReader(manager, None, serves_partial=True).read_files(command)
     assert [] == watch.unpickled
     planted = {str(adapter / name) for name in ("adapter_model.bin", "adapter_model.pt")}
     written = planted if moment == "swapped during the copy" else set()

@@ -141,6 +141,46 @@ def test_a_broken_adapter_is_an_answer(
         adapters.poll_acks()
 
 
+def renamed(folder: Path, chosen: str) -> Path:
+    """The adapter, after modules whose name holds `chosen` got another wrapper's prefix."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    wrapped = {
+        n: n.replace("model.layers", "model.text.layers") if chosen in n else n for n in tensors
+    }
+    save_file({wrapped[name]: tensor for name, tensor in tensors.items()}, file)
+    return folder
+
+
+@pytest.mark.parametrize(("chosen", "more"), [(".v_proj", 1), ("layers.1", 6)])
+def test_an_adapter_that_fits_in_part_is_refused(
+    adapters: WorkerAdapters, make_adapter: Any, chosen: str, more: int
+) -> None:
+    """Its answers would be neither the base model's nor the adapter's; the first module is named."""
+    adapters.execute([load(1, renamed(make_adapter(1), chosen)), load(2, make_adapter(2))])
+    (failed,) = acks_of(adapters, LoadFailed)
+    assert "its weights for 'model.text.layers." in failed.reason
+    assert f"(and {more} more) find no layer of this model; way out: " in failed.reason
+
+
+def test_an_adapter_that_fits_in_part_is_served_if_the_operator_says_so(
+    manager: Any, make_adapter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning; one that fits nowhere is refused even so."""
+    manager.adapters.close()
+    serving = ServingSettings(serves_partial=True)
+    made = manager.adapters = make_worker_adapters(manager, CELLS, serving)
+    made.execute(
+        [load(1, renamed(make_adapter(1), ".v_proj")), load(2, renamed(make_adapter(2), ""))]
+    )
+    (failed,) = acks_of(made, LoadFailed)
+    assert "it has no LoRA weights for any layer of this model" in failed.reason
+    assert {1} == made.host_ids
+    assert "Adapter 'adapter-1': 2 of its modules change nothing here" in caplog.text
+
+
 def test_a_drop_frees_copy_and_slot(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:

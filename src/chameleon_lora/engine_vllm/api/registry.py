@@ -8,7 +8,6 @@ import logging
 import weakref
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import (
@@ -43,8 +42,10 @@ class AdapterRegistry:
     def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
         self._models = models
         self._engine = models.engine_client.engine_core
-        max_rank = models.engine_client.vllm_config.lora_config.max_lora_rank
-        self._limits = AdapterLimits(max_rank, largest_bytes())
+        config = models.engine_client.vllm_config
+        self._limits = AdapterLimits(
+            config.lora_config.max_lora_rank, largest_bytes(), has_head(config.model_config)
+        )
         self._folder = folder
         self._scan_s = scan_s
         self._stamps: dict[str, str] = {}
@@ -93,7 +94,7 @@ class AdapterRegistry:
             return
         self.refused.pop(name, None)  # half a folder, or none
         if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_folders, self._folder.root, [name], self._limits)
+            found = await asyncio.to_thread(_check_folders, self._folder, [name], self._limits)
             if isinstance(found[name], AdapterError):
                 self.refused[name] = str(found[name])
 
@@ -132,7 +133,7 @@ class AdapterRegistry:
         if not names:
             return
         root = self._folder.root  # type: ignore[union-attr]
-        checked = await asyncio.to_thread(_check_folders, root, names, self._limits)
+        checked = await asyncio.to_thread(_check_folders, self._folder, names, self._limits)  # type: ignore[arg-type]
         good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
         for name, found in checked.items():
             self.refused.pop(name, None)
@@ -174,6 +175,12 @@ class AdapterRegistry:
         return is_shadowed
 
 
+def has_head(model_config: Any) -> bool:
+    """Whether the model is a classifier, whose head an adapter may replace; as vLLM decides it."""
+    score_type = getattr(model_config, "score_type", None)  # vLLM 0.26 replaces no heads
+    return bool(model_config.runner_type == "pooling" and score_type == "cross-encoder")
+
+
 def require_name(name: str) -> None:
     """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
 
@@ -196,13 +203,13 @@ def _check(path: str, limits: AdapterLimits) -> AdapterInfo:
 
 
 def _check_folders(
-    root: Path, names: Iterable[str], limits: AdapterLimits
+    folder: AdapterFolder, names: Iterable[str], limits: AdapterLimits
 ) -> dict[str, AdapterInfo | AdapterError]:
     found: dict[str, AdapterInfo | AdapterError] = {}
-    real_root = root.resolve()
+    roots = folder.real_roots
     for name in names:
         try:
-            found[name] = require_servable(root / name, limits, real_root)
+            found[name] = require_servable(folder.root / name, limits, roots)
         except AdapterError as error:
             found[name] = error
     return found

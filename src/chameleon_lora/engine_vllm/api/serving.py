@@ -45,7 +45,8 @@ def with_registry(stock: Any) -> Any:
         if not is_ours(config):
             return
         serving = settings_of(config).serving
-        folder = AdapterFolder(Path(serving.adapters).absolute()) if serving.adapters else None
+        root = Path(serving.adapters).absolute() if serving.adapters else None
+        folder = AdapterFolder(root, serving.trusted_roots) if root else None
         if config.lora_config is not None:
             registry = AdapterRegistry(models, folder, serving.scan_s)
             models.lora_resolver_lock = NameLocks()

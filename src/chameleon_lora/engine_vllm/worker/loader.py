@@ -18,6 +18,7 @@ from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import LoadAdapter
 from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
+from chameleon_lora.engine_vllm.worker.model_fit import require_fit
 from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, PackedAdapter, Piece, pack
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
 from chameleon_lora.errors import AdapterError
@@ -211,8 +212,11 @@ class VllmReader:
     vLLM's load and merge only read the manager, so the thread may use them beside running steps.
     """
 
-    def __init__(self, worker_manager: Any, disk_cache: DiskCache | None) -> None:
+    def __init__(
+        self, worker_manager: Any, disk_cache: DiskCache | None, *, serves_partial: bool = False
+    ) -> None:
         self._worker_manager = worker_manager
+        self._serves_partial = serves_partial
         self._disk_cache = disk_cache
         self._limits = AdapterLimits(max_bytes=largest_bytes())
         self._geometries: dict[tuple[Piece, ...], tuple[Piece, ...]] = {}
@@ -234,6 +238,9 @@ class VllmReader:
             request = LoRARequest(command.name, command.adapter_id, str(copy.folder), **fused)
             lora_model = self._worker_manager._load_adapter(request)
             adapter_manager = self._worker_manager._adapter_manager
+            require_fit(
+                adapter_manager, lora_model, command.name, serves_partial=self._serves_partial
+            )
             adapter_manager._create_merged_loras_inplace(lora_model)
             host_copy = pack(adapter_manager, lora_model)
         return ReadAdapter(self._with_shared_geometry(host_copy), copy.fingerprint)

@@ -84,7 +84,7 @@ def make_worker_adapters(
         if serving.disk_cache_bytes
         else None
     )
-    reader = VllmReader(worker_manager, disk_cache)
+    reader = VllmReader(worker_manager, disk_cache, serves_partial=serving.serves_partial)
     device = DeviceStore(
         copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
     )

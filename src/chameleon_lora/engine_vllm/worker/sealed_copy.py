@@ -3,7 +3,8 @@
 vLLM opens an adapter's files by path, after our check, and maps the weights into memory. Files that
 change in between would be loaded unchecked, and a file cut short while it is mapped ends the whole
 process. So each load copies both files into memory that nobody can write to, checks the copy, and
-shows vLLM a folder that holds the copy and nothing else: no pickle, no pipe, no link.
+shows vLLM a folder that holds the copy and nothing else: no pickle, no pipe, no link. Expressions of
+the configuration, which vLLM would run, are names there (`patterns`).
 """
 
 import fcntl
@@ -17,9 +18,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from chameleon_lora.adapters import AdapterLimits, require_servable
-from chameleon_lora.adapters.config import CONFIG_NAME, read_config_bytes
-from chameleon_lora.adapters.header import MAX_HEADER_BYTES, WEIGHTS_NAME, read_header_bytes
+from chameleon_lora.adapters.config import CONFIG_NAME, read_config_bytes, without_expressions
+from chameleon_lora.adapters.header import (
+    MAX_HEADER_BYTES,
+    WEIGHTS_NAME,
+    parse_header,
+    read_header_bytes,
+)
 from chameleon_lora.adapters.inspect import fingerprint_of
+from chameleon_lora.adapters.pairs import pattern_names
 from chameleon_lora.adapters.untrusted import open_regular
 from chameleon_lora.errors import AdapterInvalidError
 
@@ -76,6 +83,8 @@ def sealed_copy(
         (private / CONFIG_NAME).write_bytes(raw_config)
         (private / WEIGHTS_NAME).symlink_to(f"/proc/self/fd/{copy.fileno()}")
         require_servable(private, limits)
+        modules = pattern_names(parse_header(raw_header, before.st_size - 8 - len(raw_header)))
+        (private / CONFIG_NAME).write_bytes(without_expressions(raw_config, modules))
         yield SealedCopy(private, found)
 
 
