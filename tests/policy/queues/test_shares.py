@@ -176,3 +176,18 @@ def test_what_is_given_back_is_what_was_charged() -> None:
     shares.charge(heavy, 20)
     shares.give_back(heavy, 20)
     assert 25.0 == shares.had(heavy)
+
+
+def test_turns_are_taken_where_there_are_fewer_seats_than_sizes() -> None:
+    """With one seat there is one lane: another's quota would be none, and its tenant last."""
+    settings = PolicySettings(lanes=LaneSettings(first_after=16))
+    model = EngineModel(settings, ONE_SEAT)
+    for number in range(16):
+        tokens = 10 + 190 * (number % 2)
+        model.arrive(Request(RequestId(f"w{number}"), None, tokens, tokens, tokens), tokens)
+    model.run_until_idle()
+    model.plans.clear()
+    for number in range(12):
+        model.arrive(ask(f"b{number}", BULK), 10)
+    model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
+    assert order_of(model).index("s") < 3

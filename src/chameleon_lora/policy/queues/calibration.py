@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.queues.clusters import ClusterSettings, cutoffs, lane_of
@@ -56,6 +56,10 @@ class Calibration:
     def __init__(self, settings: LaneSettings, total: Quota) -> None:
         self._settings = settings
         self._total = total if settings.has_quotas else UNBOUNDED
+        most = min(
+            settings.cluster.max_lanes, self._total.seats
+        )  # one without a seat admits nobody
+        self._cluster = replace(settings.cluster, max_lanes=most)
         self._arrivals: deque[tuple[float, float, int]] = deque(maxlen=4 * CLUSTERED)
         self._durations: deque[tuple[float, float]] = deque(maxlen=4 * CLUSTERED)
         self._seen = 0
@@ -78,7 +82,7 @@ class Calibration:
 
     def is_due(self, now_s: float) -> bool:
         """True when the lanes are to be cut anew."""
-        if self._next_s is None or self._settings.cluster.max_lanes == 1:
+        if self._next_s is None or self._cluster.max_lanes == 1:
             return False
         return now_s >= self._next_s or self._seen >= self._next_count
 
@@ -93,7 +97,7 @@ class Calibration:
             self._next_count = 2 * self._seen
         arrivals = list(self._arrivals)
         step = -(-len(arrivals) // CLUSTERED)
-        edges = cutoffs([size for _, size, _ in arrivals[::step]], self._settings.cluster)
+        edges = cutoffs([size for _, size, _ in arrivals[::step]], self._cluster)
         loads = [self._load(lane, edges, now_s) for lane in range(len(edges) + 1)]
         self.cut = LaneCut(edges, self._quotas(loads))
         return self.cut

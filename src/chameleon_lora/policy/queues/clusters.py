@@ -28,7 +28,8 @@ class ClusterSettings:
     """How many lanes there may be and when one more is worth it.
 
     Attributes:
-        max_lanes: the most lanes there may be, >= 1; 1 makes the scheduler first-come first-served.
+        max_lanes: the most lanes there may be, >= 1; 1 makes the scheduler first-come first-served. With
+            quotas there are no more than the engine has seats.
         elbow_share: share of WCSS(1), within 0..1, that a further lane must take away (ELBOW).
 
     Raises:
