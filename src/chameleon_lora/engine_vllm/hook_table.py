@@ -81,7 +81,7 @@ CLI_ENV_SETUP = Hook(
 LAUNCHER = (
     CLI_ENV_SETUP,
     Hook(Part.LAUNCHER, "vllm.entrypoints.cli.serve", "cmd_init"),
-    Hook(Part.LAUNCHER, "vllm.utils.argparse_utils", "FlexibleArgumentParser"),
+    Hook(Part.LAUNCHER, "vllm.utils.argparse_utils", "FlexibleArgumentParser.load_config_file"),
 )
 
 # No resolver in LoRAResolverRegistry can do this: vLLM asks them only where clients may load adapters,

@@ -97,4 +97,4 @@ def test_a_command_line_of_other_pieces_is_told(monkeypatch: pytest.MonkeyPatch)
     api_utils = pytest.importorskip("vllm.entrypoints.serve.utils.api_utils")
     monkeypatch.delattr(api_utils, "cli_env_setup")
     with pytest.raises(UnsupportedEngineError, match=r"lacks .*cli_env_setup\. "):
-        serve(["model"])
+        serve(["model"], str)
