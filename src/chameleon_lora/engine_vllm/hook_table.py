@@ -149,7 +149,10 @@ TENANTS = (
 
 # The scheduler is chosen by --scheduler-cls. What an engine can be asked are its methods, by name.
 ENGINE_CORE = (
-    Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.announcing", ("lora_request",)),
+    Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.adding", ("lora_request",)),
+    Hook(_CORE, _ENGINE, "EngineCore.remove_lora", "core.utilities.removing", ("lora_id",)),
+    Hook(_CORE, _ENGINE, "EngineCore.list_loras", "core.utilities.listing"),
+    Hook(_CORE, _ENGINE, "EngineCore.pin_lora", "core.utilities.pinning", ("lora_id",)),
     Hook(_CORE, _ENGINE, f"EngineCore.{ANNOUNCE}", "core.utilities.announce", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{WITHDRAW}", "core.utilities.withdraw", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{PIN}", "core.utilities.pin", is_new=True),

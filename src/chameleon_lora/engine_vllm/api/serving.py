@@ -100,7 +100,7 @@ def publishing(stock: Any) -> Any:
         info = _CHECKED.get() or await registry.check(lora_request.lora_path)
         is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
         await registry.publish(lora_request.lora_name, lora_request.lora_path, info, is_3d=is_3d)
-        return True
+        return bool(await stock(engine, lora_request))  # by that id, too
 
     return add_lora
 
