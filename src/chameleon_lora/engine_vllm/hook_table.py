@@ -1,4 +1,4 @@
-"""Every place of vLLM that Chameleon stands on, and what it puts there.
+"""Every place of vLLM, and of its HTTP server, that Chameleon stands on, and what it puts there.
 
 vLLM's internals may change in any release. What is replaced is replaced only because nothing can be
 registered there that serves `chameleon serve` and plain `vllm serve --scheduler-cls` alike; the reason
@@ -113,6 +113,7 @@ API_SERVER = (
     ),
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
+    Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
     Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),
     *_each(_API, _OUTPUTS, "OutputProcessor", "request_states", "get_num_unfinished_requests"),

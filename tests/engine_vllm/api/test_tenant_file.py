@@ -92,11 +92,12 @@ def test_a_file_written_in_place_with_its_old_time_is_read_again(path: Path) -> 
 def test_a_look_that_failed_is_had_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A key that was taken out is out as soon as the file can be read, though it changed no more."""
     file = TenantFile(path, SCAN_S)
-    replace(path, tenants_text().replace("bob", "carol"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open("/dev/null", os.O_RDONLY)  # the number of the next descriptor
     os.close(free)
-    loop = asyncio.new_event_loop()  # which needs descriptors of its own
+    loop = asyncio.new_event_loop()  # which needs descriptors of its own, and modules
+    loop.run_until_complete(file.follow(0.0))
+    replace(path, tenants_text().replace("bob", "carol"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, hard))
     held = hold_all()
     try:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
-from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
+from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S, own_process
 from chameleon_lora.engine_vllm.hook_table import CLI_ENV_SETUP, LAUNCHER
 from chameleon_lora.engine_vllm.hooks import require_targets, target_of
 from chameleon_lora.errors import ConfigError
@@ -38,6 +38,7 @@ def serve(arguments: Sequence[str], lay_over: LayOver) -> None:
     keep_connections(os.environ)
     command, args = parsed(arguments, lay_over)
     command.validate(args)
+    own_process()
     args.dispatch_function(args)
 
 

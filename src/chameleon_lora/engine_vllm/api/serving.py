@@ -187,6 +187,7 @@ def with_routes(stock: Any) -> Any:
             given = getattr(args, "additional_config", None) or {}
             serving = parse_settings(given.get(CONFIG_KEY, {})).serving
             require_hooks(serving)
+            setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             routes.attach(app, can_change=can_change)
             auth.guard(app, args, serving, can_change=can_change)
