@@ -132,8 +132,9 @@ class Driver:
         """
         former = self.client_ids.name(client_id)
         self.client_ids.use(client_id, name)
-        is_left = former is not None and not self.client_ids.is_known(former)
-        if former is not None and is_left and not self.has_api_server:
+        if former is None or former == name or self.has_api_server:
+            return
+        if not self.client_ids.is_known(former):
             self.withdraw(former)
 
     def remove(self, client_id: int) -> bool:

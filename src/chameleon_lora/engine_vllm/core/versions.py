@@ -159,10 +159,10 @@ class ClientIds:
         if former != name:
             self._pinned.discard(client_id)
         self._names[client_id] = name
-        for other in list(self._names)[:-1]:
-            if len(self._names) <= self._most:
-                break
-            if other not in self._pinned:
+        too_many = len(self._names) - self._most
+        if too_many > 0:
+            loose = [other for other in list(self._names)[:-1] if other not in self._pinned]
+            for other in loose[:too_many]:
                 del self._names[other]
 
     def pin(self, client_id: int) -> None:
