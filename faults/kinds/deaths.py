@@ -1,8 +1,10 @@
 """Faults of the server's processes and of its clock."""
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import AsyncIterator
 from functools import partial
 
 import psutil
@@ -29,17 +31,22 @@ async def kill(title: str, context: FaultContext) -> FaultOutcome:
 
 
 async def terminate(context: FaultContext) -> FaultOutcome:
-    """SIGTERM with streams in flight: they end whole, and then the server does."""
+    """SIGTERM with streams in flight: they end whole, and then the server does.
+
+    Beside them a client has announced a body that never comes, which may not hold the end up.
+    """
     family = context.process.children(recursive=True)
-    context.process.send_signal(signal.SIGTERM)
-    return await _ended([context.process, *family])
+    async with _unfinished_body(context.client.url):
+        context.process.send_signal(signal.SIGTERM)
+        return await _ended([context.process, *family])
 
 
 async def interrupt(context: FaultContext) -> FaultOutcome:
     """The same by Ctrl-C at a terminal, which signals all processes of the server."""
     family = context.process.children(recursive=True)
-    os.killpg(context.process.pid, signal.SIGINT)
-    return await _ended([context.process, *family])
+    async with _unfinished_body(context.client.url):
+        os.killpg(context.process.pid, signal.SIGINT)
+        return await _ended([context.process, *family])
 
 
 async def jump(context: FaultContext) -> FaultOutcome:
@@ -48,6 +55,22 @@ async def jump(context: FaultContext) -> FaultOutcome:
         with context.injector.clock_jumped(seconds):
             await asyncio.sleep(JUMP_LASTS_S)
     return FaultOutcome(recovery_s=await until(partial(context.is_right, ANY, SERVED[ANY])))
+
+
+@contextlib.asynccontextmanager
+async def _unfinished_body(url: str) -> AsyncIterator[None]:
+    """A request that the server has begun to read, and whose rest does not come."""
+    host, _, port = url.rpartition("/")[2].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+    )
+    await reader.readline()  # that it may go on
+    try:
+        yield
+    finally:
+        writer.close()
 
 
 async def _ended(family: list[psutil.Process]) -> FaultOutcome:

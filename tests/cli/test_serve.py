@@ -1,7 +1,6 @@
-"""`chameleon serve`: the arguments vLLM gets, and what is refused before anything starts."""
+"""`chameleon serve`: what vLLM is told beside what the user said, and what is refused."""
 
 import argparse
-import json
 import os
 import stat
 from pathlib import Path
@@ -13,7 +12,7 @@ from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.cli.main import main
 from chameleon_lora.cli.option_types import RANKS
-from chameleon_lora.cli.serve import PLUGIN, add_parser, allow_plugin, vllm_arguments
+from chameleon_lora.cli.serve import PLUGIN, add_parser, allow_plugin, lay_over, server_settings
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.errors import AdapterNotFoundError, ConfigError
 from chameleon_lora.tenants import hash_key
@@ -28,32 +27,38 @@ DIMS = ModelDims(
 )
 
 
-def arguments(*words: str | Path) -> list[str]:
-    """What `chameleon serve MODEL words...` hands to `vllm serve`."""
+def read(*words: str | Path) -> argparse.Namespace:
+    """What `chameleon serve model words...` takes for itself; the rest is vLLM's."""
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers(required=True))
     args, rest = parser.parse_known_args(["serve", "model", *map(str, words)])
     args.rest = rest
-    return vllm_arguments(args)
+    return args
 
 
-def config(given: list[str]) -> dict[str, Any]:
-    """The one --additional-config among vLLM's arguments."""
-    assert 1 == given.count("--additional-config")
-    parsed = json.loads(given[given.index("--additional-config") + 1])
-    assert isinstance(parsed, dict)
-    return parsed
+def laid(*words: str | Path, **said: Any) -> argparse.Namespace:
+    """What vLLM is told, if its own arguments said this; None is what nobody said anything of."""
+    told = argparse.Namespace(
+        scheduler_cls=None,
+        additional_config={},
+        api_key=None,
+        enable_lora=None,
+        max_lora_rank=None,
+    )
+    vars(told).update(said)
+    lay_over(told, server_settings(read(*words)))
+    return told
 
 
-def value_of(flag: str, given: list[str]) -> str | None:
-    """The value behind a flag, or None if the flag is not there."""
-    return given[given.index(flag) + 1] if flag in given else None
+def config(*words: str | Path) -> Any:
+    """Chameleon's settings among what vLLM is told."""
+    return laid(*words).additional_config["chameleon"]
 
 
-def refusal(*words: str | Path) -> str:
-    """The words in which these arguments are refused."""
+def refusal(*words: str | Path, **said: Any) -> str:
+    """The words in which this is refused."""
     with pytest.raises(ConfigError) as caught:
-        arguments(*words)
+        laid(*words, **said)
     return str(caught.value)
 
 
@@ -68,67 +73,49 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_chameleons_scheduler_and_settings_are_added() -> None:
-    """Model first, then the scheduler and the settings; without adapters no LoRA flags."""
-    given = arguments("--set", "cache.keep=lru")
-    expected = ["model", "--scheduler-cls", SCHEDULER, "--additional-config"]
-    assert expected == given[:4]
-    assert {"chameleon": {"cache": {"keep": "lru"}}} == config(given)
-    assert 5 == len(given)
+    """Without adapters nothing is said of LoRA."""
+    told = laid("--set", "cache.keep=lru")
+    expected = (SCHEDULER, {"chameleon": {"cache": {"keep": "lru"}}}, None, None)
+    assert expected == (
+        told.scheduler_cls, told.additional_config, told.enable_lora, told.max_lora_rank
+    )  # fmt: skip
 
 
-def test_vllms_own_flags_follow_in_order() -> None:
-    """Flags that Chameleon does not know reach vLLM as they were given, values too."""
+def test_vllms_own_words_follow_in_order() -> None:
+    """The model, and flags that Chameleon does not know, reach vLLM as they were given, values too."""
     own = ["--port", "8001", "--max-model-len=2048", "-tp", "2", "--hf-overrides", '{"a": [1]}']
-    given = arguments("--port", "8001", "--max-model-len=2048", "--set", "seed=1", *own[3:])
-    assert own == given[5:]
+    given = read(*own[:3], "--set", "seed=1", *own[3:])
+    assert ["model", *own] == given.rest
+
+
+def test_the_users_additional_config_is_kept() -> None:
+    """Chameleon's settings join the user's own object, or stand where it has none."""
+    for own in ({"other": {"a": 1}}, {}, None):
+        told = laid("--set", "seed=3", additional_config=own)
+        assert {**(own or {}), "chameleon": {"seed": 3}} == told.additional_config
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        ("--additional-config", '{"other": {"a": 1}}'),
-        ('--additional-config={"other": {"a": 1}}',),
-        ("--additional_config", '{"other": {"a": 1}}'),
-    ],
-    ids=["two words", "one word", "underscore"],
+    ("given", "reason"),
+    [([1], "takes a JSON object"), ({"chameleon": {}}, "--chameleon-config and --set")],
 )
-def test_the_users_additional_config_is_kept(words: tuple[str, ...]) -> None:
-    """Chameleon's settings join the user's own object; the flag is given once."""
-    given = arguments("--set", "seed=3", *words, "--port", "1")
-    assert {"other": {"a": 1}, "chameleon": {"seed": 3}} == config(given)
-    assert ["--port", "1"] == given[5:]
+def test_an_additional_config_that_cannot_be_joined_is_refused(given: Any, reason: str) -> None:
+    """No object, or Chameleon's own key in it."""
+    assert reason in refusal(additional_config=given)
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (("--additional-config", "{"), "is not JSON"),
-        (("--additional-config",), "is not JSON"),
-        (("--additional-config", "[1]"), "takes a JSON object"),
-        (("--additional-config", '{"chameleon": {}}'), "--chameleon-config and --set"),
-        (("--additional-config.other", "1"), "one JSON object"),
-        (("--additional_config.other=1",), "one JSON object"),
-    ],
-)
-def test_an_additional_config_that_cannot_be_joined_is_refused(
-    words: tuple[str, ...], reason: str
-) -> None:
-    """No JSON, no object, Chameleon's own key, or a dotted form that would replace the whole."""
-    assert reason in refusal(*words)
-
-
-@pytest.mark.parametrize("flag", ["--scheduler-cls", "--scheduler_cls", "--scheduler-cls=x"])
-def test_another_scheduler_is_refused(flag: str) -> None:
-    """--scheduler-cls in any spelling is Chameleon's own here; the way out is `vllm serve`."""
-    assert "`vllm serve`" in refusal(flag, "x")
+def test_another_scheduler_is_refused() -> None:
+    """The way out is `vllm serve`; Chameleon's own may be named."""
+    assert "'x.Y'" in refusal(scheduler_cls="x.Y")
+    assert "`vllm serve`" in refusal(scheduler_cls="x.Y")
+    assert SCHEDULER == laid(scheduler_cls=SCHEDULER).scheduler_cls
 
 
 def test_adapters_turn_lora_on_wide_enough_for_the_largest(folder: Path) -> None:
     """With ranks 4 and 24 the slots get the next width vLLM knows; the folder goes by full path."""
-    given = arguments("--adapters", folder)
-    assert "--enable-lora" in given
-    assert "32" == value_of("--max-lora-rank", given)
-    assert str(folder.absolute()) == config(given)["chameleon"]["serving"]["adapters"]
+    told = laid("--adapters", folder)
+    assert (True, 32) == (told.enable_lora, told.max_lora_rank)
+    assert str(folder.absolute()) == told.additional_config["chameleon"]["serving"]["adapters"]
 
 
 def test_a_folder_named_relative_is_passed_on_in_full(
@@ -136,43 +123,48 @@ def test_a_folder_named_relative_is_passed_on_in_full(
 ) -> None:
     """Where the engine starts does not matter."""
     monkeypatch.chdir(folder.parent)
-    given = arguments("--adapters", folder.name)
-    assert str(folder) == config(given)["chameleon"]["serving"]["adapters"]
+    assert str(folder) == config("--adapters", folder.name)["serving"]["adapters"]
 
 
 def test_the_users_rank_and_lora_flag_stand(folder: Path) -> None:
-    """--max-lora-rank in either spelling, and --enable-lora, are not given twice."""
-    given = arguments("--adapters", folder, "--enable-lora", "--max_lora_rank=64")
-    assert ["--enable-lora", "--max_lora_rank=64"] == given[5:]
+    """Also a rank that the folder's adapters do not need, or are too large for."""
+    for rank in (8, 64):
+        told = laid("--adapters", folder, enable_lora=True, max_lora_rank=rank)
+        assert (True, rank) == (told.enable_lora, told.max_lora_rank)
+
+
+def test_adapters_without_lora_are_refused(folder: Path) -> None:
+    """They could not be served."""
+    assert "leave --no-enable-lora out" in refusal("--adapters", folder, enable_lora=False)
+    assert laid(enable_lora=False).enable_lora is False
 
 
 def test_an_empty_folder_gets_vllms_usual_width(tmp_path: Path) -> None:
     """Adapters may come later: without any, slots are 16 wide."""
-    assert "16" == value_of("--max-lora-rank", arguments("--adapters", tmp_path))
+    assert 16 == laid("--adapters", tmp_path).max_lora_rank
 
 
 def test_a_broken_adapter_does_not_count_for_the_width(folder: Path) -> None:
     """An adapter that cannot be served does not widen the slots."""
     (folder / "r24" / CONFIG_NAME).write_text("{")
-    assert "16" == value_of("--max-lora-rank", arguments("--adapters", folder))
+    assert 16 == laid("--adapters", folder).max_lora_rank
 
 
 def test_the_widest_slots_are_vllms_widest(tmp_path: Path) -> None:
     """An adapter of the largest rank vLLM takes gets slots of that width."""
     make_adapter(tmp_path / "wide", DIMS, RANKS[-1], seed=0, target_modules=["q_proj"])
-    assert "512" == value_of("--max-lora-rank", arguments("--adapters", tmp_path))
+    assert 512 == laid("--adapters", tmp_path).max_lora_rank
 
 
 def test_adapters_may_be_named_in_the_settings(folder: Path) -> None:
     """serving.adapters turns LoRA on as --adapters does."""
-    given = arguments("--set", f"serving.adapters={folder}")
-    assert arguments("--adapters", folder) == given
+    assert laid("--adapters", folder) == laid("--set", f"serving.adapters={folder}")
 
 
 def test_the_flag_goes_before_the_setting(folder: Path, tmp_path: Path) -> None:
     """--adapters replaces serving.adapters."""
-    given = arguments("--adapters", folder, "--set", f"serving.adapters={tmp_path}")
-    assert str(folder) == config(given)["chameleon"]["serving"]["adapters"]
+    given = config("--adapters", folder, "--set", f"serving.adapters={tmp_path}")
+    assert str(folder) == given["serving"]["adapters"]
 
 
 @pytest.mark.parametrize("form", ["--adapters={}", "--set=serving.adapters={}"])
@@ -188,7 +180,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(folder: Path) -> None:
     folder.chmod(0)
     try:
         with pytest.raises(AdapterNotFoundError, match="cannot be listed"):
-            arguments("--adapters", folder)
+            laid("--adapters", folder)
     finally:
         folder.chmod(stat.S_IRWXU)
 
@@ -208,9 +200,8 @@ def test_a_settings_file_is_laid_under_the_overrides(tmp_path: Path) -> None:
     """--chameleon-config and --set make one mapping for the engine."""
     path = tmp_path / "c.toml"
     path.write_text('preset = "paper"\n[cache]\nkeep = "lru"\n')
-    given = arguments("--chameleon-config", path, "--set", "cache.host_bytes=5")
     expected = {"preset": "paper", "cache": {"keep": "lru", "host_bytes": 5}}
-    assert expected == config(given)["chameleon"]
+    assert expected == config("--chameleon-config", path, "--set", "cache.host_bytes=5")
 
 
 def test_a_wrong_setting_ends_the_command_with_two(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,15 +237,10 @@ def tenants(tmp_path: Path) -> Path:
     return path
 
 
-def serving_of(given: list[str]) -> Any:
-    """Chameleon's settings of serving among vLLM's arguments."""
-    return config(given)["chameleon"]["serving"]
-
-
 def test_tenants_are_passed_on_in_full(tenants: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the server starts does not matter."""
     monkeypatch.chdir(tenants.parent)
-    assert str(tenants) == serving_of(arguments("--tenants", tenants.name))["tenants"]
+    assert str(tenants) == config("--tenants", tenants.name)["serving"]["tenants"]
 
 
 def test_an_admin_key_is_passed_on_as_its_hash(
@@ -262,12 +248,11 @@ def test_an_admin_key_is_passed_on_as_its_hash(
 ) -> None:
     """From a file or the environment; the file goes before. The key itself is nowhere."""
     monkeypatch.setenv("CHAMELEON_ADMIN_KEY", ADMIN_KEY)
-    given = arguments()
-    assert {"admin_key_hash": hash_key(ADMIN_KEY)} == serving_of(given)
-    assert not [word for word in given if ADMIN_KEY in word]
+    assert {"serving": {"admin_key_hash": hash_key(ADMIN_KEY)}} == config()
+    assert ADMIN_KEY not in str(laid())
     (tmp_path / "key").write_text(ADMIN_KEY[::-1] + "\n")
-    given = arguments("--admin-key-file", tmp_path / "key")
-    assert {"admin_key_hash": hash_key(ADMIN_KEY[::-1])} == serving_of(given)
+    expected = {"serving": {"admin_key_hash": hash_key(ADMIN_KEY[::-1])}}
+    assert expected == config("--admin-key-file", tmp_path / "key")
 
 
 def test_an_admin_key_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -277,10 +262,9 @@ def test_an_admin_key_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     assert "16" in refusal("--admin-key-file", tmp_path / "key")
 
 
-@pytest.mark.parametrize("words", [("--api-key", "k"), ("--api-key=k",)], ids=str)
-def test_vllms_key_is_refused_beside_tenants(tenants: Path, words: tuple[str, ...]) -> None:
+def test_vllms_key_is_refused_beside_tenants(tenants: Path) -> None:
     """Before the engine starts."""
-    assert "tenants have keys of their own" in refusal("--tenants", tenants, *words)
+    assert "tenants have keys of their own" in refusal("--tenants", tenants, api_key=["k"])
 
 
 def test_vllms_key_in_the_environment_is_refused_too(

@@ -1,7 +1,7 @@
 """`chameleon serve`: vLLM's own server with Chameleon in it."""
 
 import argparse
-import json
+import functools
 import os
 import tomllib
 from collections.abc import Sequence
@@ -13,22 +13,24 @@ from chameleon_lora.cli import say
 from chameleon_lora.cli.option_types import fitting_rank
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
-from chameleon_lora.engine_vllm.api.launch import serve
+from chameleon_lora.engine_vllm.api.launch import NO_MODEL, serve
+from chameleon_lora.engine_vllm.config import CONFIG_KEY
 from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError, UnsupportedEngineError
-from chameleon_lora.settings import parse_settings
+from chameleon_lora.settings import ServingSettings, parse_settings
 from chameleon_lora.tenants import hash_key
 
 PLUGIN = "chameleon"
 ADMIN_KEY = "CHAMELEON_ADMIN_KEY"
 SERVER_KEY, SERVER_ENV = "--api-key", "VLLM_API_KEY"  # vLLM's own
 EPILOG = (
-    "Every flag of `vllm serve` may follow and means what it means there. "
+    "MODEL is a path or a hub's name. Every flag of `vllm serve` may follow and means what it means "
+    "there, also in the file of --config. "
     "docs/settings.md lists Chameleon's own settings."
 )
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `serve`; `args.rest` is filled with vLLM's flags."""
+    """Register `serve`; `args.rest` is filled with the model and vLLM's flags."""
     parser = subparsers.add_parser(
         "serve",
         usage="chameleon serve MODEL --adapters DIR [--chameleon-config FILE] [--set KEY=VALUE] "
@@ -36,7 +38,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=EPILOG,
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="as for vllm serve: a path or a hub's name")
     parser.add_argument("--adapters", type=Path, metavar="DIR", help="a folder of PEFT adapters")
     parser.add_argument("--chameleon-config", type=Path, metavar="FILE", help="settings in TOML")
     parser.add_argument(
@@ -53,53 +54,71 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def serve_command(args: argparse.Namespace) -> int:
     """Run the server until it is stopped; 1 if its engine died or this vLLM is unknown."""
-    arguments = vllm_arguments(args)
+    if not args.rest:
+        args.parser.error(NO_MODEL)
+    settings = server_settings(args)
     allow_plugin()
     try:
-        serve(arguments)
+        serve(args.rest, functools.partial(lay_over, settings=settings))
     except (EngineGoneError, UnsupportedEngineError) as error:
         say(f"chameleon serve: {error}")
         return 1
     return 0
 
 
-def vllm_arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments of `vllm serve` that do what was asked of `chameleon serve`.
+def server_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Chameleon's settings for this server, by file, `--set` and the flags of their own.
 
     Raises:
-        ConfigError: a setting is wrong, or a flag contradicts Chameleon.
-        AdapterNotFoundError: the folder of adapters cannot be listed.
+        ConfigError: a setting is wrong.
     """
     settings = read_settings(args.chameleon_config, args.overrides)
     parse_settings(settings)
     _add_keys(settings, args)
     serving = parse_settings(settings).serving
-    named = serving.adapters
-    adapters: Path | None = args.adapters or (Path(named) if named else None)
-    rest: list[str] = list(args.rest)
-    if _has(rest, "--scheduler-cls"):
+    _require_keys(serving, said_key=None)
+    adapters: Path | None = args.adapters or (Path(serving.adapters) if serving.adapters else None)
+    if adapters is None:
+        return settings
+    if not adapters.is_dir():
         raise ConfigError(
-            "--scheduler-cls is Chameleon's own here; use `vllm serve` to run another scheduler"
+            f"the adapters' place {str(adapters)!r} is not a folder; create it, or give "
+            "another with --adapters"
         )
-    server_keys = [SERVER_KEY] if _has(rest, SERVER_KEY) or os.environ.get(SERVER_ENV) else []
+    settings.setdefault("serving", {})["adapters"] = str(adapters.absolute())
+    return settings
+
+
+def lay_over(said: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Complete what the user said to vLLM, wherever it was said, by what Chameleon needs.
+
+    Raises:
+        ConfigError: it contradicts Chameleon.
+        AdapterNotFoundError: the folder of adapters cannot be listed.
+    """
+    if said.scheduler_cls not in (None, SCHEDULER):
+        raise ConfigError(
+            f"scheduler-cls is {said.scheduler_cls!r}, but it is Chameleon's own here; use `vllm serve` to "
+            "run another scheduler"
+        )
+    said.scheduler_cls = SCHEDULER
+    said.additional_config = _joined(said.additional_config, settings)
+    serving = parse_settings(settings).serving
+    _require_keys(serving, said_key=said.api_key)
+    if not serving.adapters:
+        return
+    if said.enable_lora is False:
+        raise ConfigError("adapters cannot be served without LoRA; leave --no-enable-lora out")
+    said.enable_lora = True
+    if said.max_lora_rank is None:
+        folder = AdapterFolder(Path(serving.adapters), serving.trusted_roots)
+        said.max_lora_rank = _fitting_width(folder)
+
+
+def _require_keys(serving: ServingSettings, said_key: Any) -> None:
+    """Nothing if vLLM's own key, said or in the environment, can be asked for beside ours."""
+    server_keys = [SERVER_KEY] if said_key or os.environ.get(SERVER_ENV) else []
     api_keys_of(serving, server_keys, can_change=True)
-    lora: list[str] = []
-    if adapters is not None:
-        if not adapters.is_dir():
-            raise ConfigError(
-                f"the adapters' place {str(adapters)!r} is not a folder; create it, or give "
-                "another with --adapters"
-            )
-        settings.setdefault("serving", {})["adapters"] = str(adapters.absolute())
-        lora = _lora_flags(AdapterFolder(adapters, serving.trusted_roots), rest)
-    extra, rest = _take_additional_config(rest)
-    config = json.dumps({**extra, "chameleon": settings})
-    return [
-        *(args.model, "--scheduler-cls", SCHEDULER),
-        *("--additional-config", config),
-        *lora,
-        *rest,
-    ]
 
 
 def read_settings(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -168,13 +187,9 @@ def allow_plugin() -> None:
         os.environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}" if allowed else PLUGIN
 
 
-def _lora_flags(folder: AdapterFolder, rest: Sequence[str]) -> list[str]:
-    """LoRA on, and slots wide enough for the adapters that are there, unless the user says so."""
-    flags = [] if _has(rest, "--enable-lora") else ["--enable-lora"]
-    if not _has(rest, "--max-lora-rank"):
-        largest = max((_rank(folder.root / name) for name in folder.names()), default=0)
-        flags += ["--max-lora-rank", str(fitting_rank(largest))]
-    return flags
+def _fitting_width(folder: AdapterFolder) -> int:
+    """Slots wide enough for the adapters that are there."""
+    return fitting_rank(max((_rank(folder.root / name) for name in folder.names()), default=0))
 
 
 def _rank(path: Path) -> int:
@@ -185,34 +200,11 @@ def _rank(path: Path) -> int:
     return 0 if info.problems else info.rank
 
 
-def _has(arguments: Sequence[str], flag: str) -> bool:
-    variants = (flag, flag.replace("-", "_").replace("__", "--", 1))
-    return any(argument.partition("=")[0] in variants for argument in arguments)
-
-
-def _take_additional_config(rest: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The user's own --additional-config, and the arguments without it."""
-    kept: list[str] = []
-    given: dict[str, Any] = {}
-    arguments = iter(rest)
-    for argument in arguments:
-        flag, separator, text = argument.partition("=")
-        if flag.startswith(("--additional-config.", "--additional_config.")):
-            raise ConfigError(
-                f"{flag} would replace Chameleon's settings in --additional-config; give "
-                "--additional-config one JSON object instead"
-            )
-        if flag not in ("--additional-config", "--additional_config"):
-            kept.append(argument)
-            continue
-        text = text if separator else next(arguments, "")
-        try:
-            given = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"--additional-config {text!r} is not JSON: {error}") from error
-        if not isinstance(given, dict) or "chameleon" in given:
-            raise ConfigError(
-                "--additional-config takes a JSON object; Chameleon's own settings go into "
-                "--chameleon-config and --set"
-            )
-    return given, kept
+def _joined(given: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The user's own --additional-config, with Chameleon's settings in it."""
+    if not isinstance(given, dict | None) or CONFIG_KEY in (given or {}):
+        raise ConfigError(
+            "--additional-config takes a JSON object; Chameleon's own settings go into "
+            "--chameleon-config and --set"
+        )
+    return {**(given or {}), CONFIG_KEY: settings}

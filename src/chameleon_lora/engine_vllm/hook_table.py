@@ -1,4 +1,4 @@
-"""Every place of vLLM that Chameleon stands on, and what it puts there.
+"""Every place of vLLM, and of its HTTP server, that Chameleon stands on, and what it puts there.
 
 vLLM's internals may change in any release. What is replaced is replaced only because nothing can be
 registered there that serves `chameleon serve` and plain `vllm serve --scheduler-cls` alike; the reason
@@ -81,7 +81,7 @@ CLI_ENV_SETUP = Hook(
 LAUNCHER = (
     CLI_ENV_SETUP,
     Hook(Part.LAUNCHER, "vllm.entrypoints.cli.serve", "cmd_init"),
-    Hook(Part.LAUNCHER, "vllm.utils.argparse_utils", "FlexibleArgumentParser"),
+    Hook(Part.LAUNCHER, "vllm.utils.argparse_utils", "FlexibleArgumentParser.load_config_file"),
 )
 
 # No resolver in LoRAResolverRegistry can do this: vLLM asks them only where clients may load adapters,
@@ -113,6 +113,7 @@ API_SERVER = (
     ),
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
+    Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
     Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),
     *_each(_API, _OUTPUTS, "OutputProcessor", "request_states", "get_num_unfinished_requests"),
@@ -149,7 +150,10 @@ TENANTS = (
 
 # The scheduler is chosen by --scheduler-cls. What an engine can be asked are its methods, by name.
 ENGINE_CORE = (
-    Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.announcing", ("lora_request",)),
+    Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.adding", ("lora_request",)),
+    Hook(_CORE, _ENGINE, "EngineCore.remove_lora", "core.utilities.removing", ("lora_id",)),
+    Hook(_CORE, _ENGINE, "EngineCore.list_loras", "core.utilities.listing"),
+    Hook(_CORE, _ENGINE, "EngineCore.pin_lora", "core.utilities.pinning", ("lora_id",)),
     Hook(_CORE, _ENGINE, f"EngineCore.{ANNOUNCE}", "core.utilities.announce", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{WITHDRAW}", "core.utilities.withdraw", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{PIN}", "core.utilities.pin", is_new=True),

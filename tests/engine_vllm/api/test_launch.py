@@ -1,10 +1,50 @@
 """How vLLM's server is started."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.api.launch import KEEP_ALIVE, KEEP_ALIVE_S, keep_connections
+from chameleon_lora.engine_vllm.api.launch import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_S,
+    UNSAID,
+    keep_connections,
+    parsed,
+)
+from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
+from chameleon_lora.errors import ConfigError
+
+FILE = """
+max-lora-rank: 64
+shutdown-timeout: 7
+scheduler-cls: x.Y
+enable-lora: false
+additional-config: {other: {a: 1}}
+api-key: k
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """vLLM's own configuration file."""
+    path = tmp_path / "vllm.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def said(*words: str | Path) -> dict[str, Any]:
+    """What the user has said, as vLLM reads it; None of what nobody said anything of."""
+    pytest.importorskip("vllm")
+    found: dict[str, Any] = {}
+    names = (*UNSAID, "model_tag", "additional_config", "api_key")
+    _, args = parsed(
+        list(map(str, words)),
+        lambda args: found.update({name: getattr(args, name) for name in names}),
+    )
+    found["timeout"] = args.shutdown_timeout
+    return found
 
 
 @pytest.mark.vllm
@@ -25,3 +65,74 @@ def test_what_the_user_says_stays() -> None:
     environment = {KEEP_ALIVE: "20"}
     keep_connections(environment)
     assert {KEEP_ALIVE: "20"} == environment
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_what_nobody_said_is_told_from_what_was() -> None:
+    """Chameleon's own come after, and vLLM's defaults last."""
+    found = said("m")
+    assert [None] * len(UNSAID) == [found[name] for name in UNSAID]
+    assert ("m", {}, DRAIN_S) == (
+        found["model_tag"], found["additional_config"], found["timeout"]
+    )  # fmt: skip
+    _, args = parsed(["m"], lambda _: None)
+    assert (16, None) == (args.max_lora_rank, args.scheduler_cls)
+    assert not args.enable_lora
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_the_file_counts_as_the_command_line_does(file: Path, place: str) -> None:
+    """Each value of it, one that says no as well; it may name the model."""
+    others = ["--port", "1"] if place == "after" else []
+    found = said("m", *others, "--config", file)
+    expected = {
+        "model": None, "model_tag": "m", "max_lora_rank": 64, "shutdown_timeout": 7,
+        "timeout": 7, "scheduler_cls": "x.Y", "enable_lora": False,
+        "additional_config": {"other": {"a": 1}}, "api_key": ["k"],
+    }  # fmt: skip
+    assert expected == found
+    file.write_text("model: /there\n")
+    assert "/there" == said("--config", file)["model"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--max_lora_rank=32"], {"max_lora_rank": 32, "shutdown_timeout": 7}),
+        (["--max-lora-r", "32", "--enable-lora"], {"max_lora_rank": 32, "enable_lora": True}),
+        (["--shutdown_timeout", "3"], {"timeout": 3}),
+        (["--additional_config", '{"b": 2}'], {"additional_config": {"b": 2}}),
+        (["--additional-config.b.c=2"], {"additional_config": {"b": {"c": 2}}}),
+    ],
+    ids=str,
+)
+def test_the_command_line_wins_in_every_form(
+    file: Path, words: list[str], expected: dict[str, Any]
+) -> None:
+    """Underscores, `=`, abbreviations, dotted keys: over the file, as with vLLM."""
+    found = said("m", "--config", file, *words)
+    assert expected == {name: found[name] for name in expected}
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--port", "1"], "which MODEL"),
+        (["m", "--config", "/none.yaml"], "No such file"),
+        (["m", "--config", "/none.toml"], "yaml"),
+        (["m", "--config=/none.yaml"], "give it as --config /none.yaml"),
+        (["m", "--config", "{list}"], "lines of the form `flag: value`"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path: Path, words: list[str], reason: str) -> None:
+    """Not left out, as vLLM leaves a file out that is given in another form."""
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match=reason):
+        said(*(word.replace("{list}", str(tmp_path / "list.yaml")) for word in words))

@@ -1,14 +1,26 @@
 """How a server ends: what its engine's client does when it is told to, and when the engine is gone."""
 
 import asyncio
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from chameleon_lora.engine_vllm import SCHEDULER
-from chameleon_lora.engine_vllm.api.shutdown import checking_health, ending, is_shutting_down
+from chameleon_lora.engine_vllm.api.shutdown import (
+    LIMIT,
+    checking_health,
+    ending,
+    is_shutting_down,
+    limiting,
+)
 from chameleon_lora.errors import EngineGoneError
+
+uvicorn = pytest.importorskip("uvicorn")
 
 
 class DeadError(Exception):
@@ -115,3 +127,75 @@ def test_an_engine_that_never_started_is_not_told_to_have_died() -> None:
     with pytest.raises(AttributeError, match="engine_core"):  # of the stock one
         shutdown(engine)
     assert is_shutting_down(engine)
+
+
+class App:
+    """An ASGI app that waits for the whole body, with the state in which limits stand."""
+
+    def __init__(self, limit_s: float | None) -> None:
+        self.state = SimpleNamespace(**({} if limit_s is None else {LIMIT: limit_s}))
+
+    async def __call__(self, _scope: Any, receive: Any, _send: Any) -> None:
+        """Never answers."""
+        while (await receive()).get("more_body"):
+            pass
+
+
+async def end_beside_unfinished_body(limit_s: float) -> bool:
+    """A real server is told to end while it waits for a client's body; whether it has ended then."""
+    config = uvicorn.Config(App(limit_s), log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        task = asyncio.create_task(server.serve([listening]))
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert b"100" in await reader.readline()
+        server.should_exit = True
+        await task
+        writer.close()
+    return task.done()
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvicorn as Chameleon's hook leaves it."""
+    monkeypatch.setattr(uvicorn.Config, "__init__", limiting(uvicorn.Config.__init__))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("limited")
+def test_a_body_that_never_comes_keeps_no_server() -> None:
+    """It is cut off when the time is over, and the server ends."""
+    assert asyncio.run(end_beside_unfinished_body(0.0))
+
+
+@pytest.mark.usefixtures("limited")
+def test_only_our_servers_end_in_our_time() -> None:
+    """Others keep uvicorn's way, and a time that somebody chose stays."""
+    found = [uvicorn.Config(app) for app in (App(30.0), App(None), lambda: None)]
+    found.append(uvicorn.Config(App(30.0), timeout_graceful_shutdown=7))
+    assert [30.0, None, None, 7] == [config.timeout_graceful_shutdown for config in found]
+    engine = Engine()
+    shutdown(engine, timeout=0)  # the time is over for those still waiting
+    assert [1.0, None, None, 7] == [config.timeout_graceful_shutdown for config in found]
+
+
+@pytest.mark.slow
+def test_a_server_process_ends_though_a_thread_of_it_hangs() -> None:
+    """Its last moment comes after the streams' time, with its status; that of others never does."""
+    script = (
+        "import sys, threading, types, uvicorn\n"
+        "from chameleon_lora.engine_vllm.api import shutdown\n"
+        "shutdown.LAST_S = 0.1\n"
+        "uvicorn.Config.__init__ = shutdown.limiting(uvicorn.Config.__init__)\n"
+        "app = types.SimpleNamespace(state=types.SimpleNamespace(chameleon_shutdown_s=0.0))\n"
+        "config = uvicorn.Config(app)\n"
+        "if sys.argv[1] == 'own': shutdown.own_process()\n"
+        "shutdown._servers.end(0.0, status=3)\n"
+        "if sys.argv[1] == 'own': threading.Event().wait()\n"
+    )
+    for whose, status in (("own", 3), ("others", 0)):
+        done = subprocess.run([sys.executable, "-c", script, whose], check=False, timeout=120)
+        assert status == done.returncode

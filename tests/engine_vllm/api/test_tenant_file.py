@@ -1,13 +1,17 @@
 """The tenants' file, read again when it changes."""
 
 import asyncio
+import contextlib
 import os
+import re
+import resource
 from pathlib import Path
 
 import pytest
 
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
 from chameleon_lora.errors import ConfigError
+from chameleon_lora.tenants import hash_key, parse_hash
 from tests.engine_vllm.tenant_settings import SCAN_S, tenants_text
 
 
@@ -76,10 +80,74 @@ def test_at_the_start_a_file_must_be_good(path: Path) -> None:
         TenantFile(path, SCAN_S)
 
 
-def test_an_untouched_file_is_not_read(path: Path) -> None:
-    """With the same status it stays as it was read, whatever it holds."""
+def test_a_file_written_in_place_with_its_old_time_is_read_again(path: Path) -> None:
+    """As `cp -p` and `rsync --times` leave it."""
     file = TenantFile(path, SCAN_S)
     before = path.stat()
     path.write_text(tenants_text().replace("bob", "rob"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ["acme", "rob"] == names(file, SCAN_S)
+
+
+def test_a_look_that_failed_is_had_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that was taken out is out as soon as the file can be read, though it changed no more."""
+    file = TenantFile(path, SCAN_S)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/dev/null", os.O_RDONLY)  # the number of the next descriptor
+    os.close(free)
+    loop = asyncio.new_event_loop()  # which needs descriptors of its own, and modules
+    loop.run_until_complete(file.follow(0.0))
+    replace(path, tenants_text().replace("bob", "carol"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, hard))
+    held = hold_all()
+    try:
+        loop.run_until_complete(file.follow(SCAN_S))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in caplog.text
+    assert ["acme", "bob"] == [tenant.name for tenant in file.registry.tenants]
+    loop.run_until_complete(file.follow(2 * SCAN_S))
+    loop.close()
+    assert ["acme", "carol"] == [tenant.name for tenant in file.registry.tenants]
+
+
+def hold_all() -> list[int]:
+    """Descriptors, until there are no more."""
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    return held
+
+
+def test_a_pipe_in_its_place_is_no_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for what will be written into it, neither a request nor the server's end."""
+    file = TenantFile(path, SCAN_S)
+    path.unlink()
+    os.mkfifo(path)
     assert ["acme", "bob"] == names(file, SCAN_S)
+    assert "cannot be read" in caplog.text
+    with pytest.raises(ConfigError, match="regular file"):
+        TenantFile(path, SCAN_S)
+
+
+def test_a_new_file_gives_no_tenant_the_admins_key(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it at the start; the former tenants stay."""
+    key = tenants_hash(path)
+    other = tenants_text().replace(key, hash_key("another-key-0123456789"))
+    replace(path, other)
+    file = TenantFile(path, SCAN_S, parse_hash(key, "admin"))
+    replace(path, tenants_text())
+    assert ["acme", "bob"] == names(file, SCAN_S)
+    assert "also the admin's" in caplog.text
+    with pytest.raises(ConfigError, match="also the admin's"):
+        TenantFile(path, SCAN_S, parse_hash(key, "admin"))
+
+
+def tenants_hash(path: Path) -> str:
+    """The hash of the first tenant's key."""
+    return str(re.findall(r"sha256:[0-9a-f]{64}", path.read_text())[0])

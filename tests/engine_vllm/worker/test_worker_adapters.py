@@ -302,23 +302,21 @@ def test_more_adapters_than_slots_is_an_error(manager: Any, make_adapter: Any) -
         manager._apply_adapters({request(i, folder) for i in range(1, 5)})
 
 
-def test_registering_an_adapter_reads_nothing(
-    manager: Any, adapters: WorkerAdapters, tmp_path: Path
-) -> None:
-    """vLLM's add_lora is answered at once and leaves slots and host memory alone."""
-    assert manager.add_adapter(request(1, tmp_path / "nowhere"))
-    assert (frozenset(), [None] * 3) == (adapters.host_ids, layout(manager))
-
-
-def test_removing_and_pinning_are_the_schedulers_business(
+def test_adding_removing_and_pinning_are_the_schedulers_business(
     manager: Any, adapters: WorkerAdapters, make_adapter: Any
 ) -> None:
-    """vLLM's RPCs learn what is loaded and change nothing."""
+    """Who asks a worker past its engine is told so, not that it was done; nothing changes."""
     load_all(adapters, {1: make_adapter(1)})
     adapters.execute([ActivateAdapter(1, 0)])
-    assert (True, False) == (manager.remove_adapter(1), manager.remove_adapter(2))
-    assert not manager.pin_adapter(1)
-    assert [1, None, None] == layout(manager)
+    added = request(2, make_adapter(2))
+    for ask, what in (
+        (manager.add_adapter, added),
+        (manager.remove_adapter, 1),
+        (manager.pin_adapter, 1),
+    ):
+        with pytest.raises(AdapterError, match="way out: ask the engine"):
+            ask(what)
+    assert (frozenset({1}), [1, None, None]) == (adapters.host_ids, layout(manager))
 
 
 def test_answers_differ_by_adapter_and_base_stays_base(

@@ -50,11 +50,4 @@ def api_keys_of(
             "tenants have keys of their own; leave it out, and give the admin "
             "--admin-key-file"
         )
-    tenants = TenantFile(Path(serving.tenants), serving.scan_s)
-    owner = None if admin is None else tenants.registry.find(admin)
-    if owner is not None:
-        raise ConfigError(
-            f"tenants file {serving.tenants}: tenant {owner.name!r}: a key of it is also the "
-            f"admin's ({ADMIN_KEY_HASH}); give each its own"
-        )
-    return ApiKeys(admin, tenants, can_change)
+    return ApiKeys(admin, TenantFile(Path(serving.tenants), serving.scan_s, admin), can_change)

@@ -101,7 +101,7 @@ def publishing(stock: Any) -> Any:
         info = _CHECKED.get() or await registry.check(lora_request.lora_path)
         is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
         await registry.publish(lora_request.lora_name, lora_request.lora_path, info, is_3d=is_3d)
-        return True
+        return bool(await stock(engine, lora_request))  # by that id, too
 
     return add_lora
 
@@ -188,6 +188,7 @@ def with_routes(stock: Any) -> Any:
             given = getattr(args, "additional_config", None) or {}
             serving = parse_settings(given.get(CONFIG_KEY, {})).serving
             require_hooks(serving)
+            setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             routes.attach(app, can_change=can_change)
             auth.guard(app, args, serving, can_change=can_change)

@@ -5,7 +5,10 @@ engine has died, which tells whoever watches it that all is well.
 """
 
 import asyncio
+import os
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,9 @@ from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.errors import EngineGoneError
 
 SHUTTING_DOWN = "chameleon_is_shutting_down"
+LIMIT = "chameleon_shutdown_s"  # of an app's state: what --shutdown-timeout says
 POLL_S = 0.05
+LEAST_S, LAST_S = 1.0, 15.0  # for the last bytes to be written; for the process to end by itself
 DRAIN_S = (
     30  # for streams in flight after SIGTERM; Kubernetes kills after as long, if not told otherwise
 )
@@ -22,6 +27,59 @@ GONE_WORDS = (
     "The engine has ended by itself, for the reason above, and the server cannot go on without it. "
     "Requests in flight were told. Start the server again."
 )
+
+
+class _Servers:
+    """The HTTP servers of this process that belong to Chameleon's engines: in fact one.
+
+    Attributes:
+        own_process: it does nothing else, and may be ended.
+    """
+
+    def __init__(self) -> None:
+        self._configs: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.own_process = False
+
+    def add(self, config: Any, limit_s: float) -> None:
+        """Uvicorn's configuration of one: whoever is not done after so long is cut off when it ends."""
+        if config.timeout_graceful_shutdown is None:
+            config.timeout_graceful_shutdown = max(LEAST_S, limit_s)
+            self._configs.add(config)
+
+    def cut(self, end_s: float) -> None:
+        """Nobody is waited for beyond that time, but for a moment to take what was written last."""
+        for config in self._configs:
+            config.timeout_graceful_shutdown = max(LEAST_S, end_s - _now_s())
+
+    def end(self, end_s: float, status: int) -> None:
+        """This process ends soon after that time, also if a thread of it hangs."""
+        if self.own_process and self._configs:
+            last = threading.Timer(end_s - _now_s() + LAST_S, os._exit, [status])
+            last.daemon = True
+            last.start()
+
+
+_servers = _Servers()
+
+
+def own_process() -> None:
+    """This process is a server's, and ends with it."""
+    _servers.own_process = True
+
+
+def limiting(stock: Callable[..., None]) -> Callable[..., None]:
+    """uvicorn.Config.__init__: a server of ours ends in its time, whatever its clients do.
+
+    Uvicorn waits for each request, also for one whose body never comes, unless it is told how long.
+    """
+
+    def init(config: Any, app: Any, *args: Any, **kwargs: Any) -> None:
+        stock(config, app, *args, **kwargs)
+        limit_s = getattr(getattr(app, "state", None), LIMIT, None)
+        if limit_s is not None:
+            _servers.add(config, limit_s)
+
+    return init
 
 
 def is_shutting_down(engine: Any) -> bool:
@@ -41,9 +99,14 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
         if is_first:
             setattr(engine, SHUTTING_DOWN, True)
         has_died = is_first and _is_dead(engine)
+        end_s = _now_s() + (timeout or 0.0)
+        if is_first:
+            _servers.end(end_s, status=int(has_died))
         if is_first and not has_died and not _holds_up_streams():
-            _drain(engine, timeout or 0.0)
+            _drain(engine, end_s)
         stock(engine, timeout=timeout)
+        if is_first:
+            _servers.cut(end_s)
         if has_died:
             raise EngineGoneError(GONE_WORDS)
 
@@ -59,10 +122,9 @@ def _holds_up_streams() -> bool:
     return True
 
 
-def _drain(engine: Any, limit_s: float) -> None:
+def _drain(engine: Any, end_s: float) -> None:
     """Returns once no request is unfinished, the engine is dead, or the time is over."""
-    end_s = time.monotonic() + limit_s  # noqa: TID251 - a server's own clock
-    while time.monotonic() < end_s and not _is_dead(engine):  # noqa: TID251 - likewise
+    while _now_s() < end_s and not _is_dead(engine):
         if not engine.output_processor.get_num_unfinished_requests():
             return
         time.sleep(POLL_S)
@@ -77,6 +139,10 @@ def checking_health(stock: Callable[..., Any]) -> Callable[..., Any]:
         await stock(engine)
 
     return check_health
+
+
+def _now_s() -> float:
+    return time.monotonic()  # noqa: TID251 - a server's own clock
 
 
 def _is_dead(engine: Any) -> bool:

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 
-from chameleon_lora.errors import ConfigError
-from chameleon_lora.tenants import TenantRegistry, parse_tenants
+from chameleon_lora.adapters.untrusted import open_regular
+from chameleon_lora.errors import AdapterInvalidError, ConfigError
+from chameleon_lora.tenants import KeyHash, TenantRegistry, parse_tenants
 
+LOOK_S = 2.0  # that a request waits for a look, at the most; a disk may hang
 _logger = logging.getLogger(__name__)
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, ...]
 
 
 def read_tenants(path: Path) -> TenantRegistry:
@@ -17,50 +20,87 @@ def read_tenants(path: Path) -> TenantRegistry:
     Raises:
         ConfigError: it cannot be read, or holds what is not allowed.
     """
-    try:
-        return parse_tenants(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise ConfigError(f"tenants file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"tenants file {path} is not UTF-8: {error}") from error
+    return _read(path)[1]
 
 
 class TenantFile:
     """The tenants of a server. Owner: its `AuthMiddleware`. Looks at the file once in `scan_s`, when it is asked.
 
     A new file that is broken or missing changes nothing: the former tenants stay, and the log says why.
+    It is read at each look until that works, so that one failure keeps no key alive.
+
+    Attributes:
+        registry: those of the last file that could be used.
 
     Raises:
         ConfigError: the file cannot be used at the start.
     """
 
-    def __init__(self, path: Path, scan_s: float) -> None:
+    def __init__(self, path: Path, scan_s: float, admin: KeyHash | None = None) -> None:
         self._path = path
         self._scan_s = scan_s
-        self._stamp = _stamp(path)
+        self._admin = admin
         self._looked_s: float | None = None
-        self.registry = read_tenants(path)
+        self._look: asyncio.Future[None] | None = None
+        self._trouble = ""
+        self._stamp, self.registry = self._read_usable()
 
     async def follow(self, now_s: float) -> None:
         """Afterwards `registry` is that of the file, unless a look was had just now. Ends in any case."""
         if self._looked_s is not None and now_s - self._looked_s < self._scan_s:
             return
+        if self._look is not None and not self._look.done():
+            return  # the disk hangs, and the log says so
         self._looked_s = now_s
-        stamp = await asyncio.to_thread(_stamp, self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+        self._look = asyncio.ensure_future(asyncio.to_thread(self._take_up))
+        await asyncio.wait({self._look}, timeout=LOOK_S)
+        if not self._look.done():
+            self._tell(f"tenants file {self._path} cannot be read in {LOOK_S} s")
+
+    def _take_up(self) -> None:
         try:
-            self.registry = await asyncio.to_thread(read_tenants, self._path)
-        except ConfigError as error:
-            _logger.error("%s; the tenants read before stay", error)
+            if _stamp(self._path.stat()) == self._stamp:
+                return
+            self._stamp, self.registry = self._read_usable()
+        except OSError as error:
+            self._tell(f"tenants file {self._path} cannot be read: {error.strerror}")
+        except Exception as error:  # noqa: BLE001  # whatever a file can hold
+            self._tell(str(error))
         else:
+            self._trouble = ""
             _logger.info("Read %d tenants from %s", len(self.registry.tenants), self._path)
 
+    def _read_usable(self) -> tuple[Stamp, TenantRegistry]:
+        stamp, registry = _read(self._path)
+        owner = None if self._admin is None else registry.find(self._admin)
+        if owner is not None:
+            raise ConfigError(
+                f"tenants file {self._path}: tenant {owner.name!r}: a key of it is also the admin's "
+                "(serving.admin_key_hash); give each its own"
+            )
+        return stamp, registry
 
-def _stamp(path: Path) -> Stamp | None:
+    def _tell(self, trouble: str) -> None:
+        """Say it in the log, once until it is another."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _logger.error("%s; the tenants read before stay", trouble)
+
+
+def _read(path: Path) -> tuple[Stamp, TenantRegistry]:
+    """What an opened file was before it was read, so that what is written meanwhile shows later."""
     try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        with open_regular(path) as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            text = file.read().decode()
+        return stamp, parse_tenants(text, str(path))
+    except OSError as error:
+        raise ConfigError(f"tenants file {path} cannot be read: {error.strerror}") from error
+    except AdapterInvalidError as error:
+        raise ConfigError(f"tenants file {path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"tenants file {path} is not UTF-8: {error}") from error
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

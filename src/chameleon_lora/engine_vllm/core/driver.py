@@ -12,7 +12,7 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.core.block_loans import BlockLoans, LoanedBlocks
 from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog, Source, Telemetry
-from chameleon_lora.engine_vllm.core.versions import AdapterVersions, Version
+from chameleon_lora.engine_vllm.core.versions import AdapterVersions, ClientIds, Version
 from chameleon_lora.engine_vllm.event_log import EventLog
 from chameleon_lora.engine_vllm.messages import (
     HINT,
@@ -56,9 +56,11 @@ class Driver:
         serving: ServingSettings,
         blocks: LoanedBlocks | None = None,
         log: EventLog | None = None,
+        most_client_ids: int = 1,
     ) -> None:
         self.policy = policy
         self.versions = AdapterVersions()
+        self.client_ids = ClientIds(most_client_ids)
         self.telemetry = Telemetry()
         self.arrivals = ArrivalLog()
         self.planned: deque[Any] = deque()
@@ -101,6 +103,7 @@ class Driver:
 
     def withdraw(self, name: str) -> bool:
         """Serve this name no longer; requests under way run to their end. False if it is unknown."""
+        self.client_ids.forget_name(name)
         version = self.versions.withdraw(name)
         if version is not None:
             self.retire(version)
@@ -121,6 +124,39 @@ class Driver:
         self.policy.pin(version.id, is_pinned=is_pinned)
         self._has_news = True
         return None
+
+    def known_as(self, client_id: int, name: str) -> None:
+        """A client calls this adapter by that id from now on.
+
+        Without an API server the id is its own: what it meant before is served no longer.
+        """
+        former = self.client_ids.name(client_id)
+        self.client_ids.use(client_id, name)
+        if former is None or former == name or self.has_api_server:
+            return
+        if not self.client_ids.is_known(former):
+            self.withdraw(former)
+
+    def remove(self, client_id: int) -> bool:
+        """Free what a client calls by this id; False if nothing is. What an API server offers stays so."""
+        name = self.client_ids.forget(client_id)
+        version = None if name is None else self.versions.current(name)
+        if name is None or version is None or self.client_ids.is_known(name):
+            return name is not None
+        self.withdraw(name)
+        if self.has_api_server:
+            self.announce(version.source)
+        return True
+
+    def pin_id(self, client_id: int) -> str | None:
+        """Keep what a client calls by this id in memory; else answers why that cannot be."""
+        name = self.client_ids.name(client_id)
+        if name is None:
+            return f"No LoRA adapter is known by the id {client_id}: add it first."
+        reason = self.pin(name, is_pinned=True)
+        if reason is None:
+            self.client_ids.pin(client_id)
+        return reason
 
     def _take(self, version: Version, former: Version | None) -> Version:
         """The policy learns of it; a size that nobody knows yet is taken for the least."""

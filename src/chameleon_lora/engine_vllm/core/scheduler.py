@@ -7,12 +7,15 @@ own loop allocate memory and admit them. Nothing of that loop is rewritten.
 import copy
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
+from chameleon_lora.adapters import AdapterLimits, require_servable
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks, block_bytes_of
@@ -23,6 +26,7 @@ from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
 from chameleon_lora.engine_vllm.hooks import leave_ctrl_c_to_server, require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Announcement
+from chameleon_lora.engine_vllm.sources import resolved
 from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
 from chameleon_lora.policy.request import RequestId
@@ -160,7 +164,14 @@ def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
     """The policy for this engine, over its block pool if blocks can hold adapters."""
     limits = limits_of(scheduler, cells, has_device=settings.policy.device.max_bytes != 0)
     blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
-    return Driver(Scheduler(settings.policy, limits), settings.serving, blocks, event_log())
+    lora = scheduler.lora_config
+    return Driver(
+        Scheduler(settings.policy, limits),
+        settings.serving,
+        blocks,
+        event_log(),
+        most_client_ids=lora.max_cpu_loras if lora else 0,
+    )
 
 
 def ignore_priorities(scheduler: Any) -> None:
@@ -240,14 +251,13 @@ def name_version(driver: Driver, request: Any) -> Version | None:
     adapter = request.lora_request
     if adapter is None:
         return None
-    version = driver.versions.current(adapter.lora_name)
+    version = version_meant(driver, adapter)
     is_passing = version is None and driver.has_api_server
-    if not driver.has_api_server and (
-        version is None or version.source.path != adapter.lora_path or adapter.load_inplace
-    ):
-        version = announce_unseen(driver, adapter)
-    elif version is None:  # let in just before it was unloaded
+    if is_passing:  # let in just before it was unloaded
         version = driver.pass_by(unseen(adapter))
+    else:
+        version = version or announce_unseen(driver, adapter)
+        driver.known_as(adapter.lora_int_id, version.source.name)
     request.lora_request = msgspec.structs.replace(
         adapter, lora_name=version.inner_name, lora_int_id=version.id, load_inplace=False
     )
@@ -257,9 +267,59 @@ def name_version(driver: Driver, request: Any) -> Version | None:
     return version if is_passing else None
 
 
-def announce_unseen(driver: Driver, adapter: Any) -> Version:
-    """Serve an adapter of which only vLLM's LoRARequest is known, for there is no API server."""
-    source = unseen(adapter)
+def version_meant(driver: Driver, adapter: Any) -> Version | None:
+    """What vLLM's LoRARequest means of what is served; None if that is to be announced.
+
+    Without an API server, vLLM's own rule holds where a path leads nowhere: the id alone tells. Trainers
+    name an adapter that they have added by its id and any path.
+    """
+    version = driver.versions.current(adapter.lora_name)
+    if driver.has_api_server:
+        return version
+    if adapter.load_inplace:
+        return None
+    path = adapter.lora_path
+    if version is not None and version.source.path == path:
+        return version
+    known = driver.client_ids.name(adapter.lora_int_id)
+    if known is None or not leads_nowhere(path):
+        return None
+    _tell_once(adapter.lora_int_id, path, known)
+    return driver.versions.current(known)
+
+
+def leads_nowhere(path: str) -> bool:
+    """Whether there is no folder at a path, and no hub can have an adapter of that name."""
+    is_hub_name = path.count("/") == 1 and path[0] not in "/.~"
+    return not is_hub_name and not os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111  # never raises
+
+
+@functools.lru_cache(256)
+def _tell_once(client_id: int, path: str, name: str) -> None:
+    _logger.warning(
+        "There is no adapter at %r; requests with lora_int_id %d get %r, which has that id.",
+        path, client_id, name,
+    )  # fmt: skip
+
+
+def add_adapter(driver: Driver, adapter: Any, limits: AdapterLimits) -> None:
+    """Serve what vLLM's LoRARequest names, by that id too, and read it when it is asked for.
+
+    Raises:
+        AdapterError: naming the adapter and why it cannot be served.
+    """
+    version = version_meant(driver, adapter)
+    if not driver.has_api_server and (version is None or version.source.path == adapter.lora_path):
+        info = require_servable(resolved(adapter.lora_path), limits)
+        found = {"fingerprint": info.fingerprint, "nbytes": info.nbytes, "rank": info.rank}
+        version = announce_unseen(driver, adapter, **found)
+    if version is not None:  # else it was unloaded meanwhile
+        driver.known_as(adapter.lora_int_id, version.source.name)
+
+
+def announce_unseen(driver: Driver, adapter: Any, **found: Any) -> Version:
+    """Serve an adapter of which vLLM's LoRARequest is known, and what was found; there is no API server."""
+    source = replace(unseen(adapter), **found)
     return driver.renew(source) if adapter.load_inplace else driver.announce(source)
 
 

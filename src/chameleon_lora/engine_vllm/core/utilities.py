@@ -1,6 +1,7 @@
 """What the engine process understands beyond vLLM.
 
-Adapters announced, withdrawn and pinned by name, and questions about its state. And it wakes by
+Adapters announced, withdrawn and pinned by name, or by the clients' ids as vLLM has it, and questions
+about its state. And it wakes by
 itself for what its scheduler has to do while there is no request.
 """
 
@@ -12,23 +13,61 @@ from typing import Any
 
 import msgspec
 
+from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.scheduler import announce_unseen
+from chameleon_lora.engine_vllm.core.scheduler import add_adapter
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
 from chameleon_lora.engine_vllm.messages import Announcement
+from chameleon_lora.engine_vllm.sources import largest_bytes
 
 
-def announcing(stock: Callable[..., Any]) -> Callable[..., bool]:
-    """EngineCore.add_lora that takes an adapter without loading it."""
+def adding(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.add_lora that checks an adapter and lists it; it is read when it is asked for."""
 
-    def add_lora(engine: Any, lora_request: Any) -> bool:
-        driver = driver_of(engine)
+    def add_lora(engine: Any, lora_request: Any) -> Any:
+        driver = _adapters_of(engine)
         if driver is None:
-            return bool(stock(engine, lora_request))
-        announce_unseen(driver, lora_request)
+            return stock(engine, lora_request)
+        max_rank = engine.scheduler.lora_config.max_lora_rank
+        add_adapter(driver, lora_request, AdapterLimits(max_rank, largest_bytes()))
         return True
 
     return add_lora
+
+
+def removing(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.remove_lora by the id that a client gave."""
+
+    def remove_lora(engine: Any, lora_id: int) -> Any:
+        driver = _adapters_of(engine)
+        return stock(engine, lora_id) if driver is None else driver.remove(lora_id)
+
+    return remove_lora
+
+
+def listing(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.list_loras by the ids that clients gave, wherever their adapters are."""
+
+    def list_loras(engine: Any) -> Any:
+        driver = _adapters_of(engine)
+        return stock(engine) if driver is None else set(driver.client_ids)
+
+    return list_loras
+
+
+def pinning(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.pin_lora by the id that a client gave; ValueError, as vLLM's, where that cannot be."""
+
+    def pin_lora(engine: Any, lora_id: int) -> Any:
+        driver = _adapters_of(engine)
+        if driver is None:
+            return stock(engine, lora_id)
+        reason = driver.pin_id(lora_id)
+        if reason is not None:
+            raise ValueError(reason)
+        return True
+
+    return pin_lora
 
 
 def waking(stock: Callable[..., None]) -> Callable[..., None]:
@@ -87,6 +126,11 @@ def arrivals(engine: Any, number: int) -> dict[str, Any] | None:
 def driver_of(engine: Any) -> Driver | None:
     """The driver of a Chameleon engine, None for another engine."""
     return getattr(engine.scheduler, "chameleon", None)
+
+
+def _adapters_of(engine: Any) -> Driver | None:
+    """The driver of a Chameleon engine that serves adapters; vLLM's own words are for all others."""
+    return driver_of(engine) if engine.scheduler.lora_config else None
 
 
 def _next_input(

@@ -6,8 +6,8 @@ gives each content of each name an id that it never uses again, and an inner nam
 version has; prefix-cache blocks are keyed by the inner name, so no version reads another's blocks.
 """
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 
 from chameleon_lora.engine_vllm.messages import Announcement, LoadAdapter
 from chameleon_lora.policy.request import AdapterId
@@ -54,10 +54,11 @@ class AdapterVersions:
     def announce(self, source: Announcement) -> tuple[Version, Version | None]:
         """The version for this content, and the one it replaces.
 
-        The same content announced again (by another API server) is the same version.
+        The same content announced again (by another API server) is the same version, also if the
+        former announcement did not say what was found in its files.
         """
         former = self._current.get(source.name)
-        if former is not None and former.source == source:
+        if former is not None and source in (former.source, self._as_read(former, source)):
             return former, None
         return self._list(source), former
 
@@ -100,6 +101,11 @@ class AdapterVersions:
             del self._by_id[adapter_id]
         return gone
 
+    def _as_read(self, version: Version, like: Announcement) -> Announcement:
+        """What would have been announced, had somebody looked into the files that were read."""
+        content = version.source.fingerprint or self._contents.get(version.id)
+        return replace(version.source, fingerprint=content, nbytes=like.nbytes, rank=like.rank)
+
     def _list(self, source: Announcement) -> Version:
         former = self._current.get(source.name)
         if former is not None:
@@ -123,3 +129,52 @@ class AdapterVersions:
         if is_plain:
             self._plain.add(name)
         return name if is_plain else f"{name}@{adapter_id}"
+
+
+class ClientIds:
+    """The ids by which clients know adapters: the last ones used, and those pinned. Owner: the driver.
+
+    As vLLM lists them: of those that nobody pinned, as many as it has room for (`max_cpu_loras`).
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._names: dict[int, str] = {}  # the longest unused first
+        self._pinned: set[int] = set()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._names)
+
+    def name(self, client_id: int) -> str | None:
+        """The adapter that is meant, None if the id is unknown."""
+        return self._names.get(client_id)
+
+    def is_known(self, name: str) -> bool:
+        """Whether an id means this adapter."""
+        return name in self._names.values()
+
+    def use(self, client_id: int, name: str) -> None:
+        """From now on the id means this adapter."""
+        former = self._names.pop(client_id, name)
+        if former != name:
+            self._pinned.discard(client_id)
+        self._names[client_id] = name
+        too_many = len(self._names) - self._most
+        if too_many > 0:
+            loose = [other for other in list(self._names)[:-1] if other not in self._pinned]
+            for other in loose[:too_many]:
+                del self._names[other]
+
+    def pin(self, client_id: int) -> None:
+        """A known id stays listed until it is forgotten."""
+        self._pinned.add(client_id)
+
+    def forget(self, client_id: int) -> str | None:
+        """Answers what it meant, None if it is unknown."""
+        self._pinned.discard(client_id)
+        return self._names.pop(client_id, None)
+
+    def forget_name(self, name: str) -> None:
+        """No id means this adapter afterwards."""
+        for client_id in [known for known, meant in self._names.items() if meant == name]:
+            self.forget(client_id)

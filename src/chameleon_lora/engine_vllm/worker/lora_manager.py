@@ -1,7 +1,6 @@
 """Chameleon's LoRA manager for a vLLM worker: vLLM's own, with the slots in the scheduler's hand."""
 
 import functools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,14 @@ from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare_loader_thread
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
+from chameleon_lora.errors import AdapterError
 from chameleon_lora.settings import ServingSettings
 
-_logger = logging.getLogger(__name__)
+_ASK_ENGINE = (
+    "a worker alone cannot add, remove or pin an adapter here, nor take its weights from memory: the "
+    "engine's scheduler decides for all workers; way out: ask the engine (LLMEngine or AsyncLLM .add_lora, "
+    ".remove_lora, .pin_lora), with a LoRARequest whose lora_path is a folder"
+)
 
 
 @functools.cache
@@ -44,16 +48,17 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
                 self.adapters.ensure_active(lora_requests)
 
         def add_adapter(self, lora_request: Any) -> bool:
-            return not self._is_dummy_run({lora_request}) or bool(super().add_adapter(lora_request))
+            if not self._is_dummy_run({lora_request}):
+                raise AdapterError(_ASK_ENGINE)
+            return bool(super().add_adapter(lora_request))
 
         def remove_adapter(self, adapter_id: int) -> bool:
-            if adapter_id in self._adapter_manager.list_adapters():
-                return bool(super().remove_adapter(adapter_id))
-            return adapter_id in self.adapters.host_ids  # dropped when the scheduler says so
+            if adapter_id not in self._adapter_manager.list_adapters():
+                raise AdapterError(_ASK_ENGINE)
+            return bool(super().remove_adapter(adapter_id))
 
-        def pin_adapter(self, adapter_id: int) -> bool:
-            _logger.warning("Adapter %d not pinned: Chameleon decides what stays.", adapter_id)
-            return False
+        def pin_adapter(self, adapter_id: int) -> bool:  # noqa: ARG002  # vLLM's name
+            raise AdapterError(_ASK_ENGINE)
 
         def remove_all_adapters(self) -> None:
             super().remove_all_adapters()
