@@ -80,6 +80,5 @@ def checking_health(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_dead(engine: Any) -> bool:
-    """False too for one that never started."""
-    resources = getattr(getattr(engine, "engine_core", None), "resources", None)
-    return bool(getattr(resources, "engine_dead", False))
+    """Whether it, or whoever reads its outputs, has ended; False too for one that never started."""
+    return bool(getattr(engine, "errored", False))
