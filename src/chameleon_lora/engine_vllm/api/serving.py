@@ -187,16 +187,15 @@ def raising(stock: Any) -> Any:
     """
 
     def process_outputs(processor: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        found = [(processor.request_states.get(o.request_id), o, failure_in(o)) for o in outputs]
-        failed = [(state, o, failure) for state, o, failure in found if state and failure]
+        states = processor.request_states
+        told = [(o, failure) for o in outputs if (failure := failure_in(o))]
+        failed = [(states[o.request_id], o, why) for o, why in told if o.request_id in states]
         for state, output, _ in failed:
             _make_readable(state, output)
         processed = stock(processor, outputs, *args, **kwargs)
         for state, _, (reason, fault) in failed:
             if state.queue is None:
-                for output in processed.request_outputs:
-                    if output.request_id == state.external_req_id:
-                        _write_on(output, reason)
+                _write_on(processed.request_outputs, state.external_req_id, reason)
                 continue
             is_pooling = state.detokenizer is None  # takes the place of the bare error
             state.queue.put(client_error(reason, STATUS[fault], is_pooling=is_pooling))
@@ -216,13 +215,16 @@ def _make_readable(state: Any, output: Any) -> None:
         output.pooling_output = EMPTY_CPU_TENSOR
 
 
-def _write_on(output: Any, reason: str) -> None:
+def _write_on(outputs: list[Any], request_id: str, reason: str) -> None:
     """vLLM 0.32 has a field for it in pooled outputs, and makes no numbers of one that has it."""
-    output.error_message = reason
-    if hasattr(output, "error"):
-        from vllm.outputs import RequestError
+    for output in outputs:
+        if output.request_id != request_id:
+            continue
+        output.error_message = reason
+        if hasattr(output, "error"):
+            from vllm.outputs import RequestError
 
-        output.error = RequestError("adapter_not_loaded", reason, retryable=False)
+            output.error = RequestError("adapter_not_loaded", reason, retryable=False)
 
 
 def raising_at_the_end(stock: Any) -> Any:
