@@ -60,6 +60,7 @@ _SERVING = "vllm.entrypoints.serve.engine.serving"
 _POOLING = "vllm.entrypoints.pooling.base.serving"
 _CLIENT = "vllm.v1.engine.async_llm"
 _LLM = "vllm.entrypoints.llm"
+_MESSAGES = "vllm.entrypoints.anthropic.serving"
 _RESPONSES = "vllm.entrypoints.openai.responses.serving"
 _OUTPUTS = "vllm.v1.engine.output_processor"
 _ENGINE = "vllm.v1.engine.core"
@@ -119,6 +120,7 @@ API_SERVER = (
     Hook(_API, _LLM, "LLM._run_engine", "api.serving.raising_at_the_end"),
     Hook(_API, _LLM, "LLM._run_tiling_engine", "api.serving.raising_at_the_end"),
     Hook(_API, _RESPONSES, "OpenAIServingResponses.responses_stream_generator", "api.serving.ending_in_words"),
+    Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.serving.reading_errors"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
     Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),

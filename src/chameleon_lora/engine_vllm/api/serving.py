@@ -4,7 +4,9 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import json
 import logging
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
@@ -267,6 +269,26 @@ def ending_in_words(stock: Any) -> Any:
             yield openai_error(told.message, told.type, status, message=told.message, **event)
 
     return stream
+
+
+def reading_errors(stock: Any) -> Any:
+    """AnthropicServingMessages.message_stream_converter that understands an error in the chat's stream.
+
+    vLLM tells the client that it could not read that chunk.
+    """
+
+    def convert(serving: Any, chunks: Any) -> Any:
+        return stock(serving, _raised(chunks))
+
+    return convert
+
+
+async def _raised(chunks: Any) -> AsyncIterator[str]:
+    """The same chunks; an error among them is raised in its own words."""
+    async for chunk in chunks:
+        if chunk.startswith('data: {"error"'):
+            raise AdapterError(json.loads(chunk.removeprefix("data: "))["error"]["message"])
+        yield chunk
 
 
 def with_routes(stock: Any) -> Any:
