@@ -5,6 +5,8 @@ ChameleonError
 ├── AdapterError           an adapter cannot be served
 │   ├── AdapterNotFoundError
 │   ├── AdapterInvalidError    its files are broken, incomplete or of an unsupported kind
+│   ├── AdapterUnfitError      its files are sound, but what is in them will not do for this model
+│   ├── AdapterRequestsError   requests of vLLM's LLM class ended without an answer
 │   └── AdapterTooLargeError   its rank or its bytes are above the limit
 ├── UnsupportedEngineError the installed vLLM lacks something Chameleon stands on
 ├── UnsupportedLayoutError this model's KV cache cannot hold adapters
@@ -13,6 +15,8 @@ ChameleonError
 
 Each message gives the value, the limit and the way out.
 """
+
+from typing import Any
 
 
 class ChameleonError(Exception):
@@ -33,6 +37,22 @@ class AdapterNotFoundError(AdapterError):
 
 class AdapterInvalidError(AdapterError):
     """The adapter's files are broken, incomplete or of an unsupported kind."""
+
+
+class AdapterUnfitError(AdapterError):
+    """The adapter's files are sound, but their content will not do for the model at hand, ever."""
+
+
+class AdapterRequestsError(AdapterError):
+    """Requests ended without an answer, because their adapters cannot be loaded; all others have one.
+
+    Attributes:
+        outputs: vLLM's, of all requests in order. One that failed has an `error_message` as well.
+    """
+
+    def __init__(self, message: str, outputs: list[Any]) -> None:
+        super().__init__(message)
+        self.outputs = outputs
 
 
 class AdapterTooLargeError(AdapterError):

@@ -108,7 +108,7 @@ def test_answers_are_stock_vllms_and_a_broken_adapter_ends_its_own_requests(
 ) -> None:
     """With Chameleon's own settings: stock vLLM's tokens, whoever goes first.
 
-    Beside them, requests for a folder without weights end with an error that names it.
+    Beside them, requests for a folder without weights end with an error that names it, which LLM raises.
     """
     broken = make_adapter(tmp_path / "broken", ModelDims.from_model(model), 4, seed=9)
     (broken / WEIGHTS_NAME).unlink()

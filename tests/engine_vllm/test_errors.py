@@ -1,11 +1,27 @@
-"""A reason on its way from the engine to the client."""
+"""A reason on its way from the engine to the client, whatever the client asked for."""
 
+import asyncio
+import json
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.errors import client_error, failure_output, failure_reason
+from chameleon_lora.engine_vllm.api.serving import (
+    ending_in_words,
+    raising,
+    raising_at_the_end,
+    reading_errors,
+)
+from chameleon_lora.engine_vllm.errors import STATUS, client_error, failure_in, failure_output
+from chameleon_lora.errors import AdapterRequestsError
+from chameleon_lora.policy.plan import Failure, Fault
+from chameleon_lora.policy.request import AdapterId, RequestId
 from tests.engine_vllm.fake_requests import FakeRequest
+
+REASON = "adapter 'a': no weights"
+POOLED = 4  # of `all_params`
 
 
 @dataclass
@@ -16,38 +32,162 @@ class FakeOutput:
     finished: bool = True
 
 
+def failure(request_id: str, fault: Fault = Fault.CONTENT) -> Failure:
+    """That request's adapter cannot be loaded."""
+    return Failure(RequestId(request_id), AdapterId(1), REASON, fault)
+
+
 @pytest.mark.parametrize(
     "output",
     [
         FakeOutput(None),
         FakeOutput(2),
         FakeOutput("END"),
-        FakeOutput("chameleon: a", finished=False),
-        FakeOutput("a chameleon: b"),
+        FakeOutput("chameleon content: a", finished=False),
+        FakeOutput("chameleon weather: a"),
+        FakeOutput("a chameleon content: b"),
     ],
     ids=str,
 )
 def test_other_outputs_carry_no_reason(output: FakeOutput) -> None:
     """Stop strings, stop tokens, unfinished outputs and none at all are no failure of ours."""
-    assert failure_reason(output) is None
+    assert failure_in(output) is None
 
 
 @pytest.mark.vllm
-def test_a_reason_survives_the_process_border() -> None:
+@pytest.mark.parametrize("fault", Fault)
+def test_a_reason_survives_the_process_border(fault: Fault) -> None:
     """Packed and unpacked as vLLM does it, the last output of a request still tells the reason."""
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreOutput, FinishReason
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-    sent = failure_output(FakeRequest("r"), "adapter 'a': no weights")
+    sent = failure_output(FakeRequest("r"), failure("r", fault))
     received = MsgpackDecoder(EngineCoreOutput).decode(MsgpackEncoder().encode(sent))
-    assert "adapter 'a': no weights" == failure_reason(received)
+    assert (REASON, fault) == failure_in(received)
     assert ("r", FinishReason.ERROR) == (received.request_id, received.finish_reason)
     assert [] == list(received.new_token_ids)
 
 
+def processor_with(params: Any, queue: Any) -> Any:
+    """vLLM's own, with request r and this place for its outputs, or none as under the LLM class."""
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    is_pooling = hasattr(params, "extra_kwargs")
+    request = EngineCoreRequest(
+        request_id="r",
+        prompt_token_ids=[5, 6, 7],
+        mm_features=None,
+        sampling_params=None if is_pooling else params,
+        pooling_params=params if is_pooling else None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    request.external_req_id = "client's"
+    processor = OutputProcessor(None, log_stats=False)
+    processor.add_request(request, None, None, 0, queue)
+    return processor
+
+
+def all_params() -> list[Any]:
+    """One of each kind of runner, and of each way of handing outputs out."""
+    from vllm import PoolingParams, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    tasks: tuple[Any, ...] = ("embed", "classify", "token_embed", "token_classify")
+    kinds = (RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE)
+    sampled = [SamplingParams(output_kind=kind, detokenize=False) for kind in kinds]
+    return [*(PoolingParams(task=task) for task in tasks), *sampled]
+
+
 @pytest.mark.vllm
-def test_the_client_gets_the_reason_in_words() -> None:
-    """The exception that vLLM's API server answers with has the reason as its text."""
+@pytest.mark.parametrize("kind", range(7))
+@pytest.mark.parametrize("fault", Fault)
+def test_whoever_waits_is_told_and_nobody_else(kind: int, fault: Fault) -> None:
+    """vLLM's own processing goes on, and raises where that client waits: with reason and status."""
+    vllm = pytest.importorskip("vllm")
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    params = all_params()[kind]
+    queue = RequestOutputCollector(params.output_kind, "r")
+    processor = processor_with(params, queue)
+    told = [failure_output(FakeRequest("r"), failure("r", fault))]
+    raising(OutputProcessor.process_outputs)(processor, told)
+    with pytest.raises(Exception, match="no weights") as caught:
+        queue.get_nowait()
+    told_as = getattr(caught.value, "cause", caught.value)  # vLLM 0.26 unwraps it
+    answer = BaseServing.create_error_response(told_as).error
+    may_be_reworded = not hasattr(vllm.exceptions, "GracefulHTTPError") and kind < POOLED
+    assert REASON == answer.message
+    assert STATUS[Fault.CONTENT if may_be_reworded else fault] == answer.code
+    assert not processor.has_unfinished_requests()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("kind", range(5))
+def test_the_llm_class_raises_once_all_requests_have_ended(kind: int) -> None:
+    """With the reason, and with the outputs of all, so that no empty answer is taken for one."""
     pytest.importorskip("vllm")
-    assert "adapter 'a': no weights" in str(client_error("adapter 'a': no weights"))
+    from vllm.outputs import EmbeddingRequestOutput
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    processor = processor_with(all_params()[kind], None)
+    told = [failure_output(FakeRequest("r"), failure("r"))]
+    done = raising(OutputProcessor.process_outputs)(processor, told).request_outputs
+    run = raising_at_the_end(lambda _llm, **_: ["another's", *done])
+    with pytest.raises(AdapterRequestsError, match=r"1 of 2 requests .*no weights") as caught:
+        run(None, use_tqdm=False)
+    assert ["another's", *done] == caught.value.outputs
+    assert REASON == done[0].error_message
+    if hasattr(done[0], "error"):
+        assert REASON == EmbeddingRequestOutput.from_base(done[0]).error.message
+    assert ["fine"] == raising_at_the_end(lambda _llm: ["fine"])(None)
+
+
+@pytest.mark.vllm
+def test_a_stream_of_the_responses_api_ends_with_the_error() -> None:
+    """As an event of OpenAI's form, numbered on; errors that are not ours stay vLLM's."""
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+
+    async def collect(error: Exception) -> list[Any]:
+        async def stock(_serving: Any) -> Any:
+            yield "begun"
+            raise error
+
+        return [event async for event in ending_in_words(stock)(BaseServing)]
+
+    ours = client_error(REASON, HTTPStatus.BAD_REQUEST, is_pooling=False)
+    begun, event = asyncio.run(collect(ours))
+    assert ("begun", "error", 1) == (begun, event.type, event.sequence_number)
+    assert (REASON, REASON, 400) == (event.message, event.error.message, event.error.code)
+    with pytest.raises(KeyError):
+        asyncio.run(collect(KeyError("vLLM's")))
+
+
+@pytest.mark.vllm
+def test_a_stream_of_the_messages_api_ends_with_the_error() -> None:
+    """In the words of the chat's stream, of which it is made."""
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+
+    async def chunks() -> Any:
+        error = client_error(REASON, HTTPStatus.BAD_REQUEST, is_pooling=False)
+        serving = object.__new__(GenerateBaseServing)
+        yield f"data: {serving.create_streaming_error_response(error)}\n\n"
+        yield "data: [DONE]\n\n"
+
+    async def collect() -> list[str]:
+        convert = reading_errors(AnthropicServingMessages.message_stream_converter)
+        serving = object.__new__(AnthropicServingMessages)
+        return [event async for event in convert(serving, chunks())]
+
+    [event] = asyncio.run(collect())
+    name, data = event.strip().split("\n")
+    assert "event: error" == name
+    assert REASON == json.loads(data.removeprefix("data: "))["error"]["message"]

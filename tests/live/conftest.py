@@ -40,7 +40,8 @@ def server(
     home = tmp_path_factory.mktemp(setup.name)
     adapters = fixtures.served_below(home)
     with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:
-        yield Server(url, adapters, fixtures, setup.is_plain)
+        is_tidied = not (setup.is_plain or setup.is_pooling)
+        yield Server(url, adapters, fixtures, is_tidied)
 
 
 @pytest.fixture(autouse=True)
@@ -49,5 +50,5 @@ def nothing_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "server" in request.fixturenames:
         server = request.getfixturevalue("server")
-        if isinstance(server, Server) and not server.is_plain:
+        if isinstance(server, Server) and server.is_tidied:
             server.tidy()

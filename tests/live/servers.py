@@ -41,6 +41,7 @@ class Setup:
         seats: requests that run at a time.
         is_plain: vLLM's own command with `--scheduler-cls` and `--lora-modules`, rather than
             `chameleon serve` with a watched folder.
+        is_pooling: it writes no tokens.
         flags: more of them.
     """
 
@@ -48,6 +49,7 @@ class Setup:
     slots: int
     seats: int
     is_plain: bool = False
+    is_pooling: bool = False
     flags: tuple[str, ...] = ()
 
 
@@ -63,6 +65,19 @@ SHARED = Setup(
     ),
 )
 """Scarce in all: slots, and KV blocks, into which adapters come as fast as they can."""
+EMBEDDING = Setup(
+    "embedding",
+    slots=2,
+    seats=4,
+    is_pooling=True,
+    flags=(
+        *("--runner", "pooling", "--convert", "embed"),
+        *(
+            "--set",
+            "serving.scan_s=3600.0",
+        ),  # what is new is found by a request for it, or not at all
+    ),
+)
 VLLM_PRESET = Setup(
     "plain-preset-vllm",
     slots=2,
@@ -74,12 +89,16 @@ VLLM_PRESET = Setup(
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server and the folder its adapters lie in, one folder for each name."""
+    """A running server and the folder its adapters lie in, one folder for each name.
+
+    Attributes:
+        is_tidied: other tests on it need the adapters of the start alone.
+    """
 
     url: str
     adapters: Path
     fixtures: AdapterFixtures
-    is_plain: bool
+    is_tidied: bool
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def fresh_name(self) -> str:

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.parametrize("server", [SHARED], indirect=True, ids=["shared"]),
 ]
-BAD_REQUEST, SERVER_ERROR = 400, 500
+BAD_REQUEST, CONFLICT = 400, 409
 
 
 FOUND_AT_SIGHT: list[tuple[Callable[[Path, Path], None], str]] = [
@@ -36,9 +36,9 @@ FOUND_AT_SIGHT: list[tuple[Callable[[Path, Path], None], str]] = [
     (break_config, CONFIG_NAME),
     (raise_rank, "rank is 32, the limit is 16"),
 ]
-FOUND_AT_LOAD: list[tuple[Callable[[Path, Path], None], str]] = [
-    (take_weights, "tensors"),
-    (widen, "its A is (8, 256), but this model has room for (8, 128)"),
+FOUND_AT_LOAD: list[tuple[Callable[[Path, Path], None], str, int]] = [
+    (take_weights, "tensors", CONFLICT),
+    (widen, "its A is (8, 256), but this model has room for (8, 128)", BAD_REQUEST),
 ]
 
 
@@ -114,16 +114,24 @@ def test_a_broken_folder_with_the_base_models_name_changes_nothing(
     assert {expected} == {reply.tokens for reply in (*replies[:3], replies[4])}
 
 
-@pytest.mark.parametrize(("ruin", "why"), FOUND_AT_LOAD)
+@pytest.mark.parametrize(("ruin", "why", "status"), FOUND_AT_LOAD)
 def test_a_load_that_fails_ends_the_requests_that_wait_for_it(
-    server: Server, stock: Stock, tmp_path: Path, ruin: Callable[[Path, Path], None], why: str
+    server: Server,
+    stock: Stock,
+    tmp_path: Path,
+    ruin: Callable[[Path, Path], None],
+    why: str,
+    status: int,
 ) -> None:
-    """What breaks when it is first read ends its requests with 500, or with an error in the stream.
+    """What breaks when it is first read ends its requests with 4xx, or with an error in the stream.
 
-    The message names adapter and reason; streams under way with other adapters are not touched.
+    The message names adapter and reason; streams under way with other adapters are not touched. What
+    these files can never become is refused from then on before it is asked for, in streams too.
     """
 
-    async def ask_beside_streams(client: Connection) -> tuple[list[Reply], list[list[Reply]]]:
+    async def ask_beside_streams(
+        client: Connection,
+    ) -> tuple[list[Reply], list[list[Reply]], list[Reply]]:
         folder = server.fixtures.place(6, tmp_path / "adapter")
         if ruin is widen:  # nothing in the adapter itself shows it
             ruin(folder, server.fixtures.model)
@@ -135,7 +143,8 @@ def test_a_load_that_fails_ends_the_requests_that_wait_for_it(
             failed = await asyncio.gather(
                 *(client.ask(doomed) for _ in range(3)), *(client.stream(doomed) for _ in range(2))
             )
-        return failed, undisturbed
+            later = [await client.stream(doomed), await client.ask(doomed)]
+        return failed, undisturbed, later
 
     async def load(client: Connection, folder: Path) -> int:
         body = {"lora_name": name, "lora_path": str(folder)}
@@ -143,10 +152,11 @@ def test_a_load_that_fails_ends_the_requests_that_wait_for_it(
 
     name = server.fresh_name()
     others = [Question("a0", TALE, 320), Question(BASE, TALE, 320)]
-    failed, undisturbed = server.run(ask_beside_streams)
+    failed, undisturbed, later = server.run(ask_beside_streams)
     assert {stock.answer(0, TALE, 320)} == {reply.tokens for reply in undisturbed[0]}
     assert {stock.answer(None, TALE, 320)} == {reply.tokens for reply in undisturbed[1]}
-    assert [SERVER_ERROR] * 3 == [reply.status for reply in failed[:3]]
-    assert [()] * 5 == [reply.tokens for reply in failed]
-    for reply in failed:
+    assert [status] * 3 == [reply.status for reply in failed[:3]]
+    assert [OK if status == CONFLICT else BAD_REQUEST, status] == [reply.status for reply in later]
+    assert [()] * 7 == [reply.tokens for reply in (*failed, *later)]
+    for reply in (*failed, *later):
         assert_explained(reply.error, name, why)

@@ -6,7 +6,7 @@ It drives the policy as an engine does and checks at each step what must always 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from chameleon_lora.policy.plan import Activation, Promotion, StepBudget, StepPlan
+from chameleon_lora.policy.plan import Activation, Fault, Promotion, StepBudget, StepPlan
 from chameleon_lora.policy.queues.calibration import LaneCut
 from chameleon_lora.policy.queues.quota import Quota
 from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId
@@ -45,6 +45,7 @@ class EngineModel:
     promote_s: float = 0.05
     batch_tokens: int = 512
     broken: frozenset[AdapterId] = frozenset()
+    fault: Fault = Fault.SERVER  # what the broken ones fail by
     true_bytes: dict[AdapterId, int] = field(default_factory=dict)  # where not as foretold
     true_ranks: dict[AdapterId, int] = field(default_factory=dict)
     now_s: float = 0.0
@@ -110,7 +111,7 @@ class EngineModel:
         """One load under way ends now."""
         self.loading = [item for item in self.loading if item[1] != adapter_id]
         if is_broken:
-            self.policy.load_failed(adapter_id, "its file is truncated", self.now_s)
+            self.policy.load_failed(adapter_id, "its file is truncated", self.now_s, self.fault)
             return
         self.host.add(adapter_id)
         foretold = self.policy.adapter(adapter_id).adapter

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from chameleon_lora.policy.memory.entry import RETRY_AFTER_S, Tier
 from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.memory.residency import CacheSettings
-from chameleon_lora.policy.plan import DemotionReason, Held, LaneState, StepBudget, StepPlan
+from chameleon_lora.policy.plan import (
+    DemotionReason,
+    Fault,
+    Held,
+    LaneState,
+    StepBudget,
+    StepPlan,
+)
 from chameleon_lora.policy.queues.calibration import LaneSettings
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings, Preset, preset
@@ -142,6 +149,21 @@ class TestBrokenAdapters:
         model.run_until_idle()
         assert all(model.done[request(name).id].end_s for name in "bc")
 
+    @pytest.mark.parametrize("is_pinned", [False, True])
+    def test_one_whose_own_bytes_fail_is_never_read_again(self, is_pinned: bool) -> None:
+        """Later requests fail at once by the same fault, however much later, pinned or not."""
+        model = make(broken=frozenset({ONE}), fault=Fault.CONTENT)
+        model.arrive(request("a", 1), 2)
+        model.run_until_idle()
+        model.policy.pin(ONE, is_pinned=is_pinned)
+        for _ in range(10):
+            model.now_s += 100.0
+            assert () == model.step().loads
+        model.arrive(request("b", 1), 2)
+        plan = model.step()
+        assert [("b", Fault.CONTENT)] == [(failed.request_id, failed.fault) for failed in plan.fail]
+        assert () == plan.loads
+
     def test_larger_than_host_memory_fails_with_both_numbers(self) -> None:
         """An adapter that never fits does not hold up the others."""
         model = make(host_bytes=2500)
@@ -149,9 +171,9 @@ class TestBrokenAdapters:
         model.arrive(request("a", 9), 2)
         model.arrive(request("b", 1), 2)
         model.run_until_idle()
-        assert "its 2501 bytes are above cache.host_bytes, 2500" == (
-            model.done[request("a").id].failure
-        )
+        why = model.done[request("a").id].failure
+        assert why is not None
+        assert why.endswith("cannot be loaded: its 2501 bytes are above cache.host_bytes, 2500")
         assert model.done[request("b").id].end_s
 
 

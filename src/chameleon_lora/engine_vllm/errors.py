@@ -4,16 +4,24 @@ vLLM's outputs carry a finish reason and a stop reason, and its API server answe
 the same words. The reason travels as the stop reason, marked, and is raised where the client waits.
 """
 
+import re
 from http import HTTPStatus
 from typing import Any
 
 from chameleon_lora.engine_vllm.hook_table import ERROR_INFO, ERROR_RESPONSE
 from chameleon_lora.engine_vllm.hooks import target_of
+from chameleon_lora.policy.plan import Failure, Fault
 
-MARK = "chameleon: "
+STATUS = {
+    Fault.CONTENT: HTTPStatus.BAD_REQUEST,
+    Fault.FILES: HTTPStatus.CONFLICT,  # OpenAI's clients ask again by themselves
+    Fault.SERVER: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+_MARKED = re.compile(rf"chameleon ({'|'.join(f.value for f in Fault)}): (.*)", re.DOTALL)
+_OURS = "chameleon_error"
 
 
-def failure_output(request: Any, reason: str) -> Any:
+def failure_output(request: Any, failure: Failure) -> Any:
     """The engine's last output for a request that failed."""
     from vllm.v1.engine import EngineCoreOutput, FinishReason
 
@@ -21,36 +29,57 @@ def failure_output(request: Any, reason: str) -> Any:
         request_id=request.request_id,
         new_token_ids=[],
         finish_reason=FinishReason.ERROR,
-        stop_reason=MARK + reason,
+        stop_reason=f"chameleon {failure.fault.value}: {failure.reason}",
     )
 
 
-def failure_reason(output: Any) -> str | None:
-    """The reason in an engine output, or None if it is not a failure of ours."""
+def failure_in(output: Any) -> tuple[str, Fault] | None:
+    """The reason in an engine output, and whose fault it is; None if it is no failure of ours."""
     reason = output.stop_reason
-    if isinstance(reason, str) and reason.startswith(MARK) and output.finished:
-        return reason.removeprefix(MARK)
-    return None
+    found = _MARKED.fullmatch(reason) if isinstance(reason, str) and output.finished else None
+    return None if found is None else (found[2], Fault(found[1]))
 
 
-def client_error(reason: str) -> Exception:
+def http_error(reason: str, status: HTTPStatus) -> Exception:
     """The exception that vLLM's API server turns into an HTTP error with this message."""
     from vllm import exceptions
 
     error: Exception
-    if hasattr(exceptions, "GracefulHTTPError"):
-        error = exceptions.GracefulHTTPError(reason, HTTPStatus.INTERNAL_SERVER_ERROR)
-    else:  # vLLM 0.26 passes on what is in an InputStreamError, and rewords other server errors
+    if status is HTTPStatus.BAD_REQUEST:
+        error = getattr(exceptions, "VLLMClientError", ValueError)(reason)
+    elif hasattr(exceptions, "GracefulHTTPError"):
+        error = exceptions.GracefulHTTPError(reason, status)
+    else:  # vLLM 0.26
         from vllm.entrypoints.openai.engine.protocol import GenerationError
-        from vllm.v1.engine.async_llm import InputStreamError
 
-        error = InputStreamError(GenerationError(reason))
+        generation: Any = GenerationError(reason)
+        generation.status_code = status
+        error = generation
+    setattr(error, _OURS, True)
     return error
 
 
-def openai_error(message: str, kind: str, status: HTTPStatus) -> Any:
-    """An ErrorResponse about the request's model."""
+def client_error(reason: str, status: HTTPStatus, *, is_pooling: bool) -> Exception:
+    """The same, as vLLM's client of the engine lets it through."""
+    from vllm import exceptions
+
+    error = http_error(reason, status)
+    if hasattr(exceptions, "GracefulHTTPError") or isinstance(error, ValueError):
+        return error
+    from vllm.v1.engine.async_llm import InputStreamError
+
+    wrapped: Exception = InputStreamError(error)  # vLLM 0.26 rewords all else, and this in pooling
+    return ValueError(reason) if is_pooling else wrapped
+
+
+def is_ours_error(error: Exception) -> bool:
+    """Whether `http_error` made it."""
+    return hasattr(error, _OURS)
+
+
+def openai_error(message: str, kind: str, status: HTTPStatus, /, **more: Any) -> Any:
+    """An ErrorResponse about the request's model, with more fields beside the error."""
     make_response, make_info = target_of(ERROR_RESPONSE), target_of(ERROR_INFO)
     return make_response(
-        error=make_info(message=message, type=kind, code=status.value, param="model")
+        error=make_info(message=message, type=kind, code=status.value, param="model"), **more
     )

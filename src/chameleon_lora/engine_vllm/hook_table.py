@@ -57,7 +57,11 @@ _API, _KEYS, _CORE, _WORKER, _STEPS = Part.API, Part.KEYS, Part.CORE, Part.WORKE
 SCHEDULER = "vllm.v1.core.sched.scheduler"
 _MODELS = "vllm.entrypoints.openai.models.serving"
 _SERVING = "vllm.entrypoints.serve.engine.serving"
+_POOLING = "vllm.entrypoints.pooling.base.serving"
 _CLIENT = "vllm.v1.engine.async_llm"
+_LLM = "vllm.entrypoints.llm"
+_MESSAGES = "vllm.entrypoints.anthropic.serving"
+_RESPONSES = "vllm.entrypoints.openai.responses.serving"
 _OUTPUTS = "vllm.v1.engine.output_processor"
 _ENGINE = "vllm.v1.engine.core"
 _POOL = "vllm.v1.core.block_pool"
@@ -93,6 +97,7 @@ ADAPTERS = (
     Hook(_API, _MODELS, "OpenAIServingModels.unload_lora_adapter", "api.serving.withdrawing", ("request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.resolve_lora", "api.serving.resolving", ("lora_name",)),
     Hook(_API, _SERVING, "BaseServing._check_model", "api.serving.explaining", ("request",)),
+    Hook(_API, _POOLING, "PoolingBaseServing._check_model", "api.serving.explaining_by_raising", ("request",)),
     Hook(_API, _CLIENT, "AsyncLLM.add_lora", "api.serving.publishing", ("lora_request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.is_base_model", None, ("model_name",)),
     *_each(
@@ -112,15 +117,20 @@ API_SERVER = (
         _API, "vllm.entrypoints.serve", "register_vllm_serve_api_routers", "api.serving.with_routes", ("app",),
     ),
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
+    Hook(_API, _LLM, "LLM._run_engine", "api.serving.raising_at_the_end"),
+    Hook(_API, _LLM, "LLM._run_tiling_engine", "api.serving.raising_at_the_end"),
+    Hook(_API, _RESPONSES, "OpenAIServingResponses.responses_stream_generator", "api.serving.ending_in_words"),
+    Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.serving.reading_errors"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
     Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
     Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),
     *_each(_API, _OUTPUTS, "OutputProcessor", "request_states", "get_num_unfinished_requests"),
+    *_each(_API, _OUTPUTS, "", "EMPTY_CPU_TENSOR"),
+    Hook(_API, "vllm.outputs", "RequestError", since="0.32"),
     Hook(_API, _OUTPUTS, "RequestOutputCollector.put"),
-    Hook(_API, _CLIENT, "AsyncLLM.dead_error"),
+    *_each(_API, _CLIENT, "AsyncLLM", "dead_error", "errored"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
-    Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
     *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(
         _API, "vllm.exceptions", "GracefulHTTPError", elsewhere=((_CLIENT, "InputStreamError"), (_OLD_PROTOCOL, "GenerationError")),

@@ -8,6 +8,8 @@ what is loaded or promoted is so on every rank (`worker/agreement.py`).
 from dataclasses import dataclass
 from typing import TypedDict
 
+from chameleon_lora.policy.plan import Fault
+
 COMMANDS_ATTRIBUTE = "chameleon_commands"
 ACKS_ATTRIBUTE = "chameleon_acks"
 
@@ -105,6 +107,7 @@ class LoadFailed:
 
     adapter_id: int
     reason: str
+    fault: Fault = Fault.SERVER
 
 
 @dataclass(frozen=True, slots=True)

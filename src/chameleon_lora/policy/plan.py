@@ -90,6 +90,14 @@ class Promotion:
     evicts: tuple[AdapterId, ...]
 
 
+class Fault(Enum):
+    """What an adapter that cannot be loaded fails by."""
+
+    CONTENT = "content"  # its own bytes: they will never do on this engine
+    FILES = "files"  # what lies in its place, where other files may come to lie
+    SERVER = "server"  # the machine's disk or memory
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """End this request: its adapter cannot be loaded."""
@@ -97,6 +105,7 @@ class Failure:
     request_id: RequestId
     adapter_id: AdapterId
     reason: str
+    fault: Fault = Fault.SERVER
 
 
 @dataclass(frozen=True, slots=True)

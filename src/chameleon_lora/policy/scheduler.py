@@ -12,7 +12,7 @@ from chameleon_lora.policy.estimator import Estimator
 from chameleon_lora.policy.memory.entry import Entry, Tier
 from chameleon_lora.policy.memory.prefetch import Prefetcher
 from chameleon_lora.policy.memory.residency import Residency
-from chameleon_lora.policy.plan import Failure, Held, StepBudget, StepPlan
+from chameleon_lora.policy.plan import Failure, Fault, Held, StepBudget, StepPlan
 from chameleon_lora.policy.queues.backlog import Backlog
 from chameleon_lora.policy.queues.calibration import Calibration
 from chameleon_lora.policy.queues.lanes import RequestState, Stage
@@ -76,13 +76,15 @@ class Scheduler:
         self._drops += self._residency.overflow(now_s)
         self._forget_if_done(entry)
 
-    def load_failed(self, adapter_id: AdapterId, reason: str, now_s: float) -> None:
+    def load_failed(
+        self, adapter_id: AdapterId, reason: str, now_s: float, fault: Fault = Fault.SERVER
+    ) -> None:
         """An adapter cannot be loaded: exactly the requests that wait for it end with this reason."""
         entry = self._residency.entries[adapter_id]
         self._residency.evict(entry)
         self._prefetcher.failed(entry, now_s)
-        entry.failure = (reason, now_s)
-        self._fail_waiting(entry, reason)
+        entry.failure = (reason, fault, now_s)
+        self._fail_waiting(entry, reason, fault)
 
     def pin(self, adapter_id: AdapterId, *, is_pinned: bool) -> None:
         """Keep the adapter in memory from now on, reading it if need be; or no longer."""
@@ -127,8 +129,8 @@ class Scheduler:
         state.lane = self._calibration.arrived(state.size, state.cost_tokens, now_s)
         self._prefetcher.arrived(entry, now_s)
         self._wait(state)
-        if entry is not None and (reason := entry.failed_lately(now_s)):
-            self._fail_waiting(entry, reason)
+        if entry is not None and (failure := entry.standing_failure(now_s)):
+            self._fail_waiting(entry, *failure)
 
     def requeued(self, request_id: RequestId, generated_tokens: int) -> None:
         """A running request is to run later: preempted, squashed, or not admitted after all."""
@@ -175,8 +177,7 @@ class Scheduler:
         growth = room.growth_blocks + admission.taken_tokens // self.limits.block_tokens
         may_promote = self._interval.is_prefetching
         promotions = self._device.plan(now_s, room.free_blocks, growth) if may_promote else ()
-        drops, self._drops = tuple(self._drops), []
-        fail, self._fail = tuple(self._fail), []
+        drops, fail, self._drops, self._fail = tuple(self._drops), tuple(self._fail), [], []
         return StepPlan(
             tuple(admission.admissions), admission.squash, tuple(loads), drops,
             tuple(admission.activations), fail, self._device.take_released(), promotions,
@@ -252,10 +253,10 @@ class Scheduler:
         entry = self._prefetcher.blocked
         if entry is None:
             return None
-        if reason := self._residency.why_too_large(entry):
+        if failure := self._residency.why_too_large(entry):
             self._prefetcher.failed(entry, now_s)
-            self._fail_waiting(entry, reason)
-        return None if reason else self._backlog.oldest_for(entry.adapter.id)
+            self._fail_waiting(entry, *failure)
+        return None if failure else self._backlog.oldest_for(entry.adapter.id)
 
     def _wait(self, state: RequestState) -> None:
         entry = state.entry
@@ -273,19 +274,18 @@ class Scheduler:
         if state.entry is not None:
             self._residency.stop(state.entry)
 
-    def _fail_waiting(self, entry: Entry, reason: str) -> None:
+    def _fail_waiting(self, entry: Entry, reason: str, fault: Fault) -> None:
         """Exactly the requests that wait for the adapter end with this reason."""
         for state in list(self._backlog.waiting_for(entry.adapter.id)):
             self._residency.queue(entry, -1)
             self._backlog.remove(state)
-            self._fail.append(Failure(state.request.id, entry.adapter.id, reason))
+            self._fail.append(Failure(state.request.id, entry.adapter.id, reason, fault))
         self._forget_if_done(entry)
 
     def _park(self, adapter_id: AdapterId) -> None:
         """An adapter that waiting requests need left host memory for an older request's."""
         self._backlog.park(adapter_id)
-        entry = self._residency.entries[adapter_id]
-        if entry.queued:
+        if (entry := self._residency.entries[adapter_id]).queued:
             self._prefetcher.want(entry, entry.oldest)
 
     def _forget_if_done(self, entry: Entry) -> None:

@@ -28,6 +28,10 @@ class Lookups:
         """As the registry."""
         self.registry.append(name)
 
+    def why_refused(self, name: str) -> str | None:
+        """As the registry."""
+        return self.refused.get(name)
+
     async def withdraw(self, name: str) -> None:
         """As the registry."""
         self.refused.pop(name, None)

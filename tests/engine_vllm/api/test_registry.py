@@ -89,7 +89,7 @@ def test_a_changed_adapter_is_announced_anew(served: ServedFolder) -> None:
     [(_, [after])] = served.engine.calls
     assert before != after
     assert before | {"fingerprint": None} == after | {"fingerprint": None}
-    assert request is served.models.lora_requests["a"]
+    assert request == served.models.lora_requests["a"]
 
 
 def test_a_removed_adapter_is_withdrawn(served: ServedFolder) -> None:
@@ -178,6 +178,31 @@ def test_a_mended_adapter_is_offered_and_refused_no_more(served: ServedFolder) -
     served.refresh_all()
     assert [("announce", ["a"])] == served.told()
     assert {} == served.registry.refused
+
+
+def test_what_the_engine_found_unfit_is_refused_while_it_is_what_is_served(
+    served: ServedFolder,
+) -> None:
+    """From then on with its reason, until its files are others; the others are served."""
+    served.refresh_all()
+    offered = served.models.lora_requests["a"]
+    served.registry.found_unfit(offered, "nan")
+    served.refresh("a")
+    assert ("nan", None) == tuple(map(served.registry.why_refused, "ab"))
+    served.add("a", seed=1)
+    served.refresh_all()
+    assert served.registry.why_refused("a") is None
+    assert offered.lora_int_id == served.models.lora_requests["a"].lora_int_id
+    served.registry.found_unfit(offered, "nan")  # a request that was under way meanwhile
+    assert served.registry.why_refused("a") is None
+
+
+def test_names_of_unfit_adapters_that_are_gone_are_not_kept(served: ServedFolder) -> None:
+    """However many there were."""
+    served.refresh_all()
+    served.registry.found_unfit(served.models.lora_requests.pop("a"), "nan")
+    served.registry.found_unfit(served.models.lora_requests["b"], "nan")
+    assert ["b"] == list(served.registry._unfit)
 
 
 def test_a_refused_adapter_that_goes_is_forgotten(served: ServedFolder) -> None:

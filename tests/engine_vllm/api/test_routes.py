@@ -59,6 +59,10 @@ class FakeRegistry:
         """Offer it if its folder has just come."""
         self.models.lora_requests.update({n: r for n, r in self.late.items() if n == name})
 
+    def why_refused(self, name: str) -> str | None:
+        """The reason."""
+        return self.refused.get(name)
+
 
 @dataclass
 class Server:

@@ -42,8 +42,14 @@ class Engine:
         scheduler = SimpleNamespace(scheduler_cls=self.scheduler)
         self.vllm_config = SimpleNamespace(scheduler_config=scheduler)
         self.engine_core = SimpleNamespace(resources=SimpleNamespace(engine_dead=self.is_dead))
-
+        self.output_handler: Any = None
         self.output_processor = self
+
+    @property
+    def errored(self) -> bool:
+        """As vLLM tells it."""
+        has_stopped = self.output_handler is not None and self.output_handler.done()
+        return self.engine_core.resources.engine_dead or has_stopped
 
     def get_num_unfinished_requests(self) -> int:
         """One fewer each time somebody looks."""
@@ -72,6 +78,14 @@ def test_an_engine_that_died_ends_its_server_with_an_error() -> None:
         shutdown(engine, timeout=3)
     shutdown(engine)
     assert ["shutdown 3", "shutdown None"] == engine.calls
+
+
+def test_an_engine_whose_outputs_are_read_no_more_ends_its_server_with_an_error() -> None:
+    """Whatever the reading stumbled over: no request has an answer any more."""
+    engine = Engine()
+    engine.output_handler = SimpleNamespace(done=lambda: True)
+    with pytest.raises(EngineGoneError):
+        shutdown(engine, timeout=3)
 
 
 def test_a_server_that_is_told_to_end_does_so_without_an_error() -> None:

@@ -6,12 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import copy  # noqa: E402
 import threading  # noqa: E402
 import weakref  # noqa: E402
 
-from chameleon_lora.engine_vllm.messages import LoadAdapter  # noqa: E402
-from chameleon_lora.engine_vllm.worker.loader import Delivery, Loader, ReadAdapter, reason_of  # noqa: E402
+from chameleon_lora.engine_vllm.messages import LoadAdapter, LoadFailed  # noqa: E402
+from chameleon_lora.engine_vllm.worker.loader import Delivery, Loader, ReadAdapter, failure_of  # noqa: E402
 from chameleon_lora.engine_vllm.worker.packed_adapter import StockCopy  # noqa: E402
+from chameleon_lora.errors import AdapterInvalidError, AdapterUnfitError  # noqa: E402
+from chameleon_lora.policy.plan import Fault  # noqa: E402
 
 
 class ScriptedReader:
@@ -64,6 +67,13 @@ def take(loader: Loader, count: int) -> list[Delivery]:
     return found
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    """The error, raised from this one."""
+    error = copy.copy(error)
+    error.__cause__ = cause
+    return error
+
+
 def id_of(delivery: Delivery) -> int:
     """Whose it is."""
     return delivery.order.command.adapter_id
@@ -83,7 +93,7 @@ def test_a_failing_load_is_an_answer_and_the_thread_goes_on(loader: Loader) -> N
     loader.submit(order(2))
     expected = "Adapter 'broken' cannot be loaded: rank 64 is above the limit of 16"
     failed, loaded = take(loader, 2)
-    assert expected == failed.outcome
+    assert LoadFailed(1, expected, Fault.SERVER) == failed.outcome
     assert isinstance(loaded.outcome, ReadAdapter)
 
 
@@ -194,4 +204,29 @@ def test_copies_are_kept_when_no_load_waits(loader: Loader, reader: ScriptedRead
 def test_reasons_are_one_readable_line(error: Exception, text: str) -> None:
     """Every cause becomes one line of bounded length that names the adapter."""
     expected = f"Adapter 'plain' cannot be loaded: {text}"
-    assert expected == reason_of(order(1), error)
+    assert expected == failure_of(order(1), error).reason
+
+
+UNFIT, INVALID = AdapterUnfitError("its weights hold nan"), AdapterInvalidError("no header")
+
+
+@pytest.mark.parametrize(
+    ("error", "announced", "fault"),
+    [
+        (UNFIT, "1", Fault.CONTENT),
+        (UNFIT, None, Fault.FILES),  # other files may come to lie there under the same name
+        (INVALID, "1", Fault.FILES),
+        (caused(INVALID, OSError(5, "EIO")), "1", Fault.SERVER),
+        (OSError(28, "no space left"), "1", Fault.SERVER),
+        (MemoryError(), "1", Fault.SERVER),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "1", Fault.SERVER),
+        (ValueError("who knows"), "1", Fault.SERVER),
+    ],
+    ids=str,
+)
+def test_what_may_pass_is_not_the_contents_fault(
+    error: Exception, announced: str | None, fault: Fault
+) -> None:
+    """Only what the very files that were announced can never become is for good."""
+    command = LoadAdapter(1, "plain", "/adapters/plain", fingerprint=announced)
+    assert fault is failure_of(command, error).fault

@@ -1,5 +1,6 @@
 """Packing and SlotWriter: whatever was in a slot, afterwards it is what vLLM would have left."""
 
+import copy
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.errors import AdapterInvalidError
+from chameleon_lora.errors import AdapterUnfitError
 from tests.engine_vllm.conftest import CELLS
 
 torch = pytest.importorskip("torch")
@@ -164,7 +165,7 @@ def test_an_image_has_the_adapters_exact_rank(manager: Any, make_adapter: Any) -
 def test_an_adapter_of_another_model_is_refused(manager: Any, make_adapter: Any) -> None:
     """A matrix of the wrong width is an error that names the layer and both shapes."""
     folder = make_adapter(6, rank=8, targets=("o_proj",), hidden_error=2)
-    with pytest.raises(AdapterInvalidError, match=r"o_proj.*A is \(8, 66\).*room for \(8, 64\)"):
+    with pytest.raises(AdapterUnfitError, match=r"o_proj.*A is \(8, 66\).*room for \(8, 64\)"):
         pack(manager._adapter_manager, merged(manager, folder))
 
 
@@ -176,7 +177,52 @@ def test_weights_that_are_no_numbers_are_refused(
     model = merged(manager, make_adapter(7, rank=4))
     weights = model.loras["model.layers.1.mlp.down_proj"]
     weights.lora_b[3, 2] = bad
-    with pytest.raises(AdapterInvalidError, match="nan or infinity"):
+    with pytest.raises(AdapterUnfitError, match="nan or infinity"):
+        pack(manager._adapter_manager, model)
+
+
+def with_unknown_layers(manager: Any) -> Any:
+    """The slots' manager as `pack` reads it, of layers whose slots are not known to be A and B alone."""
+    slots = copy.copy(manager._adapter_manager)
+    slots.modules = {name: copy.copy(module) for name, module in slots.modules.items()}
+    for module in slots.modules.values():
+        module.__class__ = type("UnknownWithLoRA", (type(module),), {})
+    return slots
+
+
+def test_what_vllm_will_copy_inside_a_step_is_tried_before(manager: Any, make_adapter: Any) -> None:
+    """An adapter with layers of unknown kind whose copy would fail there is refused, and names the layer.
+
+    Sound ones are not, and no slot is written.
+    """
+    slots = with_unknown_layers(manager)
+    before = slots.modules["model.layers.0.self_attn.o_proj"].lora_a_stacked[0].clone()
+    assert isinstance(pack(slots, merged(manager, make_adapter(9, rank=8))), StockCopy)
+    wide = merged(manager, make_adapter(6, rank=8, targets=("o_proj",), hidden_error=2))
+    with pytest.raises(AdapterUnfitError, match=r"layer .*o_proj: .*66.*way out"):
+        pack(slots, wide)
+    after = slots.modules["model.layers.0.self_attn.o_proj"].lora_a_stacked[0]
+    assert torch.equal(before.isnan(), after.isnan())
+
+
+def test_numbers_are_looked_at_in_layers_of_unknown_kind_too(
+    manager: Any, make_adapter: Any
+) -> None:
+    """One that is none is refused."""
+    model = merged(manager, make_adapter(7, rank=4))
+    model.loras["model.layers.1.mlp.down_proj"].lora_a[0, 1] = float("nan")
+    with pytest.raises(AdapterUnfitError, match="nan or infinity"):
+        pack(with_unknown_layers(manager), model)
+
+
+def test_keys_of_another_wrapper_are_named(manager: Any, make_adapter: Any) -> None:
+    """Beside a name that this model has, and with the way out."""
+    model = merged(manager, make_adapter(7, rank=4, targets=("o_proj",)))
+    model.loras = {f"language_{name}": weights for name, weights in model.loras.items()}
+    with pytest.raises(
+        AdapterUnfitError,
+        match=r"for 'language_model\.layers.*has 'model\.layers.*o_proj'; way out",
+    ):
         pack(manager._adapter_manager, model)
 
 

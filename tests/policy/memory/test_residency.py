@@ -9,7 +9,7 @@ from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
 from chameleon_lora.policy.memory.eviction import KeepRule
 from chameleon_lora.policy.memory.residency import SAMPLED, THOROUGH, CacheSettings, Residency
 from chameleon_lora.policy.memory.slots import SlotTable
-from chameleon_lora.policy.plan import KvBlocks
+from chameleon_lora.policy.plan import Fault, KvBlocks
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.settings import HOST_ONLY
 from tests.policy.engine_model import adapter
@@ -148,8 +148,11 @@ class TestHostMemory:
         residency, (a,) = make(1, budget=KIB)
         assert residency.why_too_large(a) is None
         a.adapter = adapter(0, KIB + 1)
-        reason = residency.why_too_large(a)
-        assert f"its {KIB + 1} bytes are above cache.host_bytes, {KIB}" == reason
+        found = residency.why_too_large(a)
+        assert found is not None
+        reason, fault = found
+        assert f"its {KIB + 1} bytes are above cache.host_bytes, {KIB}" in reason
+        assert (repr(a.adapter.name) in reason, Fault.CONTENT) == (True, fault)
         assert make(1)[0].why_too_large(a) is None
 
     def test_one_larger_than_a_sample_gets_room_in_the_end(self) -> None:

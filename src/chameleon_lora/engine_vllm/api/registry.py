@@ -51,7 +51,21 @@ class AdapterRegistry:
         self._stamps: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        self._unfit: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
         self.refused: dict[str, str] = {}
+
+    def why_refused(self, name: str) -> str | None:
+        """Why no request for this adapter is let in; None if one is."""
+        unfit = self._unfit.get(name)
+        if unfit is not None and self._models.lora_requests.get(name) is unfit[0]:
+            return unfit[1]
+        return self.refused.get(name)
+
+    def found_unfit(self, lora_request: Any, reason: str) -> None:
+        """The engine found that what these requests name can never be loaded, as long as it is served."""
+        offered = self._models.lora_requests
+        self._unfit[lora_request.lora_name] = (lora_request, reason)
+        self._unfit = {name: it for name, it in self._unfit.items() if offered.get(name) is it[0]}
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
@@ -163,9 +177,9 @@ class AdapterRegistry:
     def _list(self, name: str, path: str) -> None:
         from vllm.lora.request import LoRARequest
 
-        if name not in self._models.lora_requests:
-            number = self._models.lora_id_counter.inc(1)
-            self._models.lora_requests[name] = LoRARequest(name, number, path)
+        former = self._models.lora_requests.get(name)  # another content is another LoRARequest
+        number = former.lora_int_id if former else self._models.lora_id_counter.inc(1)
+        self._models.lora_requests[name] = LoRARequest(name, number, path)
 
     def _is_shadowed(self, name: str) -> bool:
         """Whether the name means the base model, which no adapter may take from it."""

@@ -92,8 +92,8 @@ async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
     registry = registry_of(models)
     if registry is not None:
         await registry.refresh(name)
-        if name in registry.refused:
-            return _error(registry.refused[name], "BadRequestError", HTTPStatus.BAD_REQUEST)
+        if why := registry.why_refused(name):
+            return _error(why, "BadRequestError", HTTPStatus.BAD_REQUEST)
     if name not in models.lora_requests:
         reason = f"The lora adapter {quoted(name)} cannot be found."
         return _error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)

@@ -4,7 +4,9 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import json
 import logging
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
@@ -26,13 +28,22 @@ from chameleon_lora.engine_vllm.config import (
     is_ours,
     settings_of,
 )
-from chameleon_lora.engine_vllm.errors import client_error, failure_reason, openai_error
+from chameleon_lora.engine_vllm.errors import (
+    STATUS,
+    client_error,
+    failure_in,
+    http_error,
+    is_ours_error,
+    openai_error,
+)
 from chameleon_lora.engine_vllm.hooks import require_hooks
-from chameleon_lora.errors import AdapterError, AdapterNotFoundError
+from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterRequestsError
+from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import parse_settings
 
 _CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", default=None)
 """What a load by request has been found to load; add_lora is called inside of it."""
+MOST_REASONS = 5  # of different ones, in the message of one error
 _logger = logging.getLogger(__name__)
 
 
@@ -52,6 +63,7 @@ def with_registry(stock: Any) -> Any:
             models.lora_resolver_lock = NameLocks()
             setattr(models, REGISTRY, registry)
             setattr(models.engine_client, REGISTRY, registry)
+            setattr(models.engine_client.output_processor, REGISTRY, registry)
 
     return init
 
@@ -140,33 +152,144 @@ def explaining(stock: Any) -> Any:
     """BaseServing._check_model that finds a folder which has just come, and says why one is refused."""
 
     async def check_model(serving: Any, request: Any) -> Any:
-        if shutdown.is_shutting_down(getattr(serving.models, "engine_client", None)):
-            status = HTTPStatus.SERVICE_UNAVAILABLE
-            return openai_error(shutdown.SHUTDOWN_WORDS, "ServiceUnavailableError", status)
-        registry = registry_of(serving.models)
-        if registry is not None and isinstance(request.model, str) and may_name(request.model):
-            await registry.refresh(request.model)
-            reason = registry.refused.get(request.model)
-            if reason is not None:
-                return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
+        return await _refusal(serving, request) or await stock(serving, request)
+
+    return check_model
+
+
+def explaining_by_raising(stock: Any) -> Any:
+    """The same for PoolingBaseServing, which takes no heed of what is answered."""
+
+    async def check_model(serving: Any, request: Any) -> Any:
+        refusal = await _refusal(serving, request)
+        if refusal is not None:
+            raise http_error(refusal.error.message, HTTPStatus(refusal.error.code))
         return await stock(serving, request)
 
     return check_model
 
 
+async def _refusal(serving: Any, request: Any) -> Any | None:
+    """The error that a request's client gets before anything is done for it, or None."""
+    if shutdown.is_shutting_down(getattr(serving.models, "engine_client", None)):
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        return openai_error(shutdown.SHUTDOWN_WORDS, "ServiceUnavailableError", status)
+    registry = registry_of(serving.models)
+    if registry is not None and isinstance(request.model, str) and may_name(request.model):
+        await registry.refresh(request.model)
+        reason = registry.why_refused(request.model)
+        if reason is not None:
+            return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
+    return None
+
+
 def raising(stock: Any) -> Any:
-    """OutputProcessor.process_outputs that hands a failed request's reason to who waits for it."""
+    """OutputProcessor.process_outputs that hands a failed request's reason to who waits for it.
+
+    Where nobody waits, as for vLLM's LLM class, the output says it in `error_message`.
+    """
 
     def process_outputs(processor: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        failed = [(o.request_id, reason) for o in outputs if (reason := failure_reason(o))]
-        waiting = [(processor.request_states.get(i), reason) for i, reason in failed]
+        states = processor.request_states
+        told = [(o, failure) for o in outputs if (failure := failure_in(o))]
+        failed = [(states[o.request_id], o, why) for o, why in told if o.request_id in states]
+        for state, output, _ in failed:
+            _make_readable(state, output)
         processed = stock(processor, outputs, *args, **kwargs)
-        for state, reason in waiting:
-            if state is not None and state.queue is not None:
-                state.queue.put(client_error(reason))  # takes the place of the bare error
+        for state, _, (reason, fault) in failed:
+            if state.queue is None:
+                _write_on(processed.request_outputs, state.external_req_id, reason)
+                continue
+            is_pooling = state.detokenizer is None  # takes the place of the bare error
+            state.queue.put(client_error(reason, STATUS[fault], is_pooling=is_pooling))
+            registry = registry_of(processor)
+            if registry is not None and fault is Fault.CONTENT:
+                registry.found_unfit(state.lora_request, reason)
         return processed
 
     return process_outputs
+
+
+def _make_readable(state: Any, output: Any) -> None:
+    """vLLM takes an output without a tensor for text, and fails as a whole if it was to be pooled."""
+    from vllm.v1.engine.output_processor import EMPTY_CPU_TENSOR
+
+    if state.detokenizer is None:
+        output.pooling_output = EMPTY_CPU_TENSOR
+
+
+def _write_on(outputs: list[Any], request_id: str, reason: str) -> None:
+    """vLLM 0.32 has a field for it in pooled outputs, and makes no numbers of one that has it."""
+    for output in outputs:
+        if output.request_id != request_id:
+            continue
+        output.error_message = reason
+        if hasattr(output, "error"):
+            from vllm.outputs import RequestError
+
+            output.error = RequestError("adapter_not_loaded", reason, retryable=False)
+
+
+def raising_at_the_end(stock: Any) -> Any:
+    """A method of LLM that runs requests to their ends and answers their outputs.
+
+    Raises:
+        AdapterRequestsError: when it is called, once all have ended, if one has no answer.
+    """
+
+    def run(llm: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = stock(llm, *args, **kwargs)
+        failed = [output.error_message for output in outputs if hasattr(output, "error_message")]
+        if failed:
+            words = f"{len(failed)} of {len(outputs)} requests have no answer (`outputs` has all)"
+            reasons = list(dict.fromkeys(failed))[:MOST_REASONS]
+            raise AdapterRequestsError(f"{words}: {' | '.join(reasons)}", outputs)
+        return outputs
+
+    return run
+
+
+def ending_in_words(stock: Any) -> Any:
+    """OpenAIServingResponses.responses_stream_generator whose last event is the error, if one ends it.
+
+    vLLM breaks the connection off, or makes an event of another kind of it and fails in that.
+    """
+
+    async def stream(serving: Any, *args: Any, **kwargs: Any) -> Any:
+        number = 0
+        try:
+            async for event in stock(serving, *args, **kwargs):
+                number += 1
+                yield event
+        except Exception as error:
+            if not is_ours_error(error):
+                raise
+            told = serving.create_error_response(error).error
+            status = HTTPStatus(told.code)
+            event = {"type": "error", "code": told.type, "sequence_number": number}
+            yield openai_error(told.message, told.type, status, message=told.message, **event)
+
+    return stream
+
+
+def reading_errors(stock: Any) -> Any:
+    """AnthropicServingMessages.message_stream_converter that understands an error in the chat's stream.
+
+    vLLM tells the client that it could not read that chunk.
+    """
+
+    def convert(serving: Any, chunks: Any) -> Any:
+        return stock(serving, _raised(chunks))
+
+    return convert
+
+
+async def _raised(chunks: Any) -> AsyncIterator[str]:
+    """The same chunks; an error among them is raised in its own words."""
+    async for chunk in chunks:
+        if chunk.startswith('data: {"error"'):
+            raise AdapterError(json.loads(chunk.removeprefix("data: "))["error"]["message"])
+        yield chunk
 
 
 def with_routes(stock: Any) -> Any:

@@ -146,6 +146,5 @@ def _now_s() -> float:
 
 
 def _is_dead(engine: Any) -> bool:
-    """False too for one that never started."""
-    resources = getattr(getattr(engine, "engine_core", None), "resources", None)
-    return bool(getattr(resources, "engine_dead", False))
+    """Whether it, or whoever reads its outputs, has ended; False too for one that never started."""
+    return bool(getattr(engine, "errored", False))

@@ -303,7 +303,7 @@ class Driver:
                     self._loaded(ack, now_s)
                 case LoadFailed():
                     self.telemetry.load_failed()
-                    self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s)
+                    self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s, ack.fault)
                 case Activated():
                     self._activated(ack)
                 case Promoted():

@@ -350,4 +350,4 @@ def tell(outputs: dict[int, Any], failures: Iterable[tuple[Any, Failure]]) -> No
 
     for request, failure in failures:
         mine = outputs.setdefault(request.client_index, EngineCoreOutputs())
-        mine.outputs = [*mine.outputs, failure_output(request, failure.reason)]
+        mine.outputs = [*mine.outputs, failure_output(request, failure)]

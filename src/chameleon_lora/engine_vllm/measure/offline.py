@@ -17,7 +17,7 @@ from chameleon_lora.engine_vllm.config import CONFIG_KEY
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.worker.packed_adapter import stacked_tensors
-from chameleon_lora.errors import BenchError
+from chameleon_lora.errors import AdapterRequestsError, BenchError
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -61,7 +61,10 @@ class OfflineJob(TypedDict):
 
 
 class OfflineAnswer(TypedDict):
-    """Its tokens, why it ended, and the seconds from its arrival to its first step."""
+    """Its tokens, why it ended, and the seconds from its arrival to its first step.
+
+    One whose adapter cannot be loaded has no tokens, and the reason as `stop_reason`.
+    """
 
     tokens: list[int]
     finish_reason: str
@@ -143,17 +146,23 @@ class OfflineEngine:
                 pass
         self._steps = self._preemptions = 0
         start = stopwatch_s()
-        done = self._llm.generate(
-            [{"prompt_token_ids": question["prompt"]} for question in wave["questions"]],
-            [
-                SamplingParams(
-                    max_tokens=question["tokens"], temperature=0, ignore_eos=True, detokenize=False
-                )
-                for question in wave["questions"]
-            ],
-            lora_request=self._lora_requests(wave["questions"]),
-            use_tqdm=False,
-        )
+        try:
+            done = self._llm.generate(
+                [{"prompt_token_ids": question["prompt"]} for question in wave["questions"]],
+                [
+                    SamplingParams(
+                        max_tokens=question["tokens"],
+                        temperature=0,
+                        ignore_eos=True,
+                        detokenize=False,
+                    )
+                    for question in wave["questions"]
+                ],
+                lora_request=self._lora_requests(wave["questions"]),
+                use_tqdm=False,
+            )
+        except AdapterRequestsError as error:
+            done = error.outputs
         seconds = stopwatch_s() - start
         view = self.driver.view() if self.driver else None
         return WaveResult(

@@ -13,6 +13,7 @@ import torch
 
 from chameleon_lora.engine_vllm.messages import Loaded, LoadFailed, Promoted, PromotionFailed
 from chameleon_lora.engine_vllm.worker.sealed_copy import CHANGED
+from chameleon_lora.policy.plan import Fault
 
 News = Loaded | LoadFailed | Promoted | PromotionFailed
 Gather = Callable[[Sequence[News]], list[list[News]]]
@@ -131,7 +132,8 @@ def _loaded(name: str, said: Sequence[Loaded]) -> Loaded | LoadFailed:
     """One ack for the ranks' own, each of which read the files for itself."""
     first, *others = said
     if any(other.fingerprint != first.fingerprint for other in others):
-        return LoadFailed(first.adapter_id, f"Adapter {name!r} cannot be loaded: {CHANGED}")
+        reason = f"Adapter {name!r} cannot be loaded: {CHANGED}"
+        return LoadFailed(first.adapter_id, reason, Fault.FILES)
     return Loaded(
         first.adapter_id,
         max(one.nbytes for one in said),

@@ -15,13 +15,20 @@ import torch
 
 from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
-from chameleon_lora.engine_vllm.messages import LoadAdapter
+from chameleon_lora.engine_vllm.messages import LoadAdapter, LoadFailed
 from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.model_fit import require_fit
-from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, PackedAdapter, Piece, pack
+from chameleon_lora.engine_vllm.worker.packed_adapter import (
+    WAY_OUT,
+    HostCopy,
+    PackedAdapter,
+    Piece,
+    pack,
+)
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
-from chameleon_lora.errors import AdapterError
+from chameleon_lora.errors import AdapterError, AdapterUnfitError
+from chameleon_lora.policy.plan import Fault
 
 _SWITCH_INTERVAL_S = 0.0005
 _REASON_CHARACTERS = 400
@@ -50,10 +57,10 @@ class ReadAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one load: the adapter, or the one-line reason why there is none."""
+    """What became of one load: the adapter, or why there is none."""
 
     order: LoadOrder
-    outcome: ReadAdapter | str
+    outcome: ReadAdapter | LoadFailed
     seconds: float
 
 
@@ -176,32 +183,51 @@ class Loader:
 
     def _attempt(self, order: LoadOrder) -> Delivery:
         start = stopwatch_s()
-        outcome: ReadAdapter | str
+        outcome: ReadAdapter | LoadFailed
         try:
             outcome = self._reader.read(order.command)
         except Exception as error:  # noqa: BLE001  # whatever a file can cause becomes an answer
-            outcome = reason_of(order.command, error)
+            outcome = failure_of(order.command, error)
         return Delivery(order, outcome, stopwatch_s() - start)
 
 
-def reason_of(command: LoadAdapter, error: BaseException) -> str:
-    """One line a user understands: which adapter, and why not."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = STAGED.sub("", text).removeprefix(f"adapter {Path(command.path).name!r}: ")
-    absent = getattr(error.__cause__, "filename", None)
-    if isinstance(error, AdapterError):  # our own words name the file and the way out
-        pass
-    elif (
-        absent is not None
-    ):  # vLLM says that an adapter was not found, but not which file is missing
-        text = f"there is no {absent}"
-    elif isinstance(error, StopIteration):
-        text = "it has no LoRA weights"
-    elif isinstance(error, KeyError):
-        text = f"its adapter_config.json or weights lack {text}"
+def failure_of(command: LoadAdapter, error: Exception) -> LoadFailed:
+    """Why there is no adapter, in one line a user understands, and whose fault that is."""
+    text = STAGED.sub("", _in_words(error)).removeprefix(f"adapter {Path(command.path).name!r}: ")
     if len(text) > _REASON_CHARACTERS:
         text = text[:_REASON_CHARACTERS] + " ..."
-    return f"Adapter {command.name!r} cannot be loaded: {text}"
+    reason = f"Adapter {command.name!r} cannot be loaded: {text}"
+    return LoadFailed(command.adapter_id, reason, _fault_of(command, error))
+
+
+def _fault_of(command: LoadAdapter, error: Exception) -> Fault:
+    if _is_of_machine(error) or not isinstance(error, AdapterError):
+        return Fault.SERVER
+    is_of_content = isinstance(error, AdapterUnfitError) and command.fingerprint is not None
+    return Fault.CONTENT if is_of_content else Fault.FILES
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Whether a disk or memory may have failed: RuntimeErrors are torch's, as for want of memory."""
+    kinds = (OSError, MemoryError, RuntimeError)
+    return (
+        isinstance(error, kinds) or isinstance(error.__cause__, OSError) or "os error" in str(error)
+    )
+
+
+def _in_words(error: Exception) -> str:
+    """One line; what vLLM stumbled over, it tells by the type of its error alone."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    absent = getattr(error.__cause__, "filename", None)
+    if isinstance(error, AdapterError):  # our own words name the file and the way out
+        return text
+    if absent is not None:  # vLLM says that an adapter was not found, but not which file is missing
+        return f"there is no {absent}"
+    if isinstance(error, StopIteration):
+        return "it has no LoRA weights"
+    return (
+        f"its adapter_config.json or weights lack {text}" if isinstance(error, KeyError) else text
+    )
 
 
 class VllmReader:
@@ -236,14 +262,23 @@ class VllmReader:
         fused = {"is_3d_lora_weight": True} if command.is_3d else {}
         with sealed_copy(resolved(command.path), command.fingerprint, self._limits) as copy:
             request = LoRARequest(command.name, command.adapter_id, str(copy.folder), **fused)
-            lora_model = self._worker_manager._load_adapter(request)
-            adapter_manager = self._worker_manager._adapter_manager
-            require_fit(
-                adapter_manager, lora_model, command.name, serves_partial=self._serves_partial
-            )
-            adapter_manager._create_merged_loras_inplace(lora_model)
-            host_copy = pack(adapter_manager, lora_model)
+            try:
+                host_copy = self._host_copy(request)
+            except Exception as error:
+                if isinstance(error, AdapterError) or _is_of_machine(error):
+                    raise
+                raise AdapterUnfitError(f"{_in_words(error)}; {WAY_OUT}") from error
         return ReadAdapter(self._with_shared_geometry(host_copy), copy.fingerprint)
+
+    def _host_copy(self, request: Any) -> HostCopy:
+        """What vLLM and `pack` make of a folder that cannot change."""
+        lora_model = self._worker_manager._load_adapter(request)
+        adapter_manager = self._worker_manager._adapter_manager
+        require_fit(
+            adapter_manager, lora_model, request.lora_name, serves_partial=self._serves_partial
+        )
+        adapter_manager._create_merged_loras_inplace(lora_model)
+        return pack(adapter_manager, lora_model)
 
     def keep(self, read: ReadAdapter) -> None:
         """Writes the packed adapter to disk, once per content of the adapter."""

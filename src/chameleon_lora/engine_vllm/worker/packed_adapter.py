@@ -3,7 +3,8 @@
 A PackedAdapter is one flat buffer: q, k and v merged as the layer wants them, the scaling folded into
 B, cut for this tensor-parallel rank, at the adapter's exact rank. Its bytes are those vLLM's own
 activation would write. An adapter that touches a layer of unknown kind (mixture of experts,
-classification head) stays a StockCopy, which vLLM's own code activates.
+classification head) stays a StockCopy, which vLLM's own code activates. That happens inside a step, where
+an error would end the engine; so both kinds are tried on the layers here, and refused here.
 """
 
 import copy
@@ -13,8 +14,10 @@ from typing import Any, Literal
 
 import torch
 
-from chameleon_lora.errors import AdapterInvalidError
+from chameleon_lora.adapters.untrusted import quoted
+from chameleon_lora.errors import AdapterUnfitError
 
+WAY_OUT = "way out: serve it with the model and the limits it was made for, or save it again"
 _ALIGNMENT_BYTES = 256  # what CUDA copies like best; a multiple of every element size
 
 # Layers whose set_lora does nothing but copy A and B into the slot: checked in vLLM 0.26 and 0.32.
@@ -101,34 +104,37 @@ def pack(adapter_manager: Any, lora_model: Any) -> HostCopy:
         lora_model: a LoRAModel after _create_merged_loras_inplace.
 
     Raises:
-        AdapterInvalidError: no matrix of the adapter fits this model, or one has another shape.
+        AdapterUnfitError: no matrix of the adapter fits this model, one has another shape, or one holds
+            nan or infinity.
     """
     layers = {
         name: weights
         for name in adapter_manager.modules
         if (weights := adapter_manager._get_lora_layer_weights(lora_model, name))
     }
-    if getattr(lora_model, "modules_to_save", None) or not all(
-        is_packable(adapter_manager.modules[name]) for name in layers
-    ):
-        return StockCopy(lora_model.id, lora_model.rank, _model_bytes(lora_model), lora_model)
+    modules = adapter_manager.modules
     found = [
         (name, cut)
         for name, weights in layers.items()
-        for cut in _cuts(name, adapter_manager.modules[name], weights)
+        for cut in _cuts(name, modules[name], weights)
     ]
+    if getattr(lora_model, "modules_to_save", None) or not all(
+        is_packable(modules[name]) for name in layers
+    ):
+        matrices = _matrices(lora_model)
+        _require_finite(matrices)
+        nbytes = sum(matrix.nbytes for matrix in matrices)
+        return StockCopy(lora_model.id, lora_model.rank, nbytes, lora_model)
     if not found:
-        raise AdapterInvalidError("it has no LoRA weights for any layer of this model")
+        raise AdapterUnfitError(_no_layer(lora_model, modules))
     dtype = adapter_manager.lora_config.lora_dtype
     pieces, nbytes = _lay_out(found, dtype)
     flat = empty_buffer(nbytes, pinned=torch.device(adapter_manager.device).type == "cuda")
-    modules = adapter_manager.modules
     rank = max((p.rows, p.columns)[rank_axis(p, modules[p.module])] for p in pieces)
     packed = packed_over(flat, lora_model.id, rank, dtype, pieces)
     torch._foreach_copy_(packed.views, [cut.matrix for _, cut in found])  # one call: no GIL held
     torch._foreach_zero_(_gaps(flat, pieces))
-    if not all(bool(view.isfinite().all()) for view in packed.views):
-        raise AdapterInvalidError("its weights hold nan or infinity; train or export it again")
+    _require_finite(packed.views)
     return packed
 
 
@@ -191,20 +197,37 @@ class _Cut:
 def _cuts(name: str, module: Any, weights: Any) -> list[_Cut]:
     """What the layer's own set_lora would write, found by running it on a stand-in.
 
-    So merging, slicing per rank and every later refinement stay vLLM's.
+    So merging, slicing per rank and every later refinement stay vLLM's. Of a layer that is not packable
+    it is not known, only that it can be written.
     """
     cuts: list[_Cut] = []
     stand_in = copy.copy(module)
-    is_linear = "Linear" in type(module).__name__  # of others a part of the vocabulary is enough
-    stand_in.lora_a_stacked = _recorders(module.lora_a_stacked, "a", cuts, is_linear)
-    stand_in.lora_b_stacked = _recorders(module.lora_b_stacked, "b", cuts, is_linear)
+    if is_packable(module):
+        is_whole = "Linear" in type(module).__name__  # of others a part of the vocabulary is enough
+        stand_in.lora_a_stacked = _recorders(module.lora_a_stacked, "a", cuts, is_whole)
+        stand_in.lora_b_stacked = _recorders(module.lora_b_stacked, "b", cuts, is_whole)
+    else:
+        vars(stand_in).update((key, _without_data(value)) for key, value in vars(module).items())
     try:
         stand_in.set_lora(0, weights.lora_a, weights.lora_b)
-    except AdapterInvalidError as error:
-        raise AdapterInvalidError(f"layer {name}: {error}") from error
+    except AdapterUnfitError as error:
+        raise AdapterUnfitError(f"layer {name}: {error}; {WAY_OUT}") from error
     except (AssertionError, AttributeError, TypeError) as error:
-        raise AdapterInvalidError(f"layer {name}: its A or its B is missing") from error
+        raise AdapterUnfitError(f"layer {name}: its A or its B is missing; {WAY_OUT}") from error
+    except (IndexError, RuntimeError, ValueError) as error:
+        if is_packable(module) or "memory" in str(error):  # whose want is not the adapter's fault
+            raise
+        raise AdapterUnfitError(f"layer {name}: {error}; {WAY_OUT}") from error
     return [cut for cut in cuts if cut.matrix.numel()]
+
+
+def _without_data(value: Any) -> Any:
+    """A layer's attribute; of tensors their shapes alone, which take copies and keep nothing."""
+    if isinstance(value, torch.Tensor):
+        return value.to("meta")
+    if type(value) in (list, tuple):  # no subclass, whose making may be another
+        return type(value)(_without_data(item) for item in value)
+    return value
 
 
 def _recorders(stacked: Any, factor: Literal["a", "b"], cuts: list[_Cut], needs_whole: bool) -> Any:
@@ -261,7 +284,7 @@ class _RegionRecorder:
 
     def copy_(self, matrix: torch.Tensor, non_blocking: bool = False) -> None:  # noqa: ARG002  # torch's
         if tuple(matrix.shape) != self._region:
-            raise AdapterInvalidError(
+            raise AdapterUnfitError(
                 f"its {self._factor.upper()} is {tuple(matrix.shape)}, "
                 f"but this model has room for {self._region}"
             )
@@ -290,11 +313,27 @@ def _gaps(flat: torch.Tensor, pieces: Sequence[Piece]) -> list[torch.Tensor]:
     ]
 
 
-def _model_bytes(lora_model: Any) -> int:
-    total: int = 0
-    for weights in lora_model.loras.values():
-        for factor in (weights.lora_a, weights.lora_b):
-            parts = factor if isinstance(factor, list) else [factor]
-            total += sum(part.nbytes for part in parts if part is not None)
+def _no_layer(lora_model: Any, modules: Any) -> str:
+    its = min(lora_model.loras)
+    alike = [name for name in modules if name.rpartition(".")[2] == its.rpartition(".")[2]]
+    return (
+        f"none of its weights is for a layer of this model: they are for {quoted(its)} and the like, the "
+        f"model has {quoted(min(alike or modules))}; way out: rename them, or serve it with the model "
+        "it was trained on"
+    )
+
+
+def _require_finite(matrices: Sequence[torch.Tensor]) -> None:
+    if not all(bool(matrix.isfinite().all()) for matrix in matrices):
+        raise AdapterUnfitError(
+            "its weights hold nan or infinity; way out: train or export it again"
+        )
+
+
+def _matrices(lora_model: Any) -> list[torch.Tensor]:
+    """All that a LoRAModel holds."""
+    factors = [f for w in lora_model.loras.values() for f in (w.lora_a, w.lora_b)]
+    parts = [part for f in factors for part in (f if isinstance(f, list) else [f])]
     saved = getattr(lora_model, "modules_to_save", None) or {}
-    return total + sum(int(module.weight.nbytes) for module in saved.values())
+    parts += [part for module in saved.values() for part in (module.weight, module.bias)]
+    return [part for part in parts if part is not None]

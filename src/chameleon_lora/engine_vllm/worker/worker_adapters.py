@@ -184,8 +184,8 @@ class WorkerAdapters:
                 yield self._deliver(adapter_id, delivery)
 
     def _deliver(self, adapter_id: int, delivery: Delivery) -> Loaded | LoadFailed:
-        if isinstance(delivery.outcome, str):
-            return LoadFailed(adapter_id, delivery.outcome)
+        if isinstance(delivery.outcome, LoadFailed):
+            return delivery.outcome
         host_copy = self._copies[adapter_id] = delivery.outcome.host_copy
         is_packed = not isinstance(host_copy, StockCopy)
         rank = host_copy.rank if is_packed else self._cells.max_rank

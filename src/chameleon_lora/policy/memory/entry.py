@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from chameleon_lora.policy.plan import Fault
 from chameleon_lora.policy.request import Adapter, AdapterId
 
 NEVER = 1 << 62  # after every sequence
-RETRY_AFTER_S = 1.0  # a broken adapter is read again for a request that comes later than this
+RETRY_AFTER_S = 1.0  # after a failure that may pass, for a request that comes later than this
 NEVER_S = float("inf")
 
 
@@ -43,7 +44,7 @@ class Entry:
         promotion: serial of the copy into them that is under way; None when it is complete.
         is_paged_in: requests run with it from these blocks, for want of slots (ADR 0020).
         inflation: GDSF's clock at the last use.
-        failure: why and when its last load failed.
+        failure: why, by what and when its last load failed.
         next_use_s: when it will be asked for next, if a driver that knows the future said so.
         uses_s: times of use inside the frequency window, oldest first.
     """
@@ -65,7 +66,7 @@ class Entry:
     is_paged_in: bool = False
     last_use_s: float = 0.0
     inflation: float = 0.0
-    failure: tuple[str, float] | None = None
+    failure: tuple[str, Fault, float] | None = None
     next_use_s: float = NEVER_S
     uses_s: deque[float] = field(default_factory=deque)
 
@@ -84,10 +85,18 @@ class Entry:
         """True when its copy in KV blocks is complete."""
         return self.blocks > 0 and self.promotion is None
 
-    def failed_lately(self, now_s: float) -> str | None:
-        """Why its load failed, if so short a time ago that it is not read again yet."""
-        reason, failed_s = self.failure or (None, 0.0)
-        return reason if now_s < failed_s + RETRY_AFTER_S else None
+    @property
+    def is_hopeless(self) -> bool:
+        """True when it can never be loaded."""
+        return self.failure is not None and self.failure[1] is Fault.CONTENT
+
+    def standing_failure(self, now_s: float) -> tuple[str, Fault] | None:
+        """Why and by what its load failed, if it is not to be read again yet, or never."""
+        if self.failure is None:
+            return None
+        reason, fault, failed_s = self.failure
+        stands = self.is_hopeless or now_s < failed_s + RETRY_AFTER_S
+        return (reason, fault) if stands else None
 
     def used(self, now_s: float, window_s: float) -> None:
         """A request begins to run with it; uses that left the frequency window are forgotten."""

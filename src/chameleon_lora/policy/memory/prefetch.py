@@ -83,9 +83,10 @@ class Prefetcher:
             self._residency.expect(entry, is_expected=False)
 
     def want(self, entry: Entry, sequence: int) -> None:
-        """A request waits for this adapter, which is on disk or being loaded."""
+        """A request waits for this adapter, which is on disk or being loaded, or can never be."""
         known = self._missing.get(entry.adapter.id)
-        if entry.tier is Tier.DISK and (known is None or sequence < known):
+        is_to_come = entry.tier is Tier.DISK and not entry.is_hopeless
+        if is_to_come and (known is None or sequence < known):
             self._missing[entry.adapter.id] = sequence
             heapq.heappush(self._oldest_first, (sequence, entry.adapter.id))
             if len(self._oldest_first) > 2 * len(self._missing) + SLACK:

@@ -15,7 +15,7 @@ from chameleon_lora.policy.memory.entry import Entry, EntrySet, Tier
 from chameleon_lora.policy.memory.eviction import Evictor, KeepRule, KeepWeights
 from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.memory.slots import PagedSlots, Slots, SlotTable
-from chameleon_lora.policy.plan import KvBlocks
+from chameleon_lora.policy.plan import Fault, KvBlocks
 from chameleon_lora.policy.request import Adapter, AdapterId
 
 SAMPLED = 64  # an eviction looks at no more adapters than this (ADR 0007)
@@ -139,21 +139,22 @@ class Residency:
         entry.is_expected = is_expected
         self._place(entry)
 
-    def why_too_large(self, entry: Entry) -> str | None:
+    def why_too_large(self, entry: Entry) -> tuple[str, Fault] | None:
         """The reason if the budget is less than the adapter and those that pins keep. O(pinned)."""
         nbytes, budget = entry.adapter.nbytes, self._settings.host_bytes
         if budget is None:
             return None
+        failed = f"Adapter {entry.adapter.name!r} cannot be loaded: "
         if nbytes > budget:
-            return f"its {nbytes} bytes are above cache.host_bytes, {budget}"
+            return f"{failed}its {nbytes} bytes are above cache.host_bytes, {budget}", Fault.CONTENT
         others = (o for o in self._pinned.values() if o is not entry and not o.is_leaving)
         kept = sum(other.adapter.nbytes for other in others if other.tier >= Tier.LOADING)
         if nbytes + kept <= budget:
             return None
         return (
-            f"its {nbytes} bytes find no room beside the {kept} of pinned adapters in "
+            f"{failed}its {nbytes} bytes find no room beside the {kept} of pinned adapters in "
             f"cache.host_bytes, {budget}; unpin some, or raise it"
-        )
+        ), Fault.SERVER
 
     def try_load(self, entry: Entry, sequence: int, now_s: float) -> tuple[AdapterId, ...] | None:
         """Take room for a load and answer whom it evicts; None, and nothing changes, without room.
