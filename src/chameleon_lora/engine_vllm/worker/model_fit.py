@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chameleon_lora.adapters.untrusted import quoted
-from chameleon_lora.errors import AdapterInvalidError
+from chameleon_lora.errors import AdapterUnfitError
 
 _logger = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ def require_fit(
         serves_partial: leave out what the model has no layer for.
 
     Raises:
-        AdapterInvalidError: it lacks one, and may not.
+        AdapterUnfitError: it lacks one, and may not.
     """
     absent, idle = strangers(adapter_manager, lora_model)
     is_partial = len(absent) < len(lora_model.loras) or getattr(lora_model, "modules_to_save", None)
     if absent and is_partial and not serves_partial:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        raise AdapterInvalidError(
+        raise AdapterUnfitError(
             f"its weights for {quoted(absent[0])}{more} find no layer of this model; way out: serve it "
             "with the model it was trained on, or set serving.serves_partial to leave them out"
         )
