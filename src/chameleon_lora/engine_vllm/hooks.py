@@ -18,7 +18,7 @@ from chameleon_lora.settings import ServingSettings
 
 _MARK = "chameleon_hook"  # on each function of ours that vLLM calls: its row's wrapper
 _OURS = "chameleon_lora.engine_vllm"
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def install(hooks: Collection[Hook] = HOOKS) -> None:

@@ -35,7 +35,7 @@ _SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # then the series are in files 
 LIMIT_S = 1.0  # scrapers wait 10 s by default, and prefer an older number to none
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class MetricsPage:

@@ -24,7 +24,7 @@ from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
 from chameleon_lora.errors import AdapterError, AdapterInvalidError
 
 REGISTRY = "chameleon_registry"
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def registry_of(owner: Any) -> "AdapterRegistry | None":

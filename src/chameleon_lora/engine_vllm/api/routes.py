@@ -30,7 +30,7 @@ STATE_PATH = "/chameleon/state"
 ARRIVALS_PATH = "/chameleon/arrivals"
 LIMIT_S = 10.0  # for the engine to answer
 MAX_ARRIVAL = (1 << 63) - 1  # what can be sent to the engine
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class AdapterNameBody(BaseModel):

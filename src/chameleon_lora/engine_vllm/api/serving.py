@@ -33,7 +33,7 @@ from chameleon_lora.settings import parse_settings
 
 _CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", default=None)
 """What a load by request has been found to load; add_lora is called inside of it."""
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def with_registry(stock: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.tenants import TenantRegistry, parse_tenants
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 Stamp = tuple[int, int, int]
 
 
@@ -40,6 +40,7 @@ class TenantFile:
         self._stamp = _stamp(path)
         self._looked_s: float | None = None
         self.registry = read_tenants(path)
+        _logger.info("Read %d tenants from %s", len(self.registry.tenants), path)
 
     async def follow(self, now_s: float) -> None:
         """Afterwards `registry` is that of the file, unless a look was had just now. Ends in any case."""

@@ -36,7 +36,7 @@ from chameleon_lora.policy.view import PolicyView
 from chameleon_lora.settings import ServingSettings
 
 LEAST_IDLE_S, MOST_IDLE_S = 0.02, 1.0
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 # Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
 OTHERS = Share("*")
 

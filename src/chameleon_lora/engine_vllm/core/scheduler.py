@@ -31,7 +31,7 @@ from chameleon_lora.policy.settings import EngineLimits
 from chameleon_lora.settings import Settings
 
 IDLE_S = 0.001
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:

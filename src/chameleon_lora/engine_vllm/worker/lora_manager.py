@@ -15,7 +15,7 @@ from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
 from chameleon_lora.settings import ServingSettings
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 @functools.cache
