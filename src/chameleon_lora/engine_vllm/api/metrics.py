@@ -85,7 +85,7 @@ class MetricsPage:
 
 
 def render(snapshot: dict[str, Any], page: bytes = b"") -> bytes:
-    """The families of a snapshot (`state.metrics_of`) in Prometheus's text form.
+    """The families of a snapshot (`state.metrics_of`, and `refused`) in Prometheus's text form.
 
     Those that the page has already, of a vLLM that took up the same name, are left out.
     """
@@ -100,6 +100,11 @@ def families(snapshot: dict[str, Any]) -> list[Metric]:
         *_activity(snapshot["counts"]),
         *_borrowed(snapshot),
         *_lanes(snapshot["lanes"]),
+        GaugeMetricFamily(
+            "chameleon:adapters_refused",
+            "Adapters in the served folder that are not served; GET /chameleon/state says why.",
+            value=snapshot["refused"],
+        ),
     ]
 
 

@@ -33,6 +33,7 @@ from chameleon_lora.settings import parse_settings
 
 _CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", default=None)
 """What a load by request has been found to load; add_lora is called inside of it."""
+TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -76,7 +77,7 @@ def checking(stock: Any) -> Any:
             return await stock(models, request, *args, **kwargs)
         try:
             require_name(request.lora_name)
-            info = await registry.check(request.lora_path)
+            info = await registry.check(request.lora_path, request.lora_name)
         except AdapterNotFoundError as error:
             return openai_error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
         except AdapterError as error:
@@ -97,9 +98,10 @@ def publishing(stock: Any) -> Any:
         registry = registry_of(engine)
         if registry is None:
             return bool(await stock(engine, lora_request))
-        info = _CHECKED.get() or await registry.check(lora_request.lora_path)
+        name, path = lora_request.lora_name, lora_request.lora_path
+        info = _CHECKED.get() or await registry.check(path, name)
         is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
-        await registry.publish(lora_request.lora_name, lora_request.lora_path, info, is_3d=is_3d)
+        await registry.publish(name, path, info, is_3d=is_3d)
         return True
 
     return add_lora
@@ -127,8 +129,10 @@ def resolving(stock: Any) -> Any:
         if models.lora_resolvers and is_name(lora_name) and not leads_on(lora_name):
             try:
                 return await stock(models, lora_name)
-            except Exception:  # whatever a resolver stumbles over, the name is not found
-                _logger.exception("No resolver could look for the adapter %r", lora_name)
+            except Exception as error:  # whatever a resolver stumbles over, the name is not found
+                if getattr(models, TROUBLE, None) is not type(error):  # clients may ask without end
+                    setattr(models, TROUBLE, type(error))
+                    _logger.exception("No resolver could look for the adapter %r", lora_name)
         reason = f"The model `{lora_name}` does not exist."
         return openai_error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
 
@@ -136,7 +140,7 @@ def resolving(stock: Any) -> Any:
 
 
 def explaining(stock: Any) -> Any:
-    """BaseServing._check_model that finds a folder which has just come, and says why one is refused."""
+    """BaseServing._check_model that finds a folder which has just come, and says why none is served."""
 
     async def check_model(serving: Any, request: Any) -> Any:
         if shutdown.is_shutting_down(getattr(serving.models, "engine_client", None)):

@@ -6,6 +6,7 @@ own loop allocate memory and admit them. Nothing of that loop is rewritten.
 
 import copy
 import functools
+import importlib
 import logging
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from chameleon_lora import __version__
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks, block_bytes_of
@@ -156,8 +158,24 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
     return ChameleonScheduler
 
 
+def described(settings: Settings, cells: Cells | None) -> str:
+    """What an engine of Chameleon's begins its log with; `cells` are None without LoRA."""
+    vllm_version = importlib.import_module("vllm").__version__
+    adapters = "no adapters without --enable-lora"
+    if cells is not None:
+        share = f"up to {cells.parts} adapters" if cells.parts > 1 else "one adapter"
+        host_bytes = settings.policy.cache.host_bytes
+        memory = "unlimited" if host_bytes is None else f"{host_bytes} bytes"
+        adapters = (
+            f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot, host memory for adapters "
+            f"{memory}"
+        )
+    return f"Chameleon {__version__} on vLLM {vllm_version}: {adapters}, preset {settings.preset.value}"
+
+
 def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
-    """The policy for this engine, over its block pool if blocks can hold adapters."""
+    """The policy for this engine, over its block pool if blocks can hold adapters; the log is told."""
+    _logger.info("%s", described(settings, cells if scheduler.lora_config else None))
     limits = limits_of(scheduler, cells, has_device=settings.policy.device.max_bytes != 0)
     blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
     return Driver(Scheduler(settings.policy, limits), settings.serving, blocks, event_log())

@@ -186,7 +186,9 @@ class Loader:
 def reason_of(command: LoadAdapter, error: BaseException) -> str:
     """One line a user understands: which adapter, and why not."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = STAGED.sub("", text).removeprefix(f"adapter {Path(command.path).name!r}: ")
+    text = STAGED.sub("", text)
+    for name in (Path(command.path).name, command.name):
+        text = text.removeprefix(f"adapter {name!r}: ")
     absent = getattr(error.__cause__, "filename", None)
     if isinstance(error, AdapterError):  # our own words name the file and the way out
         pass
@@ -230,7 +232,8 @@ class VllmReader:
         from vllm.lora.request import LoRARequest
 
         fused = {"is_3d_lora_weight": True} if command.is_3d else {}
-        with sealed_copy(resolved(command.path), command.fingerprint, self._limits) as copy:
+        folder = resolved(command.path, command.name)
+        with sealed_copy(folder, command.fingerprint, self._limits) as copy:
             request = LoRARequest(command.name, command.adapter_id, str(copy.folder), **fused)
             lora_model = self._worker_manager._load_adapter(request)
             adapter_manager = self._worker_manager._adapter_manager
