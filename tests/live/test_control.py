@@ -197,3 +197,13 @@ def test_the_operator_is_told(server: Server) -> None:
         ("APIServer", "WARNING", f"Adapter not served: {re.escape(refused[0]['reason'])}$"),
     ):
         assert [(process, level)] == re.findall(form + words, log, re.MULTILINE)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(server: Server) -> None:
+    """And with how many adapters there are."""
+    (reply,) = server.ask([Question("a-1", PROMPTS[0])])
+    assert NOT_FOUND == reply.status
+    assert reply.error is not None
+    assert "adapters are served too: GET /v1/models lists them. Did you mean `a1`?" in str(
+        reply.error["message"]
+    )

@@ -4,6 +4,8 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import bisect
+import difflib
 import logging
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -11,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, is_name, leads_on
+from chameleon_lora.adapters.folder import MAX_NAME_BYTES
 from chameleon_lora.engine_vllm.api import auth, routes, shutdown
-from chameleon_lora.engine_vllm.api.caller import may_name
+from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
     AdapterRegistry,
@@ -34,6 +37,7 @@ from chameleon_lora.settings import parse_settings
 _CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", default=None)
 """What a load by request has been found to load; add_lora is called inside of it."""
 TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
+MOST_COMPARED = 100  # on either side of a name's place among the adapters': it takes milliseconds
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -152,9 +156,32 @@ def explaining(stock: Any) -> Any:
             reason = registry.refused.get(request.model)
             if reason is not None:
                 return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
-        return await stock(serving, request)
+        answer = await stock(serving, request)
+        if answer is not None and answer.error.code == HTTPStatus.NOT_FOUND:
+            answer.error.message = unknown_model(
+                serving.models, request.model, answer.error.message
+            )
+        return answer
 
     return check_model
+
+
+def unknown_model(models: Any, name: str, stock: str) -> str:
+    """What whoever asked for a model that is not there is told, where vLLM has `stock` words for all.
+
+    They name the base model, which a tenant may not know; and no adapter, of which there may be many.
+    """
+    tenant = calling_tenant()
+    if tenant is not None:
+        return stock if tenant.base_model else f"The model `{name}` does not exist."
+    adapters = sorted(models.lora_requests)
+    if not adapters:
+        return stock
+    place = bisect.bisect(adapters, name)
+    around = adapters[max(0, place - MOST_COMPARED) : place + MOST_COMPARED]
+    nearest = difflib.get_close_matches(name[:MAX_NAME_BYTES], around, n=1)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+    return f"{stock} {len(adapters)} adapters are served too: GET /v1/models lists them.{hint}"
 
 
 def raising(stock: Any) -> Any:
