@@ -221,6 +221,15 @@ def test_the_page_outlives_its_engine(engine: Callable[[], Awaitable[dict[str, A
     assert (200, STOCK) == (get(engine).status, get(engine).body)
 
 
+def test_trouble_with_the_page_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often the page is asked for."""
+    page = MetricsPage(FakePage(), nonsense)
+    for _ in range(3):
+        assert ask(page, "GET", "/metrics").body == STOCK
+    (record,) = caplog.records
+    assert "left out of the page" in record.getMessage()
+
+
 def test_the_last_numbers_stay_when_the_engine_is_silent() -> None:
     """A scrape during a long step shows the numbers of the one before."""
     answers = iter([answer(), fail()])

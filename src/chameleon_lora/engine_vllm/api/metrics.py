@@ -45,6 +45,7 @@ class MetricsPage:
         self._app = app
         self._ask = ask
         self._last: dict[str, Any] | None = None
+        self._told: type[Exception] | None = None
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         """The app's own answer; after a metrics page, Chameleon's families."""
@@ -79,8 +80,10 @@ class MetricsPage:
             if self._last is None:
                 return b""
             return await asyncio.to_thread(render, self._last, page)  # as vLLM writes its own
-        except Exception:
-            _logger.exception("Chameleon's metrics are left out of the page")
+        except Exception as error:
+            if type(error) is not self._told:  # anybody may ask for the page, as often as they like
+                self._told = type(error)
+                _logger.exception("Chameleon's metrics are left out of the page")
             return b""
 
 
