@@ -77,12 +77,12 @@ def require_hooks(serving: ServingSettings) -> None:
 
 
 def require_targets(hooks: Collection[Hook] = HOOKS) -> None:
-    """Nothing if the installed vLLM has every target.
+    """Nothing if the installed vLLM has every target that its version should have.
 
     Raises:
         UnsupportedEngineError: naming vLLM's version and each missing one.
     """
-    missing = [lack for hook in hooks if (lack := _lack(hook))]
+    missing = [lack for hook in hooks if _is_expected(hook) and (lack := _lack(hook))]
     if missing:
         version = importlib.import_module("vllm").__version__
         raise UnsupportedEngineError(
