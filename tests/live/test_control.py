@@ -173,28 +173,28 @@ def test_requests_move_the_metrics(server: Server) -> None:
 def test_the_operator_is_told(server: Server) -> None:
     """Of the start and of what is refused: by lines in vLLM's form, in the state and in the metrics."""
 
-    async def refuse(client: Connection) -> tuple[list[dict[str, str]], Series]:
+    async def refuse(client: Connection) -> tuple[str, Series]:
+        async def reasons() -> dict[str, str]:
+            return {told["name"]: told["reason"] for told in (await state(client))["refused"]}
+
         async def is_told() -> bool:
-            return bool((await state(client))["refused"])
+            return name in await reasons()
 
         await until(is_told)
-        refused = (await state(client))["refused"]
-        assert isinstance(refused, list)
-        return refused, await metrics(client)
+        return (await reasons())[name], await metrics(client)
 
     name = server.fresh_name()
     (server.adapters / name).mkdir()
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         (server.adapters / name / file).write_text("{")
-    refused, series = server.run(refuse)
-    assert [name] == [found["name"] for found in refused]
-    assert 1 == series["chameleon:adapters_refused", frozenset()]
+    reason, series = server.run(refuse)
+    assert series["chameleon:adapters_refused", frozenset()] >= 1
     log = (server.adapters.parent / "server.log").read_text(encoding="utf-8")
     form = r"\((\w+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[\w+\.py:\d+\] "
     for process, level, words in (
         ("EngineCore", "INFO", f"Chameleon {__version__} on vLLM .*: 2 slots of rank 16, "),
         ("APIServer", "INFO", f"Chameleon serves {len(SERVED)} adapters of .*; 0 refused$"),
-        ("APIServer", "WARNING", f"Adapter not served: {re.escape(refused[0]['reason'])}$"),
+        ("APIServer", "WARNING", f"Adapter not served: {re.escape(reason)}$"),
     ):
         assert [(process, level)] == re.findall(form + words, log, re.MULTILINE)
 
