@@ -1,7 +1,7 @@
 # The project's verbs. Each sets up what it needs first, so any of them works on a bare machine.
 bin := .venv/bin
 .DEFAULT_GOAL := check
-.PHONY: setup check fast test test-long faults soak demo report vllm026
+.PHONY: setup check fast test test-long faults soak demo report vllm
 
 # .venv with vLLM for CPUs, this package and the tools; under 2 s when nothing has changed.
 setup:
@@ -47,6 +47,6 @@ report: setup build/coverage/data
 build/coverage/data:
 	$(MAKE) test-long
 
-# Whether Chameleon still runs on vLLM 0.26's Python code; on a CPU, so on none of 0.26's own kernels.
-vllm026: setup
-	@scripts/vllm026.sh
+# Whether Chameleon runs on another vLLM's Python code (VERSION=0.33.0); on a CPU, so not on its own kernels.
+vllm: setup
+	@scripts/other_vllm.sh $(VERSION)

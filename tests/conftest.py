@@ -49,11 +49,25 @@ def data_dir() -> Path:
 
 @pytest.fixture
 def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What this package logs, and nobody else: leavings of earlier tests may log at any time."""
-    ours = logging.Filter("chameleon_lora")
-    caplog.handler.addFilter(ours)
+    """What this package logs, and nobody else: leavings of earlier tests may log at any time.
+
+    Whatever vLLM has made of its loggers in this process, of which ours are children.
+    """
+    below_vllm = logging.getLogger("vllm.chameleon_lora")
+    caplog.handler.addFilter(_is_ours)
+    caplog.handler.setLevel(logging.NOTSET)  # vLLM raises that of each handler of the root
+    below_vllm.addHandler(caplog.handler)
+    below_vllm.propagate = False
+    below_vllm.setLevel(logging.INFO)
     yield caplog
-    caplog.handler.removeFilter(ours)
+    below_vllm.setLevel(logging.NOTSET)
+    below_vllm.propagate = True
+    below_vllm.removeHandler(caplog.handler)
+    caplog.handler.removeFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.removeprefix("vllm.").startswith("chameleon_lora.")
 
 
 def scope_of(nodeid: str) -> str:

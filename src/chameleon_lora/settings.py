@@ -84,10 +84,11 @@ class ServingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of one server."""
+    """All settings of one server; `preset` is where those of the policy began."""
 
     policy: PolicySettings = field(default_factory=PolicySettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    preset: Preset = Preset.CHAMELEON
 
 
 def parse_settings(given: Mapping[str, Any]) -> Settings:
@@ -105,6 +106,7 @@ def parse_settings(given: Mapping[str, Any]) -> Settings:
     return Settings(
         policy=_changed(preset(name), policy, ""),
         serving=_changed(ServingSettings(), given.get("serving", {}), "serving."),
+        preset=name,
     )
 
 

@@ -72,6 +72,17 @@ class TestTargets:
         assert text.startswith(f"vLLM {version} lacks {lack}. ")
         assert all(tested in text for tested in TESTED)
 
+    def test_what_vllm_itself_lacks_is_told_as_the_cause(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An import that fails in vLLM, for a package is not there, is no missing piece of vLLM's."""
+        (tmp_path / "vllm_piece.py").write_text("import nothing_of_that_name\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        hook = Hook(Part.CORE, "vllm_piece", "S", elsewhere=(("vllm.nowhere", "S"),))
+        with pytest.raises(UnsupportedEngineError) as caught:
+            require_targets((hook,))
+        assert r"lacks vllm_piece.S (No module named 'nothing_of_that_name')." in str(caught.value)
+
     def test_all_missing_ones_are_told_at_once(self) -> None:
         """What is there is not named, what is not is named in order."""
         with pytest.raises(UnsupportedEngineError) as caught:

@@ -1,12 +1,16 @@
 """Chameleon's routes and metrics on a real server."""
 
 import json
+import re
 import shutil
 from typing import Any
 
 import pytest
 
-from faults.adapter_fixtures import rank_of
+from chameleon_lora import __version__
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from faults.adapter_fixtures import SERVED, rank_of
 from tests.live.client import OK, Connection, Question, state, until
 from tests.live.servers import BASE, SHARED, Server
 from tests.live.stock import PROMPTS
@@ -164,3 +168,42 @@ def test_requests_move_the_metrics(server: Server) -> None:
     gpu = after["vllm:num_gpu_loaded_lora_adapters", frozenset()]
     assert gpu == sum(("level", "gpu") in pairs for pairs in loaded)
     assert SHARED.slots == after["vllm:max_gpu_lora_adapters", frozenset()]
+
+
+def test_the_operator_is_told(server: Server) -> None:
+    """Of the start and of what is refused: by lines in vLLM's form, in the state and in the metrics."""
+
+    async def refuse(client: Connection) -> tuple[str, Series]:
+        async def reasons() -> dict[str, str]:
+            return {told["name"]: told["reason"] for told in (await state(client))["refused"]}
+
+        async def is_told() -> bool:
+            return name in await reasons()
+
+        await until(is_told)
+        return (await reasons())[name], await metrics(client)
+
+    name = server.fresh_name()
+    (server.adapters / name).mkdir()
+    for file in (CONFIG_NAME, WEIGHTS_NAME):
+        (server.adapters / name / file).write_text("{")
+    reason, series = server.run(refuse)
+    assert series["chameleon:adapters_refused", frozenset()] >= 1
+    log = (server.adapters.parent / "server.log").read_text(encoding="utf-8")
+    form = r"\((\w+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[\w+\.py:\d+\] "
+    for process, level, words in (
+        ("EngineCore", "INFO", f"Chameleon {__version__} on vLLM .*: 2 slots of rank 16, "),
+        ("APIServer", "INFO", f"Chameleon serves {len(SERVED)} adapters of .*; 0 refused$"),
+        ("APIServer", "WARNING", f"Adapter not served: {re.escape(reason)}$"),
+    ):
+        assert [(process, level)] == re.findall(form + words, log, re.MULTILINE)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(server: Server) -> None:
+    """And with how many adapters there are."""
+    (reply,) = server.ask([Question("a-1", PROMPTS[0])])
+    assert NOT_FOUND == reply.status
+    assert reply.error is not None
+    assert "adapters are served too: GET /v1/models lists them. Did you mean `a1`?" in str(
+        reply.error["message"]
+    )

@@ -3,15 +3,20 @@
 Names are compared sign by sign, and nothing is normalised: a look-alike is another name.
 """
 
+import itertools
+import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.inspect import no_weights
+from chameleon_lora.adapters.untrusted import quoted
 from chameleon_lora.errors import AdapterNotFoundError
 
 MAX_NAME_BYTES = 255
+MOST_INNER = 100
 
 
 class AdapterFolder:
@@ -67,6 +72,38 @@ class AdapterFolder:
         stamps = ((name, self.try_stamp(name)) for name in self._entries())
         return {name: stamp for name, stamp in stamps if stamp is not None}
 
+    def left_out(self, seen: Collection[str]) -> dict[str, str]:
+        """Name -> why it is no adapter, for folders `scan` leaves out that seem to be meant for one.
+
+        A name that cannot be printed is quoted. O(entries), and up to MOST_INNER for each left out.
+        """
+        others = [name for name in self._entries() if name not in seen and not name.startswith(".")]
+        found = {name: self._why_left_out(name) for name in others}
+        return {n if is_name(n) else quoted(n): why for n, why in found.items() if why is not None}
+
+    def _why_left_out(self, name: str) -> str | None:
+        path = self.root / name
+        why = None
+        try:
+            if not path.is_dir():
+                pass
+            elif not _is_allowed(name):
+                why = "an adapter's name is printable and holds no backslash; way out: rename it"
+            elif path.is_symlink() and not self._holds(path):
+                why = (
+                    "it is a link that leads out of the folder of adapters; way out: put a copy "
+                    "there, or name where it leads in serving.trusted_roots"
+                )
+            elif not (path / CONFIG_NAME).exists():
+                why = _inner_adapter(path)
+            elif (path / CONFIG_NAME).is_file():
+                why = no_weights(path)
+            else:
+                why = f"{CONFIG_NAME} is no regular file; way out: put the file itself there"
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+            why = "it cannot be looked into; way out: check its links and the server's rights"
+        return why
+
     def _entries(self) -> list[str]:
         try:
             return sorted(entry.name for entry in self.root.iterdir())
@@ -94,6 +131,20 @@ def leads_on(name: str) -> bool:
 
 def _is_allowed(name: str) -> bool:
     return is_name(name) and "/" not in name and not leads_on(name) and "\\" not in name
+
+
+def _inner_adapter(path: Path) -> str | None:
+    """That the adapter lies one level down, as where a trainer saved checkpoints; None if none does."""
+    with os.scandir(path) as entries:
+        first = [entry.name for entry in itertools.islice(entries, MOST_INNER)]
+    inner = [name for name in first if (path / name / CONFIG_NAME).is_file()]
+    if not inner:
+        return None
+    newest = max(inner, key=lambda name: (len(name), name))  # the highest number of a step
+    return (
+        f"it holds no {CONFIG_NAME}, but its sub-folder {newest!r} does; way out: move the folder "
+        "you want up to where this one is"
+    )
 
 
 def _try_stamp(path: Path) -> str | None:

@@ -110,9 +110,14 @@ def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterI
 
 
 def require_servable(
-    path: Path, limits: AdapterLimits | None = None, roots: Sequence[Path] = ()
+    path: Path,
+    limits: AdapterLimits | None = None,
+    roots: Sequence[Path] = (),
+    name: str | None = None,
 ) -> AdapterInfo:
     """The adapter, which has no problems and is within the limits; read below `roots` if there are any.
+
+    Messages call it by `name`, or else by its folder's.
 
     Raises:
         AdapterNotFoundError: `path` is no folder.
@@ -120,12 +125,12 @@ def require_servable(
         AdapterTooLargeError: its rank or its bytes are above the limits, and that alone is wrong.
     """
     if not is_folder(path):
-        raise AdapterNotFoundError(f"adapter {path.name!r}: {_no_folder(path)}")
+        raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
     info, over = _inspect(path, limits, roots)
     if info.problems:
-        raise AdapterInvalidError(f"adapter {info.name!r}: {' | '.join(info.problems)}")
+        raise AdapterInvalidError(f"adapter {name or info.name!r}: {' | '.join(info.problems)}")
     if over:
-        raise AdapterTooLargeError(f"adapter {info.name!r}: {' | '.join(over)}")
+        raise AdapterTooLargeError(f"adapter {name or info.name!r}: {' | '.join(over)}")
     return info
 
 
@@ -191,7 +196,7 @@ def _read_weights(folder: Path, roots: Sequence[Path]) -> _Weights:
         identity = (_stamp(status), raw)
         tensors = parse_header(raw, weights_bytes=status.st_size - 8 - len(raw))
     except FileNotFoundError:
-        return _Weights((), (), (_no_weights(folder),))
+        return _Weights((), (), (no_weights(folder),))
     except AdapterInvalidError as error:
         return _Weights((), identity, (str(error),))
     return _Weights(tensors, identity, ())
@@ -201,7 +206,8 @@ def _no_folder(path: Path) -> str:
     return f"there is no folder {str(path)!r}; way out: check the path and the server's rights"
 
 
-def _no_weights(folder: Path) -> str:
+def no_weights(folder: Path) -> str:
+    """Why a folder without the file of weights is not served."""
     for name in _PICKLED_NAMES:
         if os.path.lexists(folder / name):
             return (

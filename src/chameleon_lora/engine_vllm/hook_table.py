@@ -11,7 +11,7 @@ from enum import Enum
 from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, ARRIVALS, METRICS, PIN, STATE, WITHDRAW
 
-TESTED = ("0.26", "0.32")
+TESTED = ("0.26", "0.32", "0.33")
 
 
 class Part(Enum):

@@ -18,7 +18,7 @@ from chameleon_lora.settings import ServingSettings
 
 _MARK = "chameleon_hook"  # on each function of ours that vLLM calls: its row's wrapper
 _OURS = "chameleon_lora.engine_vllm"
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def install(hooks: Collection[Hook] = HOOKS) -> None:
@@ -77,12 +77,12 @@ def require_hooks(serving: ServingSettings) -> None:
 
 
 def require_targets(hooks: Collection[Hook] = HOOKS) -> None:
-    """Nothing if the installed vLLM has every target.
+    """Nothing if the installed vLLM has every target that its version should have.
 
     Raises:
         UnsupportedEngineError: naming vLLM's version and each missing one.
     """
-    missing = [lack for hook in hooks if (lack := _lack(hook))]
+    missing = [lack for hook in hooks if _is_expected(hook) and (lack := _lack(hook))]
     if missing:
         version = importlib.import_module("vllm").__version__
         raise UnsupportedEngineError(
@@ -107,15 +107,18 @@ def target_of(hook: Hook) -> Any:
     """The attribute, from the first place that has it.
 
     Raises:
-        LookupError: no place has it, as with an attribute of instances, which no class shows.
+        LookupError: no place has it, as with an attribute of instances, which no class shows. Its cause
+            is a package that vLLM itself lacks, if that is why.
     """
+    cause = None
     for module, target in ((hook.module, hook.target), *hook.elsewhere):
         try:
             owner, attribute = _owner(module, target)
             return getattr(owner, attribute)
-        except (ImportError, AttributeError):
-            continue
-    raise LookupError(hook.name)
+        except (ImportError, AttributeError) as error:
+            is_vllms = (error.name or "vllm").startswith("vllm")
+            cause = cause if isinstance(error, AttributeError) or is_vllms else error
+    raise LookupError(hook.name) from cause
 
 
 def is_step_log_asked_for() -> bool:
@@ -173,8 +176,9 @@ def _lack(hook: Hook) -> str | None:
         return None
     try:
         found = target_of(hook)
-    except LookupError:
-        return None if _is_of_instances(hook) else hook.name
+    except LookupError as error:
+        why = f" ({error.__cause__})" if error.__cause__ else ""
+        return None if _is_of_instances(hook) else f"{hook.name}{why}"
     known = inspect.signature(found).parameters if hook.parameters else ()
     absent = [name for name in hook.parameters if name not in known]
     return f"parameter {', '.join(absent)} of {hook.name}" if absent else None

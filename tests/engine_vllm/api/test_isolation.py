@@ -1,6 +1,7 @@
 """What vLLM's own handlers do for a tenant: exactly as if others' adapters were not there."""
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -61,7 +62,11 @@ class Site:
 
     def listed(self) -> list[str]:
         """GET /v1/models."""
-        return [card.id for card in run(self.models.show_available_models()).data]
+        return [card.id for card in self.cards()]
+
+    def cards(self) -> list[Any]:
+        """Of GET /v1/models."""
+        return list(run(self.models.show_available_models()).data)
 
 
 @pytest.fixture
@@ -123,6 +128,49 @@ def test_anothers_name_is_as_one_that_nobody_has(site: Site, name: str) -> None:
     for other, other_name in ((unknown, nobody), (own, "bob-9")):
         assert {**error, "message": ""} == {**other, "message": ""}
         assert error["message"].replace(f"`{name}`", f"`{other_name}`") == other["message"]
+
+
+@pytest.mark.parametrize("has_lora", [True, False])
+def test_a_tenant_is_told_of_no_model_and_no_path_of_others(site: Site, has_lora: bool) -> None:
+    """Neither by a 404, also of a server without adapters, nor by the list of its own models."""
+    if not has_lora:
+        delattr(site.models, REGISTRY)
+    with called_by(BOB):
+        error = site.check("nobody")
+        (card,) = site.cards()
+    assert error is not None
+    assert "The model `nobody` does not exist." == error["message"]
+    assert ("bob-1", None) == (card.root, card.parent)
+    with called_by(ACME):
+        error = site.check("nobody")
+        assert [(BASE, None), ("acme-1", BASE)] == [(c.root, c.parent) for c in site.cards()]
+    assert error is not None
+    assert error["message"].startswith("The model `nobody` does not exist.")
+    assert not {"acme-1", "bob-1", "/m"} & set(error["message"].split())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("bob1", " Did you mean `bob-1`?"), ("nobody", ""), ("x" * 10_000, "")]
+)
+def test_whoever_may_know_all_is_told_what_there_is(site: Site, name: str, hint: str) -> None:
+    """How many adapters, where they are listed and the nearest name: without tenants, and the admin."""
+    lists = "2 adapters are served too: GET /v1/models lists them."
+    for is_admin in (False, True):
+        with called_by(None, may_control=True) if is_admin else contextlib.nullcontext():
+            error = site.check(name)
+        assert error is not None
+        assert NOT_FOUND == error["code"]
+        assert error["message"].startswith(f"The model `{name}` does not exist.")
+        assert error["message"].endswith(f" {lists}{hint}")
+
+
+def test_without_adapters_vllms_words_stay(site: Site) -> None:
+    """There is nothing to add."""
+    site.models.lora_requests.clear()
+    error = site.check("nobody")
+    assert error is not None
+    assert error["message"].startswith("The model `nobody` does not exist.")
+    assert "GET /v1/models" not in error["message"]
 
 
 def test_nothing_is_looked_up_for_anothers_name(site: Site) -> None:

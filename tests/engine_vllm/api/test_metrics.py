@@ -46,7 +46,7 @@ def snapshot() -> dict[str, Any]:
     driver.arrived(request_for("1", driver.announce(announced("a"))))
     for now_s in (1.0, 2.0):
         carry_out(driver, now_s)
-    found = metrics_of(driver)
+    found = metrics_of(driver) | {"refused": 3}
     found["lanes"][0]["held"] = "slots"
     found["borrowed_blocks"], found["borrowed_bytes"] = 4, 4096
     found["demotions"]["demand"] = 2
@@ -89,6 +89,7 @@ def labels(**pairs: str) -> frozenset[tuple[str, str]]:
         ("chameleon:lane_waiting", {"lane": "0"}, 0),
         ("chameleon:lane_held", {"lane": "0", "reason": "slots"}, 1),
         ("chameleon:lane_held", {"lane": "0", "reason": "seats"}, 0),
+        ("chameleon:adapters_refused", {}, 3),
     ],
     ids=str,
 )
@@ -101,7 +102,7 @@ def test_a_number_of_the_engine_is_on_the_page(
 
 def test_an_idle_engine_has_every_family() -> None:
     """Before the first request too: dashboards find names, and unlabelled counters start at 0."""
-    page = render(metrics_of(make_driver())).decode()
+    page = render(metrics_of(make_driver()) | {"refused": 0}).decode()
     for name in (
         "vllm:lora_adapter_loaded gauge",
         "vllm:lora_adapter_load_seconds histogram",
@@ -133,7 +134,7 @@ def test_a_lane_that_waits_shows_in_the_families() -> None:
     driver = make_driver()
     driver.arrived(FakeRequest("1"))
     carry_out(driver, 1.0, ROOM.__class__(seats=0, kv_tokens=4096, batch_tokens=2048))
-    found = samples(render(metrics_of(driver)))
+    found = samples(render(metrics_of(driver) | {"refused": 0}))
     assert 1 == found["chameleon:lane_waiting", labels(lane="0")]
     assert 1 == found["chameleon:lane_held", labels(lane="0", reason="seats")]
 
@@ -218,6 +219,15 @@ async def nonsense() -> dict[str, Any]:
 def test_the_page_outlives_its_engine(engine: Callable[[], Awaitable[dict[str, Any]]]) -> None:
     """Without an answer in time vLLM's own part is served."""
     assert (200, STOCK) == (get(engine).status, get(engine).body)
+
+
+def test_trouble_with_the_page_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often the page is asked for."""
+    page = MetricsPage(FakePage(), nonsense)
+    for _ in range(3):
+        assert ask(page, "GET", "/metrics").body == STOCK
+    (record,) = caplog.records
+    assert "left out of the page" in record.getMessage()
 
 
 def test_the_last_numbers_stay_when_the_engine_is_silent() -> None:

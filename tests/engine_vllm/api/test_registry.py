@@ -202,7 +202,7 @@ def test_names_of_unfit_adapters_that_are_gone_are_not_kept(served: ServedFolder
     served.refresh_all()
     served.registry.found_unfit(served.models.lora_requests.pop("a"), "nan")
     served.registry.found_unfit(served.models.lora_requests["b"], "nan")
-    assert ["b"] == list(served.registry._unfit)
+    assert ["b"] == list(served.registry._failed)
 
 
 def test_a_refused_adapter_that_goes_is_forgotten(served: ServedFolder) -> None:
@@ -318,7 +318,7 @@ class TestByRequest:
         """/v1/load_lora_adapter may name any folder; the engine learns what it holds."""
 
         async def load() -> None:
-            info = await served.registry.check(str(served.root / "b"))
+            info = await served.registry.check(str(served.root / "b"), "mine")
             await served.registry.publish("mine", str(served.root / "b"), info, is_3d=True)
 
         asyncio.run(load())
@@ -327,18 +327,27 @@ class TestByRequest:
         assert ["mine", str(served.root / "b"), 4, True] == told
 
     def test_a_missing_folder_is_told_as_missing(self, served: ServedFolder) -> None:
-        """The error names the adapter."""
-        with pytest.raises(AdapterNotFoundError, match="'none'"):
-            asyncio.run(served.registry.check(str(served.root / "none")))
+        """The error has the name that was asked for, and the path."""
+        with pytest.raises(AdapterNotFoundError, match=r"adapter 'mine': .*/none'"):
+            asyncio.run(served.registry.check(str(served.root / "none"), "mine"))
 
     @pytest.mark.parametrize(
         "path",
-        ["no/such/hub", "a\0b", "a\nINFO all is well", "x" * 10_000, "../../nowhere", "~nobody"],
+        [
+            "no/such/hub",
+            "a\0b",
+            "a\nINFO all is well",
+            "x" * 10_000,
+            "../../nowhere",
+            "~nobody",
+            "s3://b/x",
+        ],
     )
     def test_a_path_to_nowhere_is_told_as_missing(self, served: ServedFolder, path: str) -> None:
         """One printable line, whatever the hub's client thinks of it; no other error."""
         with pytest.raises(AdapterNotFoundError) as raised:
-            asyncio.run(served.registry.check(path))
+            asyncio.run(served.registry.check(path, "mine"))
+        assert str(raised.value).startswith("adapter 'mine': ")
         assert str(raised.value).isprintable()
         assert len(str(raised.value)) < 1000
 
@@ -354,10 +363,20 @@ class TestByRequest:
         require_name(name)
 
     def test_a_rank_above_the_engines_is_told_as_too_large(self, served: ServedFolder) -> None:
-        """The error gives rank and limit."""
+        """The error gives the name that was asked for, rank and limit."""
         served.add("wide", rank=MAX_RANK + 1)
-        with pytest.raises(AdapterTooLargeError, match="rank is 9, the limit is 8"):
-            asyncio.run(served.registry.check(str(served.root / "wide")))
+        with pytest.raises(AdapterTooLargeError, match="'mine': its rank is 9, the limit is 8"):
+            asyncio.run(served.registry.check(str(served.root / "wide"), "mine"))
+
+    @pytest.mark.parametrize("path", ["s3://b/x", "gs://b/x", "http://h/x", "hf://org/x"])
+    def test_an_address_is_told_as_given_and_as_not_fetched(
+        self, served: ServedFolder, path: str
+    ) -> None:
+        """Nothing is asked for it."""
+        with pytest.raises(
+            AdapterNotFoundError, match=f"{path}' is no folder, and nothing is fetched"
+        ):
+            asyncio.run(served.registry.check(path, "mine"))
 
     def test_removing_withdraws_the_name(self, served: ServedFolder) -> None:
         """The engine is told; the folder is not looked at."""

@@ -19,6 +19,7 @@ from tests.engine_vllm.asgi_client import Answer, ask
 from tests.engine_vllm.fake_requests import announced, carry_out, make_driver, request_for
 
 fastapi = pytest.importorskip("fastapi")
+PlainTextResponse = pytest.importorskip("fastapi.responses").PlainTextResponse
 OK, BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, UNAVAILABLE = 200, 400, 401, 404, 503
 
 
@@ -54,6 +55,11 @@ class FakeRegistry:
     models: Any
     late: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def not_served(self) -> dict[str, str]:
+        """As those that were refused."""
+        return self.refused
 
     async def refresh(self, name: str) -> None:
         """Offer it if its folder has just come."""
@@ -113,7 +119,20 @@ def test_the_state_is_the_engines() -> None:
     driver = server.core.driver
     driver.arrived(request_for("1", driver.versions.current("a")))
     carry_out(driver, 1.0)
-    assert state_of(driver) == server.state()
+    assert state_of(driver) | {"refused": []} == server.state()
+
+
+def test_what_the_engine_was_never_told_of_is_in_state_and_metrics() -> None:
+    """Adapters that are refused, with their reasons: at most a thousand; the metric counts all."""
+    server = Server()
+    why = {f"a{number}": "no weights" for number in range(routes.MOST_REFUSED + 5)}
+    server.models.chameleon_registry = FakeRegistry(server.models, refused=why)
+    refused = server.state()["refused"]
+    assert {"name": "a0", "reason": "no weights"} == refused[0]
+    assert routes.MOST_REFUSED == len(refused)
+    server.app.add_api_route("/metrics", lambda: PlainTextResponse("# EOF\n"))
+    page = ask(server.app, "GET", "/metrics").text
+    assert f"chameleon:adapters_refused {float(len(why))}" in page
 
 
 def test_pinning_and_unpinning_reach_the_policy() -> None:

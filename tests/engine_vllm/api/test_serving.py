@@ -13,6 +13,8 @@ from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.launch import serve
 from chameleon_lora.engine_vllm.api.registry import REGISTRY
 from chameleon_lora.engine_vllm.api.serving import checking, publishing, with_routes
+from chameleon_lora.engine_vllm.hook_table import CLI_ENV_SETUP
+from chameleon_lora.engine_vllm.hooks import target_of
 from chameleon_lora.errors import UnsupportedEngineError
 from tests.engine_vllm.served_folder import FakeEngine, ServedFolder, opened_by
 
@@ -97,7 +99,7 @@ def test_a_server_that_would_not_part_tenants_is_not_built(
 
 def test_a_command_line_of_other_pieces_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """`chameleon serve` names what it misses, before it starts anything."""
-    api_utils = pytest.importorskip("vllm.entrypoints.serve.utils.api_utils")
-    monkeypatch.delattr(api_utils, "cli_env_setup")
+    pytest.importorskip("vllm")
+    monkeypatch.delattr(inspect.getmodule(target_of(CLI_ENV_SETUP)), "cli_env_setup")
     with pytest.raises(UnsupportedEngineError, match=r"lacks .*cli_env_setup\. "):
         serve(["model"], str)

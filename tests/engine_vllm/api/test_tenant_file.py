@@ -49,15 +49,17 @@ def test_a_changed_file_is_read_again(path: Path) -> None:
 def test_a_broken_file_keeps_the_former(
     path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
-    """The log says why, once; a good file is taken up again."""
+    """The log says why, once; a good file is taken up again, and the log says so."""
     file = TenantFile(path, SCAN_S)
     replace(path, text)
     for look in (1, 2):
         assert ["acme", "bob"] == names(file, look * SCAN_S)
-    (record,) = caplog.records
+    at_start, record = caplog.records
+    assert ["INFO", "ERROR"] == [at_start.levelname, record.levelname]
     assert str(path) in record.getMessage()
     replace(path, tenants_text().replace("bob", "carol"))
     assert ["acme", "carol"] == names(file, 3 * SCAN_S)
+    assert f"Read 2 tenants from {path}" == caplog.records[-1].getMessage()
 
 
 def test_a_file_that_has_gone_keeps_the_former(

@@ -1,5 +1,7 @@
 """What the driver remembers of requests and versions, and when it forgets."""
 
+import pytest
+
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.messages import Loaded, LoadFailed
 from chameleon_lora.policy.settings import CacheSettings, PolicySettings
@@ -65,3 +67,19 @@ def test_versions_that_nobody_needs_are_forgotten() -> None:
     driver.arrived(request_for("r", current))
     carry_out(driver, 0.0)
     assert ["r"] == carry_out(driver, 0.1)[1]
+
+
+def test_a_load_that_fails_again_and_again_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests may ask for it without end; another version is told again."""
+    driver = make_driver()
+    for content in ("1", "2"):
+        version = driver.announce(announced("a", content))
+        for number in range(5):
+            driver.arrived(request_for(f"{content}-{number}", version))
+            if driver.begin_step(ROOM, 0.0).loads:
+                driver.acknowledge([LoadFailed(version.id, "no weights")], 0.1)
+            driver.end_step()
+            for failure in driver.begin_step(ROOM, 0.2).fail:
+                driver.forget(failure.request_id)
+            driver.end_step()
+    assert ["no weights"] * 2 == [record.getMessage() for record in caplog.records]

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from chameleon_lora import __version__
+from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.scheduler import require_executor, scheduler_class
+from chameleon_lora.engine_vllm.core.scheduler import described, require_executor, scheduler_class
 from chameleon_lora.engine_vllm.messages import Loaded, PromoteAdapter
 from chameleon_lora.errors import UnsupportedEngineError
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import DeviceSettings, PolicySettings
-from chameleon_lora.settings import ServingSettings
+from chameleon_lora.settings import ServingSettings, parse_settings
 from tests.engine_vllm.block_pools import make_pool
 from tests.engine_vllm.fake_requests import LIMITS, MIB, ROOM, announced
 
@@ -53,6 +55,25 @@ def test_no_clients_priority_chooses_whom_vllm_preempts(policy: str) -> None:
 
     scheduler = scheduler_class(FakeScheduler)(CONFIG, SchedulingPolicy(policy))
     assert SchedulingPolicy.FCFS is scheduler.policy
+
+
+@pytest.mark.parametrize(
+    ("cells", "given", "expected"),
+    [
+        (Cells(4, 2, 16), {}, "4 slots of rank 16, up to 2 adapters a slot, host memory for adapters "
+         "unlimited, preset chameleon"),
+        (Cells(8, 1, 64), {"preset": "paper", "cache": {"host_bytes": 4096}}, "8 slots of rank 64, one "
+         "adapter a slot, host memory for adapters 4096 bytes, preset paper"),
+        (None, {"preset": "vllm"}, "no adapters without --enable-lora, preset vllm"),
+    ],
+)  # fmt: skip
+def test_the_log_begins_with_what_the_engine_has(
+    cells: Cells | None, given: dict[str, Any], expected: str
+) -> None:
+    """Versions, slots, memory and preset."""
+    vllm = pytest.importorskip("vllm")
+    begin = f"Chameleon {__version__} on vLLM {vllm.__version__}: "
+    assert begin + expected == described(parse_settings(given), cells)
 
 
 def driver_with_adapter_in(pool: Any) -> Driver:
@@ -98,7 +119,9 @@ def test_backends_that_leave_workers_without_commands_are_refused(
 
 
 def test_rays_former_executor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason names the switch."""
+    """The reason names the switch, where there is one."""
+    if not hasattr(pytest.importorskip("vllm.envs"), "VLLM_USE_RAY_V2_EXECUTOR_BACKEND"):
+        pytest.skip("this vLLM has the later executor only")
     monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
     with pytest.raises(UnsupportedEngineError, match="VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0"):
         require_executor(SimpleNamespace(distributed_executor_backend="ray"))

@@ -12,7 +12,6 @@ This middleware stands before all other. What a tenant may name is for `isolatio
 """
 
 import json
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -58,7 +57,6 @@ DROPPED = ("priority", "request_id")
 REFUSED = ("previous_response_id", "kv_transfer_params", "background")
 ID_HEADER = b"x-request-id"
 LOAD_HEADER = b"endpoint-load-metrics-format"  # asks for how full the engine is
-_logger = logging.getLogger(__name__)
 
 
 def monotonic_s() -> float:

@@ -89,13 +89,16 @@ def seeing(stock: Any) -> Any:
 
 
 def listing(stock: Any) -> Any:
-    """OpenAIServingModels.show_available_models, of what the tenant may name."""
+    """OpenAIServingModels.show_available_models, of what the tenant may name; no path of the server's."""
 
     async def show_available_models(models: Any) -> Any:
         found = await stock(models)
         tenant = calling_tenant()
         if tenant is not None:
             found.data = [card for card in found.data if _is_seen(models, tenant, card.id)]
+            for card in found.data:
+                card.root = card.id
+                card.parent = card.parent if tenant.base_model else None
         return found
 
     return show_available_models

@@ -35,7 +35,7 @@ _SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # then the series are in files 
 LIMIT_S = 1.0  # scrapers wait 10 s by default, and prefer an older number to none
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class MetricsPage:
@@ -45,6 +45,7 @@ class MetricsPage:
         self._app = app
         self._ask = ask
         self._last: dict[str, Any] | None = None
+        self._told: type[Exception] | None = None
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         """The app's own answer; after a metrics page, Chameleon's families."""
@@ -79,13 +80,15 @@ class MetricsPage:
             if self._last is None:
                 return b""
             return await asyncio.to_thread(render, self._last, page)  # as vLLM writes its own
-        except Exception:
-            _logger.exception("Chameleon's metrics are left out of the page")
+        except Exception as error:
+            if type(error) is not self._told:  # anybody may ask for the page, as often as they like
+                self._told = type(error)
+                _logger.exception("Chameleon's metrics are left out of the page")
             return b""
 
 
 def render(snapshot: dict[str, Any], page: bytes = b"") -> bytes:
-    """The families of a snapshot (`state.metrics_of`) in Prometheus's text form.
+    """The families of a snapshot (`state.metrics_of`, and `refused`) in Prometheus's text form.
 
     Those that the page has already, of a vLLM that took up the same name, are left out.
     """
@@ -100,6 +103,11 @@ def families(snapshot: dict[str, Any]) -> list[Metric]:
         *_activity(snapshot["counts"]),
         *_borrowed(snapshot),
         *_lanes(snapshot["lanes"]),
+        GaugeMetricFamily(
+            "chameleon:adapters_refused",
+            "Adapters in the served folder that are not served; GET /chameleon/state says why.",
+            value=snapshot["refused"],
+        ),
     ]
 
 

@@ -4,6 +4,7 @@ Checking reads headers in a thread of the API server, so neither the engine nor 
 """
 
 import asyncio
+import itertools
 import logging
 import weakref
 from collections.abc import Iterable
@@ -23,7 +24,9 @@ from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
 from chameleon_lora.errors import AdapterError, AdapterInvalidError
 
 REGISTRY = "chameleon_registry"
-_logger = logging.getLogger(__name__)
+MOST_TOLD = 10
+_SHADOWED = "the base model has that name; way out: rename the folder"
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def registry_of(owner: Any) -> "AdapterRegistry | None":
@@ -36,7 +39,8 @@ class AdapterRegistry:
     """What one API server knows of adapters on disk. Owner: its OpenAIServingModels.
 
     Attributes:
-        refused: name -> why an adapter that is on disk is not served.
+        refused: name -> why an adapter that is on disk is not served, as a request for it is told.
+        unfit: name -> why a folder there is no adapter that could be asked for.
     """
 
     def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
@@ -51,35 +55,56 @@ class AdapterRegistry:
         self._stamps: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
-        self._unfit: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
+        self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
+        self._trouble = ""
+        self._left_out: dict[str, str] | None = None
         self.refused: dict[str, str] = {}
+        self.unfit: dict[str, str] = {}
 
     def why_refused(self, name: str) -> str | None:
         """Why no request for this adapter is let in; None if one is."""
-        unfit = self._unfit.get(name)
-        if unfit is not None and self._models.lora_requests.get(name) is unfit[0]:
-            return unfit[1]
+        failed = self._failed.get(name)
+        if failed is not None and self._models.lora_requests.get(name) is failed[0]:
+            return failed[1]
         return self.refused.get(name)
 
     def found_unfit(self, lora_request: Any, reason: str) -> None:
         """The engine found that what these requests name can never be loaded, as long as it is served."""
         offered = self._models.lora_requests
-        self._unfit[lora_request.lora_name] = (lora_request, reason)
-        self._unfit = {name: it for name, it in self._unfit.items() if offered.get(name) is it[0]}
+        self._failed[lora_request.lora_name] = (lora_request, reason)
+        self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
         if self._folder is not None:
             await self._refresh_all()
+            _logger.info("%s", self._offer())
             self._watching = asyncio.create_task(self._watch_forever())
 
-    async def check(self, path: str) -> AdapterInfo:
-        """The adapter at a path (or a hub's name), if this engine can serve it.
+    @property
+    def not_served(self) -> dict[str, str]:
+        """Name -> why, for all that is meant for an adapter and has no request let in."""
+        failed = {name: why for name in self._failed if (why := self.why_refused(name))}
+        return {**self.unfit, **self.refused, **failed}
+
+    def _offer(self) -> str:
+        """What the folder came to, for the log."""
+        refused = self.not_served
+        told = ", ".join(f"{name!r}" for name in itertools.islice(refused, MOST_TOLD))
+        if len(refused) > MOST_TOLD:
+            told += f" and {len(refused) - MOST_TOLD} more"
+        count = len(self._models.lora_requests)
+        folder = str(self._folder.root)  # type: ignore[union-attr]
+        where = f" ({told}; reasons above and in GET /chameleon/state)" if refused else ""
+        return f"Chameleon serves {count} adapters of {folder!r}; {len(refused)} refused{where}"
+
+    async def check(self, path: str, name: str) -> AdapterInfo:
+        """The adapter at a path (or a hub's name), if this engine can serve it, under that name.
 
         Raises:
             AdapterError: naming the adapter and what is wrong.
         """
-        return await asyncio.to_thread(_check, path, self._limits)
+        return await asyncio.to_thread(_check, path, name, self._limits)
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
@@ -117,8 +142,17 @@ class AdapterRegistry:
             await asyncio.sleep(self._scan_s)
             try:
                 await self._refresh_all()
-            except Exception:  # the watch outlives one bad look
-                _logger.exception("Looking for adapters failed; trying again in %s s", self._scan_s)
+            except Exception as error:  # the watch outlives one bad look
+                if self._is_news(f"{type(error).__name__}: {error}"):
+                    _logger.exception(
+                        "Looking for adapters failed; trying again every %s s", self._scan_s
+                    )
+
+    def _is_news(self, trouble: str) -> bool:
+        """Whether the last look had not this trouble; "" for none."""
+        is_news = trouble != self._trouble
+        self._trouble = trouble
+        return is_news
 
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
@@ -131,17 +165,32 @@ class AdapterRegistry:
         """Bring the offer in line with the folder."""
         async with self._lock:
             try:
-                seen = await asyncio.to_thread(self._folder.scan)  # type: ignore[union-attr]
+                seen, left_out = await asyncio.to_thread(_look, self._folder)  # type: ignore[arg-type]
             except AdapterError as error:
-                _logger.warning("%s; adapters offered before stay offered", error)
+                if self._is_news(str(error)):
+                    _logger.warning("%s; adapters offered before stay offered", error)
                 return
             gone = [name for name in self._stamps if name not in seen]
             changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
             for name in gone:
                 self.refused.pop(name, None)
+                if name in self._models.lora_requests:
+                    _logger.info("Adapter %r removed: its files have gone", name)
             await self._withdraw_all(gone)
-            await self._publish_all([name for name in changed if not self._is_shadowed(name)])
+            await self._publish_all([n for n in changed if not self._models.is_base_model(n)])
+            self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
             self._stamps = seen  # last: a look that failed is made again
+            if self._is_news(""):
+                _logger.info("Looking for adapters works again")
+
+    def _explain(self, left_out: dict[str, str]) -> None:
+        """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
+        before = left_out if self._left_out is None else self._left_out
+        unfit = {name: why for name, why in left_out.items() if before.get(name) == why}
+        for name, why in unfit.items():
+            if self.unfit.get(name) != why:
+                _logger.warning("Adapter not served: adapter %r: %s", name, why)
+        self._left_out, self.unfit = left_out, unfit
 
     async def _publish_all(self, names: list[str]) -> None:
         if not names:
@@ -150,19 +199,22 @@ class AdapterRegistry:
         checked = await asyncio.to_thread(_check_folders, self._folder, names, self._limits)  # type: ignore[arg-type]
         good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
         for name, found in checked.items():
-            self.refused.pop(name, None)
+            before = self.refused.pop(name, None)
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
-                _logger.warning("Adapter not served: %s", found)
+                if before != str(found):
+                    _logger.warning("Adapter not served: %s", found)
         await self._withdraw_all(
             [name for name in self.refused if name in self._models.lora_requests]
         )
         await self._announce(
             [_announcement(name, str(root / name), info, False) for name, info in good.items()]
         )
-        for name in good:
+        for name, info in good.items():
+            done = "replaced" if name in self._models.lora_requests else "added"
+            if self._watching is not None:  # at the start they are counted
+                _logger.info("Adapter %r %s: rank %d, %d bytes", name, done, info.rank, info.nbytes)
             self._list(name, str(root / name))
-        _logger.info("Serving %d adapters from %r", len(good), str(root))
 
     async def _withdraw_all(self, names: list[str]) -> None:
         for name in names:
@@ -180,13 +232,6 @@ class AdapterRegistry:
         former = self._models.lora_requests.get(name)  # another content is another LoRARequest
         number = former.lora_int_id if former else self._models.lora_id_counter.inc(1)
         self._models.lora_requests[name] = LoRARequest(name, number, path)
-
-    def _is_shadowed(self, name: str) -> bool:
-        """Whether the name means the base model, which no adapter may take from it."""
-        is_shadowed = bool(self._models.is_base_model(name))
-        if is_shadowed:
-            _logger.warning("Adapter %r is not served: the base model has that name", name)
-        return is_shadowed
 
 
 def has_head(model_config: Any) -> bool:
@@ -212,8 +257,14 @@ def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Annou
     return Announcement(name, path, info.fingerprint, info.nbytes, info.rank, is_3d)
 
 
-def _check(path: str, limits: AdapterLimits) -> AdapterInfo:
-    return require_servable(resolved(path), limits)
+def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
+    return require_servable(resolved(path, name), limits, name=name)
+
+
+def _look(folder: AdapterFolder) -> tuple[dict[str, str], dict[str, str]]:
+    """The adapters' stamps, and why other folders are left out."""
+    seen = folder.scan()
+    return seen, folder.left_out(seen)
 
 
 def _check_folders(

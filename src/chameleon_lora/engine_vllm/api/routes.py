@@ -12,6 +12,7 @@ keeps them off /metrics.
 """
 
 import asyncio
+import itertools
 import logging
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -29,8 +30,9 @@ from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
 STATE_PATH = "/chameleon/state"
 ARRIVALS_PATH = "/chameleon/arrivals"
 LIMIT_S = 10.0  # for the engine to answer
+MOST_REFUSED = 1000
 MAX_ARRIVAL = (1 << 63) - 1  # what can be sent to the engine
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class AdapterNameBody(BaseModel):
@@ -49,7 +51,7 @@ def attach(app: FastAPI, *, can_change: bool) -> None:
     @router.get(STATE_PATH)
     async def state() -> Response:
         """Lanes, tiers and adapters as they stand between two steps."""
-        return await _answer(_ask(app, STATE))
+        return await _answer(_state(app))
 
     @router.get(ARRIVALS_PATH)
     async def arrivals(after: Annotated[int, Query(ge=0, le=MAX_ARRIVAL)] = 0) -> Response:
@@ -69,7 +71,7 @@ def attach(app: FastAPI, *, can_change: bool) -> None:
             return await _answer(_pin(app, body.lora_name, is_pinned=False))
 
     app.include_router(router)
-    app.add_middleware(MetricsPage, ask=lambda: _ask(app, METRICS))
+    app.add_middleware(MetricsPage, ask=lambda: _numbers(app))
 
 
 async def _require_admin() -> None:
@@ -81,6 +83,25 @@ async def _require_admin() -> None:
 async def _ask(app: FastAPI, utility: str, *arguments: Any) -> Any:
     """What the engine answers; with several engines, the first."""
     return await app.state.engine_client.engine_core.call_utility_async(utility, *arguments)
+
+
+async def _state(app: FastAPI) -> Any:
+    """What the engine knows, and which adapters it was never told of: at most MOST_REFUSED."""
+    state = await _ask(app, STATE)
+    told = itertools.islice(_not_served(app).items(), MOST_REFUSED)
+    refused = [{"name": name, "reason": reason} for name, reason in told]
+    return None if state is None else {**state, "refused": refused}
+
+
+async def _numbers(app: FastAPI) -> Any:
+    """What the engine counts, and how many adapters it was never told of."""
+    numbers = await _ask(app, METRICS)
+    return None if numbers is None else {**numbers, "refused": len(_not_served(app))}
+
+
+def _not_served(app: FastAPI) -> dict[str, str]:
+    registry = registry_of(getattr(app.state, "openai_serving_models", None))
+    return {} if registry is None else registry.not_served
 
 
 async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:

@@ -4,6 +4,8 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import bisect
+import difflib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -13,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, is_name, leads_on
+from chameleon_lora.adapters.folder import MAX_NAME_BYTES
 from chameleon_lora.engine_vllm.api import auth, routes, shutdown
-from chameleon_lora.engine_vllm.api.caller import may_name
+from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
     AdapterRegistry,
@@ -44,7 +47,9 @@ from chameleon_lora.settings import parse_settings
 _CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", default=None)
 """What a load by request has been found to load; add_lora is called inside of it."""
 MOST_REASONS = 5  # of different ones, in the message of one error
-_logger = logging.getLogger(__name__)
+TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
+MOST_COMPARED = 100  # on either side of a name's place among the adapters': it takes milliseconds
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def with_registry(stock: Any) -> Any:
@@ -89,7 +94,7 @@ def checking(stock: Any) -> Any:
             return await stock(models, request, *args, **kwargs)
         try:
             require_name(request.lora_name)
-            info = await registry.check(request.lora_path)
+            info = await registry.check(request.lora_path, request.lora_name)
         except AdapterNotFoundError as error:
             return openai_error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
         except AdapterError as error:
@@ -110,9 +115,10 @@ def publishing(stock: Any) -> Any:
         registry = registry_of(engine)
         if registry is None:
             return bool(await stock(engine, lora_request))
-        info = _CHECKED.get() or await registry.check(lora_request.lora_path)
+        name, path = lora_request.lora_name, lora_request.lora_path
+        info = _CHECKED.get() or await registry.check(path, name)
         is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
-        await registry.publish(lora_request.lora_name, lora_request.lora_path, info, is_3d=is_3d)
+        await registry.publish(name, path, info, is_3d=is_3d)
         return bool(await stock(engine, lora_request))  # by that id, too
 
     return add_lora
@@ -140,8 +146,10 @@ def resolving(stock: Any) -> Any:
         if models.lora_resolvers and is_name(lora_name) and not leads_on(lora_name):
             try:
                 return await stock(models, lora_name)
-            except Exception:  # whatever a resolver stumbles over, the name is not found
-                _logger.exception("No resolver could look for the adapter %r", lora_name)
+            except Exception as error:  # whatever a resolver stumbles over, the name is not found
+                if getattr(models, TROUBLE, None) is not type(error):  # clients may ask without end
+                    setattr(models, TROUBLE, type(error))
+                    _logger.exception("No resolver could look for the adapter %r", lora_name)
         reason = f"The model `{lora_name}` does not exist."
         return openai_error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
 
@@ -149,10 +157,18 @@ def resolving(stock: Any) -> Any:
 
 
 def explaining(stock: Any) -> Any:
-    """BaseServing._check_model that finds a folder which has just come, and says why one is refused."""
+    """BaseServing._check_model that finds a folder which has just come, and says why none is served."""
 
     async def check_model(serving: Any, request: Any) -> Any:
-        return await _refusal(serving, request) or await stock(serving, request)
+        refusal = await _refusal(serving, request)
+        if refusal is not None:
+            return refusal
+        answer = await stock(serving, request)
+        if answer is not None and answer.error.code == HTTPStatus.NOT_FOUND:
+            answer.error.message = unknown_model(
+                serving.models, request.model, answer.error.message
+            )
+        return answer
 
     return check_model
 
@@ -181,6 +197,24 @@ async def _refusal(serving: Any, request: Any) -> Any | None:
         if reason is not None:
             return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
     return None
+
+
+def unknown_model(models: Any, name: str, stock: str) -> str:
+    """What whoever asked for a model that is not there is told, where vLLM has `stock` words for all.
+
+    They name the base model, which a tenant may not know; and no adapter, of which there may be many.
+    """
+    tenant = calling_tenant()
+    if tenant is not None:
+        return stock if tenant.base_model else f"The model `{name}` does not exist."
+    adapters = sorted(models.lora_requests)
+    if not adapters:
+        return stock
+    place = bisect.bisect(adapters, name)
+    around = adapters[max(0, place - MOST_COMPARED) : place + MOST_COMPARED]
+    nearest = difflib.get_close_matches(name[:MAX_NAME_BYTES], around, n=1)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+    return f"{stock} {len(adapters)} adapters are served too: GET /v1/models lists them.{hint}"
 
 
 def raising(stock: Any) -> Any:

@@ -10,7 +10,7 @@ from chameleon_lora.errors import AdapterInvalidError, ConfigError
 from chameleon_lora.tenants import KeyHash, TenantRegistry, parse_tenants
 
 LOOK_S = 2.0  # that a request waits for a look, at the most; a disk may hang
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 Stamp = tuple[int, ...]
 
 
@@ -44,6 +44,7 @@ class TenantFile:
         self._look: asyncio.Future[None] | None = None
         self._trouble = ""
         self._stamp, self.registry = self._read_usable()
+        _logger.info("Read %d tenants from %s", len(self.registry.tenants), path)
 
     async def follow(self, now_s: float) -> None:
         """Afterwards `registry` is that of the file, unless a look was had just now. Ends in any case."""

@@ -4,6 +4,7 @@ It decides nothing. Which requests run is read off vLLM's own state at each step
 disconnect, a preemption and a normal end all return quota the same way.
 """
 
+import functools
 import logging
 import math
 from collections import deque
@@ -36,9 +37,14 @@ from chameleon_lora.policy.view import PolicyView
 from chameleon_lora.settings import ServingSettings
 
 LEAST_IDLE_S, MOST_IDLE_S = 0.02, 1.0
-_logger = logging.getLogger(__name__)
+MOST_TOLD = 1024
+_logger = logging.getLogger(f"vllm.{__name__}")
 # Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
 OTHERS = Share("*")
+
+
+def _warn(_adapter_id: int | None, text: str) -> None:
+    _logger.warning("%s", text)
 
 
 class Driver:
@@ -77,6 +83,8 @@ class Driver:
         self._absent: dict[AdapterId, dict[RequestId, float]] = {}
         self._load_waits_s: dict[AdapterId, float] = {}  # until the adapter is in a slot
         self._now_s = 0.0
+        # What requests can bring about again and again is told once of each version.
+        self._warn_once = functools.lru_cache(MOST_TOLD)(_warn)
 
     # What API servers say of adapters
 
@@ -302,6 +310,7 @@ class Driver:
                 case Loaded():
                     self._loaded(ack, now_s)
                 case LoadFailed():
+                    self._warn_once(ack.adapter_id, ack.reason)
                     self.telemetry.load_failed()
                     self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s, ack.fault)
                 case Activated():
@@ -310,7 +319,7 @@ class Driver:
                     self.telemetry.promoted(ack.seconds)
                     self.policy.promoted(ack.serial)
                 case PromotionFailed():
-                    _logger.warning("Not kept in the KV cache: %s", ack.reason)
+                    self._warn_once(None, f"Not kept in the KV cache: {ack.reason}")
                     self.telemetry.promotion_failed()
                     self.policy.promotion_failed(ack.serial, is_final=ack.is_final)
 
@@ -338,13 +347,13 @@ class Driver:
         self.policy.loaded(adapter_id, ack.nbytes, ack.rank, now_s, is_packed=ack.is_packed)
         device = self.policy.device(now_s)
         if ack.is_packed and 0 < device.limit_bytes < ack.nbytes:
-            _logger.warning(
-                "Adapter %r is served from host memory only: its %d bytes are more than the KV "
-                "cache has for adapters, %d blocks of %d bytes. Raise --gpu-memory-utilization "
-                "or device.max_bytes to keep it there.",
-                self.versions[adapter_id].source.name, ack.nbytes,
-                device.limit_blocks, device.block_bytes,
-            )  # fmt: skip
+            self._warn_once(
+                adapter_id,
+                f"Adapter {self.versions[adapter_id].source.name!r} is served from host memory only: "
+                f"its {ack.nbytes} bytes are more than the KV cache has for adapters, "
+                f"{device.limit_blocks} blocks of {device.block_bytes} bytes. Raise "
+                "--gpu-memory-utilization or device.max_bytes to keep it there.",
+            )
 
     def _activated(self, ack: Activated) -> None:
         adapter_id = AdapterId(ack.adapter_id)

@@ -6,6 +6,7 @@ own loop allocate memory and admit them. Nothing of that loop is rewritten.
 
 import copy
 import functools
+import importlib
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from chameleon_lora import __version__
 from chameleon_lora.adapters import AdapterLimits, require_servable
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
@@ -35,7 +37,7 @@ from chameleon_lora.policy.settings import EngineLimits
 from chameleon_lora.settings import Settings
 
 IDLE_S = 0.001
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
@@ -160,8 +162,24 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
     return ChameleonScheduler
 
 
+def described(settings: Settings, cells: Cells | None) -> str:
+    """What an engine of Chameleon's begins its log with; `cells` are None without LoRA."""
+    vllm_version = importlib.import_module("vllm").__version__
+    adapters = "no adapters without --enable-lora"
+    if cells is not None:
+        share = f"up to {cells.parts} adapters" if cells.parts > 1 else "one adapter"
+        host_bytes = settings.policy.cache.host_bytes
+        memory = "unlimited" if host_bytes is None else f"{host_bytes} bytes"
+        adapters = (
+            f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot, host memory for adapters "
+            f"{memory}"
+        )
+    return f"Chameleon {__version__} on vLLM {vllm_version}: {adapters}, preset {settings.preset.value}"
+
+
 def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
-    """The policy for this engine, over its block pool if blocks can hold adapters."""
+    """The policy for this engine, over its block pool if blocks can hold adapters; the log is told."""
+    _logger.info("%s", described(settings, cells if scheduler.lora_config else None))
     limits = limits_of(scheduler, cells, has_device=settings.policy.device.max_bytes != 0)
     blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
     lora = scheduler.lora_config
@@ -310,7 +328,9 @@ def add_adapter(driver: Driver, adapter: Any, limits: AdapterLimits) -> None:
     """
     version = version_meant(driver, adapter)
     if not driver.has_api_server and (version is None or version.source.path == adapter.lora_path):
-        info = require_servable(resolved(adapter.lora_path), limits)
+        info = require_servable(
+            resolved(adapter.lora_path, adapter.lora_name), limits, name=adapter.lora_name
+        )
         found = {"fingerprint": info.fingerprint, "nbytes": info.nbytes, "rank": info.rank}
         version = announce_unseen(driver, adapter, **found)
     if version is not None:  # else it was unloaded meanwhile

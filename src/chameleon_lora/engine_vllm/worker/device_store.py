@@ -24,7 +24,7 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
 )
 from chameleon_lora.errors import AdapterError, UnsupportedLayoutError
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class PiecePart(NamedTuple):

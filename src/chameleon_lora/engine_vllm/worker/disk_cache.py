@@ -29,7 +29,7 @@ SLOWEST_BYTES_PER_S = 50e6
 FREE_PART = 10  # of what is free at the start, all workers together take no more than one such part
 _MEMORY = ("tmpfs", "ramfs")
 _CLOSE_LIMIT_S = 1.0
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,9 @@ class Loader:
 
 def failure_of(command: LoadAdapter, error: Exception) -> LoadFailed:
     """Why there is no adapter, in one line a user understands, and whose fault that is."""
-    text = STAGED.sub("", _in_words(error)).removeprefix(f"adapter {Path(command.path).name!r}: ")
+    text = STAGED.sub("", _in_words(error))
+    for name in (Path(command.path).name, command.name):
+        text = text.removeprefix(f"adapter {name!r}: ")
     if len(text) > _REASON_CHARACTERS:
         text = text[:_REASON_CHARACTERS] + " ..."
     reason = f"Adapter {command.name!r} cannot be loaded: {text}"
@@ -260,7 +262,8 @@ class VllmReader:
         from vllm.lora.request import LoRARequest
 
         fused = {"is_3d_lora_weight": True} if command.is_3d else {}
-        with sealed_copy(resolved(command.path), command.fingerprint, self._limits) as copy:
+        folder = resolved(command.path, command.name)
+        with sealed_copy(folder, command.fingerprint, self._limits) as copy:
             request = LoRARequest(command.name, command.adapter_id, str(copy.folder), **fused)
             try:
                 host_copy = self._host_copy(request)

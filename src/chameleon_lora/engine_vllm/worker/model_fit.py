@@ -12,7 +12,7 @@ from typing import Any
 from chameleon_lora.adapters.untrusted import quoted
 from chameleon_lora.errors import AdapterUnfitError
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def require_fit(

@@ -1,0 +1,130 @@
+"""What the operator is told of a folder of adapters: lines in the log, state and metrics."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from tests.engine_vllm.served_folder import BASE, MAX_RANK, ServedFolder
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> ServedFolder:
+    """A folder that holds the adapters a and b."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("a")
+    served.add("b", rank=4)
+    return served
+
+
+@pytest.fixture
+def started(served: ServedFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """The folder is followed, and what the start said forgotten."""
+    asyncio.run(served.registry.start())
+    caplog.clear()
+
+
+@pytest.mark.usefixtures("started")
+def test_each_change_is_a_line(served: ServedFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """Added, replaced, refused with its reason, mended, removed; and nothing while nothing changes."""
+    told = []
+    for change in (
+        lambda: served.add("c"),
+        lambda: served.add("c", rank=4, seed=1),
+        lambda: (served.root / "c" / CONFIG_NAME).write_text("{"),
+        lambda: served.add("c"),
+        lambda: shutil.rmtree(served.root / "c"),
+    ):
+        change()
+        served.refresh_all()
+        served.refresh_all()
+        told.append([record.getMessage().partition(":")[0] for record in caplog.records])
+        caplog.clear()
+    added, removed = "Adapter 'c' added", "Adapter 'c' removed"
+    refused = "Adapter not served"
+    assert [[added], ["Adapter 'c' replaced"], [refused], [added], [removed]] == told
+
+
+@pytest.mark.usefixtures("started")
+def test_requests_add_no_line(served: ServedFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """However often a broken, a half-copied or an unknown adapter is asked for."""
+    served.add("broken")
+    (served.root / "broken" / CONFIG_NAME).write_text("{")
+    (served.root / "half").mkdir()
+    (served.root / "half" / CONFIG_NAME).write_text("{")
+    for _ in range(5):
+        for name in ("broken", "half", "none"):
+            served.refresh(name)
+    (record,) = caplog.records
+    assert "adapter 'broken': " in record.getMessage()
+
+
+@pytest.mark.usefixtures("started")
+def test_a_folder_meant_for_an_adapter_is_told_once_it_stays_so(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pickled, nested, linked, named as the base model or not to be printed; a copy under way is none."""
+    served.add("task/checkpoint-500")
+    served.add("task/checkpoint-1000")
+    (served.root / "link").symlink_to(served.root.parent)
+    served.add("bin")
+    weights = served.root / "bin" / WEIGHTS_NAME
+    weights.rename(weights.with_name("adapter_model.bin"))
+    served.add(BASE)
+    served.add("line\nend")
+    served.add(b"\xff".decode(errors="surrogateescape"))
+    (served.root / "empty").mkdir()
+    served.refresh_all()
+    assert [] == caplog.records
+    served.refresh_all()
+    served.refresh_all()
+    why = served.registry.not_served
+    for name, reason in (
+        ("task", "'checkpoint-1000'"),
+        ("link", "leads out"),
+        ("bin", "adapter_model.bin is pickled"),
+        (BASE, "the base model has that name"),
+        (r"'line\nend'", "printable"),
+        (r"'\udcff'", "printable"),
+    ):
+        assert reason in why.pop(name)
+    assert {} == why
+    assert 6 == len(caplog.records)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+@pytest.mark.usefixtures("started")
+def test_trouble_that_lasts_is_told_once_and_so_is_its_end(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that cannot be listed does not fill the log."""
+    away = served.root.rename(served.root.with_name("away"))
+    for _ in range(3):
+        served.refresh_all()
+    away.rename(served.root)
+    for _ in range(3):
+        served.refresh_all()
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "cannot be listed" in first
+    assert "works again" in last
+
+
+def test_the_start_says_what_is_served_and_what_is_not(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line, after those with reasons; it names ten of the refused."""
+    for number in range(12):
+        served.add(f"wide-{number:02}", rank=MAX_RANK + 1)
+    asyncio.run(served.registry.start())
+    message = caplog.records[-1].getMessage()
+    assert (
+        f"Chameleon serves 2 adapters of {str(served.root)!r}; 12 refused ('wide-00', " in message
+    )
+    assert "'wide-09' and 2 more; reasons above" in message
+    assert 13 == len(caplog.records)
