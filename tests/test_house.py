@@ -33,6 +33,8 @@ FUNCTION_LINES = 60
 PUBLIC_NAMES = 12
 BANNED_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 IMPORTED_LATE = frozenset({"vllm"})
+# A process has its HTTP servers, and no object of vLLM's that both they and the engine's end know.
+PROCESS_STATE = frozenset({"src/chameleon_lora/engine_vllm/api/shutdown.py _servers"})
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 CHANGING = re.compile(
     "add|append(left)?|clear|discard|extend(left)?|insert|pop(item|left)?|remove|reverse|setdefault|"
@@ -191,8 +193,9 @@ def test_the_public_door_is_narrow_and_complete() -> None:
 
 
 def test_no_module_has_state() -> None:
-    """No module of the package writes into a name of its own once it is imported."""
-    assert [] == [write for path in SOURCES for write in writes_of_module(path)]
+    """No module of the package writes into a name of its own once it is imported, but one."""
+    writes = [write for path in SOURCES for write in writes_of_module(path)]
+    assert PROCESS_STATE == {re.sub(r":\d+", "", write) for write in writes}
 
 
 def test_each_ignore_names_its_code() -> None:

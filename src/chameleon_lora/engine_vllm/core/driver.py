@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from chameleon_lora.engine_vllm.core.arrival import arrival_of
 from chameleon_lora.engine_vllm.core.block_loans import BlockLoans, LoanedBlocks
 from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog, Source, Telemetry
 from chameleon_lora.engine_vllm.core.versions import AdapterVersions, ClientIds, Version
 from chameleon_lora.engine_vllm.event_log import EventLog
 from chameleon_lora.engine_vllm.messages import (
-    HINT,
-    SHARE,
     Ack,
     ActivateAdapter,
     Activated,
@@ -30,7 +29,7 @@ from chameleon_lora.engine_vllm.messages import (
     PromotionFailed,
 )
 from chameleon_lora.policy.plan import StepBudget, StepPlan
-from chameleon_lora.policy.request import Adapter, AdapterId, Request, RequestId, Share, excerpt
+from chameleon_lora.policy.request import Adapter, AdapterId, RequestId
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import Predictor
 from chameleon_lora.policy.view import PolicyView
@@ -39,8 +38,6 @@ from chameleon_lora.settings import ServingSettings
 LEAST_IDLE_S, MOST_IDLE_S = 0.02, 1.0
 MOST_TOLD = 1024
 _logger = logging.getLogger(f"vllm.{__name__}")
-# Whose the requests are that no tenant asks for, on a server with tenants; no tenant has this name.
-OTHERS = Share("*")
 
 
 def _warn(_adapter_id: int | None, text: str) -> None:
@@ -206,18 +203,8 @@ class Driver:
                 self._absent.setdefault(known.adapter.id, {})[request_id] = self._now_s
         if self.loans is not None:
             self.loans.arrived(request.block_hashes, self._now_s)
-        self.policy.arrived(
-            Request(
-                id=request_id,
-                adapter_id=None if adapter is None else AdapterId(adapter.lora_int_id),
-                input_tokens=max(1, request.num_prompt_tokens),
-                max_output_tokens=max(1, request.max_tokens),
-                output_hint_tokens=self._hint(request),
-                words=self._words(request),
-                share=self._share(request),
-            ),
-            self._now_s,
-        )
+        fact = arrival_of(request, self._serving, reads_prompt=self._reads_prompts)
+        self.policy.arrived(fact, self._now_s)
 
     def returned(self, request: Any) -> None:
         """vLLM put a request back: preempted, squashed, or planned and skipped."""
@@ -381,23 +368,3 @@ class Driver:
             waiting.pop(request_id, None)
             if not waiting:
                 self._absent.pop(adapter_id, None)
-
-    def _hint(self, request: Any) -> int | None:
-        params = request.sampling_params
-        if not self._serving.trusts_hints or params is None or not params.extra_args:
-            return None
-        hint = params.extra_args.get(HINT)
-        is_count = isinstance(hint, int) and not isinstance(hint, bool) and hint > 0
-        return hint if is_count else None
-
-    def _share(self, request: Any) -> Share | None:
-        """Whose request it is, on a server with tenants."""
-        if not self._serving.tenants:
-            return None
-        params = request.sampling_params
-        extra = request.pooling_params.extra_kwargs if params is None else params.extra_args
-        return Share(*extra[SHARE]) if extra and SHARE in extra else OTHERS
-
-    def _words(self, request: Any) -> tuple[int, ...]:
-        token_ids = request.prompt_token_ids if self._reads_prompts else None
-        return excerpt(token_ids or ())  # a prompt given as embeddings has none
