@@ -129,3 +129,13 @@ def test_a_short_prompt_is_looked_at_whole() -> None:
 def test_of_a_long_prompt_both_ends_are_looked_at() -> None:
     """64 from the beginning and 64 from the end of 1,000."""
     assert (*range(64), *range(936, 1000)) == excerpt(range(1000))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_the_shortest_prompts_have_a_length_too(tokens: int) -> None:
+    """Each is learned as its own."""
+    learner = make()
+    for _ in range(50):
+        learner.observe(asked(1, tokens=tokens), 10)
+        learner.observe(asked(1, tokens=4096), 1000)
+    assert learner.predict(asked(1, tokens=tokens)) < learner.predict(asked(1, tokens=4096))
