@@ -144,13 +144,13 @@ class Scheduler:
 
         `output_tokens` teaches the length estimate if the request ran; 0 for an aborted one.
         """
-        state = self._backlog.states.get(request_id)
-        if state is None:
+        if (state := self._backlog.states.get(request_id)) is None:
             return
         entry = state.entry
         if state.stage is Stage.RUNNING:
             self._stop(state)
             if output_tokens:
+                self._backlog.settle(state, output_tokens)
                 self._estimator.ended(state, output_tokens, now_s)
                 self._calibration.finished(state.size, now_s - state.admitted_s)
         elif entry is not None:

@@ -191,3 +191,13 @@ def test_turns_are_taken_where_there_are_fewer_seats_than_sizes() -> None:
         model.arrive(ask(f"b{number}", BULK), 10)
     model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
     assert order_of(model).index("s") < 3
+
+
+def test_what_counts_is_what_was_generated_not_what_was_foretold() -> None:
+    """One whose answers were foretold too short takes turns all the same, once some have ended."""
+    model = engine()
+    for number in range(12):
+        model.arrive(Request(RequestId(f"b{number}"), None, 10, 60, 5, share=BULK), 50)
+    for number in range(4):
+        model.arrive(Request(RequestId(f"s{number}"), None, 10, 60, 50, share=SMALL), 50)
+    assert order_of(model).index("s3") < 9

@@ -106,6 +106,10 @@ class Backlog:
         if adapter_id is not None:
             self._running_with.setdefault(adapter_id, {})[state.request.id] = state
 
+    def settle(self, state: RequestState, output_tokens: int) -> None:
+        """It ended after so many: its share, charged by what was foretold, has had what was generated."""
+        self._shares.give_back(state.request.share, state.output_tokens - output_tokens)
+
     def stop(self, state: RequestState) -> None:
         """A running request runs no more; the caller lets it wait or removes it."""
         del self.running[state.request.id]

@@ -48,6 +48,6 @@ class Shares:
             self._had[share.name] = self._level + tokens / share.weight
 
     def give_back(self, share: Share | None, tokens: int) -> None:
-        """A request of it is to run later after all."""
+        """A request of it is to run later after all, or took so many fewer; more, if below 0."""
         if share is not None:
             self._had[share.name] = self.had(share) - tokens / share.weight
