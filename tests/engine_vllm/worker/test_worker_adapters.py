@@ -176,7 +176,7 @@ def test_an_adapter_that_fits_in_part_is_served_if_the_operator_says_so(
         [load(1, renamed(make_adapter(1), ".v_proj")), load(2, renamed(make_adapter(2), ""))]
     )
     (failed,) = acks_of(made, LoadFailed)
-    assert "it has no LoRA weights for any layer of this model" in failed.reason
+    assert "none of its weights is for a layer of this model" in failed.reason
     assert {1} == made.host_ids
     assert "Adapter 'adapter-1': 2 of its modules change nothing here" in caplog.text
 
