@@ -141,6 +141,22 @@ def test_no_weight_keeps_anybody_waiting_for_ever() -> None:
     assert 1 + limit == order_of(model).index("oldest")
 
 
+def large_one_in_a_flood(model: EngineModel) -> int:
+    """The place of another tenant's large request, among a flood of small ones that came before.
+
+    Small and large ones have run before, from which lanes can be cut.
+    """
+    for number in range(16):
+        tokens = 10 + 190 * (number % 2)
+        model.arrive(Request(RequestId(f"w{number}"), None, tokens, tokens, tokens), tokens)
+    model.run_until_idle()
+    model.plans.clear()
+    for number in range(12):
+        model.arrive(ask(f"b{number}", BULK), 10)
+    model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
+    return order_of(model).index("s")
+
+
 def test_turns_are_taken_across_lanes_too() -> None:
     """A flood of small requests does not keep another tenant's large ones waiting in their lane."""
     settings = PolicySettings(
@@ -148,16 +164,14 @@ def test_turns_are_taken_across_lanes_too() -> None:
         admission=AdmissionSettings(order=Order.FIFO),
     )
     model = EngineModel(settings, EngineLimits(2, 2, 4096, kv_bytes_per_token=1000))
-    for number in range(16):  # small ones and large ones, from which two lanes are cut
-        tokens = 10 + 190 * (number % 2)
-        model.arrive(Request(RequestId(f"w{number}"), None, tokens, tokens, tokens), tokens)
-    model.run_until_idle()
+    assert large_one_in_a_flood(model) < 3
     assert 2 == len(model.policy.view(model.now_s).lanes)
-    model.plans.clear()
-    for number in range(12):
-        model.arrive(ask(f"b{number}", BULK), 10)
-    model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
-    assert order_of(model).index("s") < 3
+
+
+def test_turns_are_taken_where_there_are_fewer_seats_than_sizes() -> None:
+    """With one seat there is one lane: another's quota would be none, and its tenant last."""
+    model = EngineModel(PolicySettings(lanes=LaneSettings(first_after=16)), ONE_SEAT)
+    assert large_one_in_a_flood(model) < 3
 
 
 def test_one_that_had_much_comes_back_with_what_it_had() -> None:
@@ -176,21 +190,6 @@ def test_what_is_given_back_is_what_was_charged() -> None:
     shares.charge(heavy, 20)
     shares.give_back(heavy, 20)
     assert 25.0 == shares.had(heavy)
-
-
-def test_turns_are_taken_where_there_are_fewer_seats_than_sizes() -> None:
-    """With one seat there is one lane: another's quota would be none, and its tenant last."""
-    settings = PolicySettings(lanes=LaneSettings(first_after=16))
-    model = EngineModel(settings, ONE_SEAT)
-    for number in range(16):
-        tokens = 10 + 190 * (number % 2)
-        model.arrive(Request(RequestId(f"w{number}"), None, tokens, tokens, tokens), tokens)
-    model.run_until_idle()
-    model.plans.clear()
-    for number in range(12):
-        model.arrive(ask(f"b{number}", BULK), 10)
-    model.arrive(Request(RequestId("s"), None, 200, 200, 200, share=SMALL), 200)
-    assert order_of(model).index("s") < 3
 
 
 def test_what_counts_is_what_was_generated_not_what_was_foretold() -> None:

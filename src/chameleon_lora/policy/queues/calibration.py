@@ -56,9 +56,8 @@ class Calibration:
     def __init__(self, settings: LaneSettings, total: Quota) -> None:
         self._settings = settings
         self._total = total if settings.has_quotas else UNBOUNDED
-        most = min(
-            settings.cluster.max_lanes, self._total.seats
-        )  # one without a seat admits nobody
+        # A lane without a seat admits nobody.
+        most = min(settings.cluster.max_lanes, self._total.seats)
         self._cluster = replace(settings.cluster, max_lanes=most)
         self._arrivals: deque[tuple[float, float, int]] = deque(maxlen=4 * CLUSTERED)
         self._durations: deque[tuple[float, float]] = deque(maxlen=4 * CLUSTERED)
