@@ -145,9 +145,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         choices: list[Enum] = list(kind) if isinstance(kind, EnumType) else []
         takes = f"use one of {', '.join(choice.value for choice in choices)}"
         if not choices:
-            named = (get_args(kind) or (kind,))[
-                0
-            ]  # one that may be unset is told by what else it is
+            named, *_ = get_args(kind) or (kind,)  # one that may be unset: by what else it is
             of = "list of values" if get_origin(kind) is tuple else "value"
             takes = f"it takes a {of} of type {getattr(named, '__name__', named)}"
         raise ConfigError(f"setting '{path}' is {value!r}; {takes}") from error

@@ -66,6 +66,21 @@ def test_requests_add_no_line(served: ServedFolder, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.usefixtures("started")
+def test_half_a_folder_that_goes_is_forgotten(served: ServedFolder) -> None:
+    """No page tells of it any more, and another adapter of its name is let in and stays."""
+    (served.root / "half").mkdir()
+    (served.root / "half" / CONFIG_NAME).write_text("{")
+    served.refresh("half")
+    assert served.registry.why_refused("half")
+    served.models.lora_requests["half"] = object()  # loaded by request, from elsewhere
+    assert served.registry.why_refused("half") is None
+    shutil.rmtree(served.root / "half")
+    served.add("d")
+    served.refresh_all()
+    assert ({}, True) == (served.registry.not_served, "half" in served.models.lora_requests)
+
+
+@pytest.mark.usefixtures("started")
 def test_a_folder_meant_for_an_adapter_is_told_once_it_stays_so(
     served: ServedFolder, caplog: pytest.LogCaptureFixture
 ) -> None:

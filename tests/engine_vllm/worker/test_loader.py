@@ -217,6 +217,7 @@ UNFIT, INVALID = AdapterUnfitError("its weights hold nan"), AdapterInvalidError(
         (UNFIT, None, Fault.FILES),  # other files may come to lie there under the same name
         (INVALID, "1", Fault.FILES),
         (caused(INVALID, OSError(5, "EIO")), "1", Fault.SERVER),
+        (caused(AdapterInvalidError("gone"), FileNotFoundError(2, "gone")), "1", Fault.FILES),
         (OSError(28, "no space left"), "1", Fault.SERVER),
         (MemoryError(), "1", Fault.SERVER),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "1", Fault.SERVER),

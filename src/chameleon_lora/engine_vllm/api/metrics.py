@@ -105,7 +105,7 @@ def families(snapshot: dict[str, Any]) -> list[Metric]:
         *_lanes(snapshot["lanes"]),
         GaugeMetricFamily(
             "chameleon:adapters_refused",
-            "Adapters in the served folder that are not served; GET /chameleon/state says why.",
+            "Adapters that are not served; GET /chameleon/state says why.",
             value=snapshot["refused"],
         ),
     ]

@@ -66,10 +66,10 @@ class AdapterRegistry:
         failed = self._failed.get(name)
         if failed is not None and self._models.lora_requests.get(name) is failed[0]:
             return failed[1]
-        return self.refused.get(name)
+        return None if name in self._models.lora_requests else self.refused.get(name)
 
     def found_unfit(self, lora_request: Any, reason: str) -> None:
-        """The engine found that what these requests name can never be loaded, as long as it is served."""
+        """The engine found that what this request names can never be loaded, as long as it is served."""
         offered = self._models.lora_requests
         self._failed[lora_request.lora_name] = (lora_request, reason)
         self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
@@ -172,8 +172,8 @@ class AdapterRegistry:
                 return
             gone = [name for name in self._stamps if name not in seen]
             changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
+            self.refused = {name: why for name, why in self.refused.items() if name in seen}
             for name in gone:
-                self.refused.pop(name, None)
                 if name in self._models.lora_requests:
                     _logger.info("Adapter %r removed: its files have gone", name)
             await self._withdraw_all(gone)
@@ -204,9 +204,8 @@ class AdapterRegistry:
                 self.refused[name] = str(found)
                 if before != str(found):
                     _logger.warning("Adapter not served: %s", found)
-        await self._withdraw_all(
-            [name for name in self.refused if name in self._models.lora_requests]
-        )
+        broken = [name for name in names if name in self.refused]
+        await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
         await self._announce(
             [_announcement(name, str(root / name), info, False) for name, info in good.items()]
         )

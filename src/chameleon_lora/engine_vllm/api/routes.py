@@ -86,7 +86,7 @@ async def _ask(app: FastAPI, utility: str, *arguments: Any) -> Any:
 
 
 async def _state(app: FastAPI) -> Any:
-    """What the engine knows, and which adapters it was never told of: at most MOST_REFUSED."""
+    """What the engine knows, and which adapters are not served: at most MOST_REFUSED."""
     state = await _ask(app, STATE)
     told = itertools.islice(_not_served(app).items(), MOST_REFUSED)
     refused = [{"name": name, "reason": reason} for name, reason in told]
@@ -94,7 +94,7 @@ async def _state(app: FastAPI) -> Any:
 
 
 async def _numbers(app: FastAPI) -> Any:
-    """What the engine counts, and how many adapters it was never told of."""
+    """What the engine counts, and how many adapters are not served."""
     numbers = await _ask(app, METRICS)
     return None if numbers is None else {**numbers, "refused": len(_not_served(app))}
 

@@ -48,7 +48,7 @@ _CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", defau
 """What a load by request has been found to load; add_lora is called inside of it."""
 MOST_REASONS = 5  # of different ones, in the message of one error
 TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
-MOST_COMPARED = 100  # on either side of a name's place among the adapters': it takes milliseconds
+MOST_COMPARED = 20  # on either side of a name's place among the adapters': it takes milliseconds
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 

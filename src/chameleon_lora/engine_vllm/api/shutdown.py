@@ -19,9 +19,8 @@ SHUTTING_DOWN = "chameleon_is_shutting_down"
 LIMIT = "chameleon_shutdown_s"  # of an app's state: what --shutdown-timeout says
 POLL_S = 0.05
 LEAST_S, LAST_S = 1.0, 15.0  # for the last bytes to be written; for the process to end by itself
-DRAIN_S = (
-    30  # for streams in flight after SIGTERM; Kubernetes kills after as long, if not told otherwise
-)
+# For streams in flight after SIGTERM; Kubernetes kills after as long, if not told otherwise.
+DRAIN_S = 30
 SHUTDOWN_WORDS = "This server is shutting down and takes no new requests; ask again in a moment, or another replica."
 GONE_WORDS = (
     "The engine has ended by itself, for the reason above, and the server cannot go on without it. "
@@ -95,18 +94,16 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
     """
 
     def shutdown(engine: Any, timeout: float | None = None) -> None:
-        is_first = is_ours(getattr(engine, "vllm_config", None)) and not is_shutting_down(engine)
-        if is_first:
-            setattr(engine, SHUTTING_DOWN, True)
-        has_died = is_first and _is_dead(engine)
-        end_s = _now_s() + (timeout or 0.0)
-        if is_first:
-            _servers.end(end_s, status=int(has_died))
-        if is_first and not has_died and not _holds_up_streams():
+        if not is_ours(getattr(engine, "vllm_config", None)) or is_shutting_down(engine):
+            stock(engine, timeout=timeout)
+            return
+        setattr(engine, SHUTTING_DOWN, True)
+        has_died, end_s = _is_dead(engine), _now_s() + (timeout or 0.0)
+        _servers.end(end_s, status=int(has_died))
+        if not has_died and not _holds_up_streams():
             _drain(engine, end_s)
         stock(engine, timeout=timeout)
-        if is_first:
-            _servers.cut(end_s)
+        _servers.cut(end_s)
         if has_died:
             raise EngineGoneError(GONE_WORDS)
 

@@ -61,6 +61,7 @@ class TenantFile:
     def _take_up(self) -> None:
         try:
             if _stamp(self._path.stat()) == self._stamp:
+                self._trouble = ""
                 return
             self._stamp, self.registry = self._read_usable()
         except OSError as error:

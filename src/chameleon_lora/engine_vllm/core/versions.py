@@ -63,7 +63,7 @@ class AdapterVersions:
         return self._list(source), former
 
     def renew(self, source: Announcement) -> tuple[Version, Version | None]:
-        """The same for files that nobody looked into: what is read from now on is another content."""
+        """The same where the files are to be read anew: what is read from now on is another content."""
         former = self._current.get(source.name)
         if former is not None and former.id not in self._contents and former.source == source:
             return former, None
