@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.inspect import RANKS, fitting_rank
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.cli.main import main
-from chameleon_lora.cli.option_types import RANKS
 from chameleon_lora.cli.serve import PLUGIN, add_parser, allow_plugin, lay_over, server_settings
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.errors import AdapterNotFoundError, ConfigError
@@ -281,3 +281,9 @@ def test_a_bad_tenants_file_is_refused(tenants: Path, capsys: pytest.CaptureFixt
     assert 2 == main(["serve", "model", "--tenants", str(tenants)])
     error = capsys.readouterr().err
     assert f"tenants file {tenants}: tenant 'acme': weight is 0; use 0.001 to 1000" in error
+
+
+@pytest.mark.parametrize(("rank", "told"), [(2, 16), (24, 32), (300, 320)])
+def test_the_way_out_of_a_large_rank_is_one_that_vllm_takes(rank: int, told: int) -> None:
+    """It takes some only for --max-lora-rank."""
+    assert told == fitting_rank(rank)

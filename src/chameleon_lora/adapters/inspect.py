@@ -25,6 +25,8 @@ from chameleon_lora.errors import (
 
 _PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterLimits:
@@ -220,6 +222,11 @@ def no_weights(folder: Path) -> str:
     )
 
 
+def fitting_rank(largest: int) -> int:
+    """The least --max-lora-rank from vLLM's default of 16 on that holds adapters of this rank."""
+    return next((rank for rank in RANKS if rank >= max(largest, 16)), RANKS[-1])
+
+
 def _over_limits(rank: int, file_bytes: int, limits: AdapterLimits | None) -> list[str]:
     over: list[str] = []
     if limits is None:
@@ -227,7 +234,7 @@ def _over_limits(rank: int, file_bytes: int, limits: AdapterLimits | None) -> li
     if limits.max_rank is not None and rank > limits.max_rank:
         over.append(
             f"its rank is {rank}, the limit is {limits.max_rank}; way out: start the engine with "
-            f"--max-lora-rank {rank} or more, or train the adapter with a smaller rank"
+            f"--max-lora-rank {fitting_rank(rank)}, or train the adapter with a smaller rank"
         )
     if limits.max_bytes is not None and file_bytes > limits.max_bytes:
         over.append(

@@ -4,8 +4,6 @@ import argparse
 import math
 from collections.abc import Callable
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
-
 
 def positive(text: str) -> float:
     """A finite number above 0."""
@@ -56,8 +54,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def fitting_rank(largest: int) -> int:
-    """The least --max-lora-rank from vLLM's default of 16 on that holds adapters of this rank."""
-    return next((rank for rank in RANKS if rank >= max(largest, 16)), RANKS[-1])

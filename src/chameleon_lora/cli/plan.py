@@ -5,8 +5,9 @@ import json
 import time
 from pathlib import Path
 
+from chameleon_lora.adapters.inspect import RANKS, fitting_rank
 from chameleon_lora.cli import say
-from chameleon_lora.cli.option_types import RANKS, count, fitting_rank, positive
+from chameleon_lora.cli.option_types import count, positive
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.planning.planning import NoLoadError, plan
 from chameleon_lora.planning.printed import as_json, known_lines, table

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, inspect_adapter
+from chameleon_lora.adapters.inspect import fitting_rank
 from chameleon_lora.cli import say
-from chameleon_lora.cli.option_types import fitting_rank
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import NO_MODEL, serve

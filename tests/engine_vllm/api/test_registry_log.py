@@ -99,6 +99,8 @@ def test_a_folder_meant_for_an_adapter_is_told_once_it_stays_so(
     assert [] == caplog.records
     served.refresh_all()
     served.refresh_all()
+    assert "'checkpoint-1000'" in str(served.registry.why_refused("task"))
+    assert served.registry.why_refused(BASE) is None  # its requests are the base model's
     why = served.registry.not_served
     for name, reason in (
         ("task", "'checkpoint-1000'"),

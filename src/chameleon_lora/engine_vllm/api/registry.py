@@ -66,7 +66,9 @@ class AdapterRegistry:
         failed = self._failed.get(name)
         if failed is not None and self._models.lora_requests.get(name) is failed[0]:
             return failed[1]
-        return None if name in self._models.lora_requests else self.refused.get(name)
+        if name in self._models.lora_requests or self._models.is_base_model(name):
+            return None
+        return self.refused.get(name) or self.unfit.get(name)
 
     def found_unfit(self, lora_request: Any, reason: str) -> None:
         """The engine found that what this request names can never be loaded, as long as it is served."""

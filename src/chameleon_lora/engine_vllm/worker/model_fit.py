@@ -37,7 +37,8 @@ def require_fit(
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise AdapterUnfitError(
             f"its weights for {quoted(absent[0])}{more} find no layer of this model; way out: serve it "
-            "with the model it was trained on, or set serving.serves_partial to leave them out"
+            "with the model it was trained on, or rename them if this is that model; with "
+            "serving.serves_partial they are left out"
         )
     for names, why in ((absent, "the model has no such layer"), (idle, "vLLM adapts none such")):
         if names:
