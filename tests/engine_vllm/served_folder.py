@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,9 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
 from chameleon_lora.adapters import AdapterFolder
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, NameLocks
+from chameleon_lora.engine_vllm.messages import TRY
 
 BASE = "base-model"
 MAX_RANK = 8
@@ -28,19 +35,25 @@ DIMS = ModelDims(
 
 @dataclass
 class FakeEngine:
-    """The engine's client: keeps what it was told, and fails while it is told to."""
+    """The engine's client: keeps what it was told, and fails while it is told to.
+
+    Attributes:
+        failure: of loads that it is asked to try, if they fail; as it crosses the border.
+    """
 
     calls: list[tuple[str, list[Any]]] = field(default_factory=list)
     is_down: bool = False
+    failure: list[str] | None = None
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def call_utility_async(self, method: str, argument: list[Any]) -> int:
+    async def call_utility_async(self, method: str, argument: Any) -> Any:
         """Note the call."""
         self.was_asked.set()
         if self.is_down:
             raise ConnectionError("the engine does not answer")
-        self.calls.append((method, argument))
-        return len(argument)
+        is_trial = method == TRY
+        self.calls.append((method, [argument] if is_trial else argument))
+        return self.failure if is_trial else len(argument)
 
 
 @dataclass
@@ -131,6 +144,14 @@ class ServedFolder:
         ]
         self.engine.calls.clear()
         return calls
+
+
+def bring_head(folder: Path) -> None:
+    """Afterwards the adapter there brings a classifier's head of its own."""
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps({**config, "modules_to_save": ["score"]}))
+    file = folder / WEIGHTS_NAME
+    save_file({**load_file(file), "base_model.model.score.weight": np.ones((2, 8))}, file)
 
 
 _OPENED: list[str] = []

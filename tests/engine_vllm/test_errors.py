@@ -1,20 +1,12 @@
 """A reason on its way from the engine to the client, whatever the client asked for."""
 
-import asyncio
-import json
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.api.serving import (
-    ending_in_words,
-    raising,
-    raising_at_the_end,
-    reading_errors,
-)
-from chameleon_lora.engine_vllm.errors import STATUS, client_error, failure_in, failure_output
+from chameleon_lora.engine_vllm.api.serving import raising, raising_at_the_end
+from chameleon_lora.engine_vllm.errors import STATUS, failure_in, failure_output
 from chameleon_lora.errors import AdapterRequestsError
 from chameleon_lora.policy.plan import Failure, Fault
 from chameleon_lora.policy.request import AdapterId, RequestId
@@ -146,48 +138,3 @@ def test_the_llm_class_raises_once_all_requests_have_ended(kind: int) -> None:
     if hasattr(done[0], "error"):
         assert REASON == EmbeddingRequestOutput.from_base(done[0]).error.message
     assert ["fine"] == raising_at_the_end(lambda _llm: ["fine"])(None)
-
-
-@pytest.mark.vllm
-def test_a_stream_of_the_responses_api_ends_with_the_error() -> None:
-    """As an event of OpenAI's form, numbered on; errors that are not ours stay vLLM's."""
-    pytest.importorskip("vllm")
-    from vllm.entrypoints.serve.engine.serving import BaseServing
-
-    async def collect(error: Exception) -> list[Any]:
-        async def stock(_serving: Any) -> Any:
-            yield "begun"
-            raise error
-
-        return [event async for event in ending_in_words(stock)(BaseServing)]
-
-    ours = client_error(REASON, HTTPStatus.BAD_REQUEST, is_pooling=False)
-    begun, event = asyncio.run(collect(ours))
-    assert ("begun", "error", 1) == (begun, event.type, event.sequence_number)
-    assert (REASON, REASON, 400) == (event.message, event.error.message, event.error.code)
-    with pytest.raises(KeyError):
-        asyncio.run(collect(KeyError("vLLM's")))
-
-
-@pytest.mark.vllm
-def test_a_stream_of_the_messages_api_ends_with_the_error() -> None:
-    """In the words of the chat's stream, of which it is made."""
-    pytest.importorskip("vllm")
-    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
-    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-
-    async def chunks() -> Any:
-        error = client_error(REASON, HTTPStatus.BAD_REQUEST, is_pooling=False)
-        serving = object.__new__(GenerateBaseServing)
-        yield f"data: {serving.create_streaming_error_response(error)}\n\n"
-        yield "data: [DONE]\n\n"
-
-    async def collect() -> list[str]:
-        convert = reading_errors(AnthropicServingMessages.message_stream_converter)
-        serving = object.__new__(AnthropicServingMessages)
-        return [event async for event in convert(serving, chunks())]
-
-    [event] = asyncio.run(collect())
-    name, data = event.strip().split("\n")
-    assert "event: error" == name
-    assert REASON == json.loads(data.removeprefix("data: "))["error"]["message"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.scheduler import name_version
+from chameleon_lora.engine_vllm.core.requested_version import name_version
 from tests.engine_vllm.fake_requests import announced, make_driver
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

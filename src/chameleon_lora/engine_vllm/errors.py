@@ -4,12 +4,14 @@ vLLM's outputs carry a finish reason and a stop reason, and its API server answe
 the same words. The reason travels as the stop reason, marked, and is raised where the client waits.
 """
 
+import logging
 import re
 from http import HTTPStatus
 from typing import Any
 
 from chameleon_lora.engine_vllm.hook_table import ERROR_INFO, ERROR_RESPONSE
 from chameleon_lora.engine_vllm.hooks import target_of
+from chameleon_lora.errors import AdapterError, AdapterNotFoundError
 from chameleon_lora.policy.plan import Failure, Fault
 
 STATUS = {
@@ -19,6 +21,14 @@ STATUS = {
 }
 _MARKED = re.compile(rf"chameleon ({'|'.join(f.value for f in Fault)}): (.*)", re.DOTALL)
 _OURS = "chameleon_error"
+
+
+class LoadFailedError(AdapterError):
+    """The engine tried to load an adapter and could not."""
+
+    def __init__(self, reason: str, fault: Fault) -> None:
+        super().__init__(reason)
+        self.fault = fault
 
 
 def failure_output(request: Any, failure: Failure) -> Any:
@@ -55,7 +65,7 @@ def http_error(reason: str, status: HTTPStatus) -> Exception:
         generation: Any = GenerationError(reason)
         generation.status_code = status
         error = generation
-    setattr(error, _OURS, True)
+    setattr(error, _OURS, status)
     return error
 
 
@@ -75,6 +85,51 @@ def client_error(reason: str, status: HTTPStatus, *, is_pooling: bool) -> Except
 def is_ours_error(error: Exception) -> bool:
     """Whether `http_error` made it."""
     return hasattr(error, _OURS)
+
+
+def leave_out_of_log() -> None:
+    """From now on vLLM's log has no line and no traceback for an error that is the client's own.
+
+    The client is told; the operator's log is not for clients to write.
+    """
+    for logger in (logging.getLogger("vllm"), logging.getLogger()):
+        for handler in logger.handlers:
+            handler.addFilter(_is_for_operator)
+
+
+def _is_for_operator(record: logging.LogRecord) -> bool:
+    if not record.name.startswith("vllm"):
+        return True
+    error = record.exc_info[1] if record.exc_info else None
+    refusals = [getattr(given, "error", None) for given in record.args or ()]  # ErrorResponses
+    codes = [code for refusal in refusals if (code := getattr(refusal, "code", None))]
+    return all(code >= HTTPStatus.INTERNAL_SERVER_ERROR for code in codes) and not (
+        error and _is_of_client(error)
+    )
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether a client gets a 4xx for it."""
+    from vllm import exceptions
+
+    names = (
+        *("VLLMClientError", "VLLMValidationError", "VLLMNotFoundError"),
+        "VLLMUnprocessableEntityError",  # vLLM 0.26 has no name for all of them
+    )
+    kinds = tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
+    status = getattr(error, _OURS, getattr(error, "http_status", HTTPStatus.INTERNAL_SERVER_ERROR))
+    return isinstance(error, kinds) or status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def refusal_of(error: AdapterError) -> Any:
+    """An ErrorResponse that says why an adapter is not served."""
+    status = HTTPStatus.BAD_REQUEST
+    if isinstance(error, AdapterNotFoundError):
+        status = HTTPStatus.NOT_FOUND
+    elif isinstance(error, LoadFailedError):
+        status = STATUS[error.fault]
+    kind = status.phrase.replace(" ", "").removesuffix("Error")
+    return openai_error(str(error), f"{kind}Error", status)
 
 
 def openai_error(message: str, kind: str, status: HTTPStatus, /, **more: Any) -> Any:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
-from chameleon_lora.engine_vllm.messages import ANNOUNCE, ARRIVALS, METRICS, PIN, STATE, WITHDRAW
+from chameleon_lora.engine_vllm.messages import (
+    ANNOUNCE,
+    ARRIVALS,
+    METRICS,
+    PIN,
+    STATE,
+    TRY,
+    WITHDRAW,
+)
 
 TESTED = ("0.26", "0.32", "0.33")
 
@@ -96,6 +104,7 @@ ADAPTERS = (
     Hook(_API, _MODELS, "OpenAIServingModels.load_lora_adapter", "api.serving.checking", ("request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.unload_lora_adapter", "api.serving.withdrawing", ("request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.resolve_lora", "api.serving.resolving", ("lora_name",)),
+    Hook(_API, _MODELS, "OpenAIServingModels.show_available_models", "api.serving.listing"),
     Hook(_API, _SERVING, "BaseServing._check_model", "api.serving.explaining", ("request",)),
     Hook(_API, _POOLING, "PoolingBaseServing._check_model", "api.serving.explaining_by_raising", ("request",)),
     Hook(_API, _CLIENT, "AsyncLLM.add_lora", "api.serving.publishing", ("lora_request",)),
@@ -119,8 +128,13 @@ API_SERVER = (
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
     Hook(_API, _LLM, "LLM._run_engine", "api.serving.raising_at_the_end"),
     Hook(_API, _LLM, "LLM._run_tiling_engine", "api.serving.raising_at_the_end"),
-    Hook(_API, _RESPONSES, "OpenAIServingResponses.responses_stream_generator", "api.serving.ending_in_words"),
-    Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.serving.reading_errors"),
+    Hook(_API, _RESPONSES, "OpenAIServingResponses.responses_stream_generator", "api.streams.ending_in_words"),
+    Hook(_API, _RESPONSES, "OpenAIServingResponses._run_background_request", "api.streams.failing_in_background"),
+    Hook(_API, _RESPONSES, "OpenAIServingResponses._run_background_request_stream", "api.streams.failing_in_background"),
+    Hook(
+        _API, _RESPONSES, "OpenAIServingResponses.responses_background_stream_generator", "api.streams.ending_with_the_error",
+    ),
+    Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.streams.reading_errors"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
     Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
@@ -165,6 +179,7 @@ ENGINE_CORE = (
     Hook(_CORE, _ENGINE, "EngineCore.list_loras", "core.utilities.listing"),
     Hook(_CORE, _ENGINE, "EngineCore.pin_lora", "core.utilities.pinning", ("lora_id",)),
     Hook(_CORE, _ENGINE, f"EngineCore.{ANNOUNCE}", "core.utilities.announce", is_new=True),
+    Hook(_CORE, _ENGINE, f"EngineCore.{TRY}", "core.utilities.try_out", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{WITHDRAW}", "core.utilities.withdraw", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{PIN}", "core.utilities.pin", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{STATE}", "core.utilities.state", is_new=True),

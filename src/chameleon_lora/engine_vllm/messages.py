@@ -154,6 +154,7 @@ Ack = Loaded | LoadFailed | Activated | Promoted | PromotionFailed
 
 
 ANNOUNCE = "chameleon_announce"
+TRY = "chameleon_try"
 WITHDRAW = "chameleon_withdraw"
 PIN = "chameleon_pin"
 STATE = "chameleon_state"

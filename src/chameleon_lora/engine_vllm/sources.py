@@ -1,8 +1,10 @@
-"""Which folder the path of an adapter means, and how large an adapter may be on this machine."""
+"""Which folder the path of an adapter means, and what an adapter may be on this machine and engine."""
 
 import os
 from pathlib import Path
+from typing import Any
 
+from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.errors import AdapterNotFoundError
 
 MAX_PATH_CHARS = 4096
@@ -11,6 +13,18 @@ MAX_PATH_CHARS = 4096
 def largest_bytes() -> int:
     """The most a file of weights may have on this machine: a quarter of its memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def servable_limits(vllm_config: Any) -> AdapterLimits:
+    """What an adapter may be to be served by an engine with LoRA."""
+    rank = vllm_config.lora_config.max_lora_rank
+    return AdapterLimits(rank, largest_bytes(), has_head(vllm_config.model_config))
+
+
+def has_head(model_config: Any) -> bool:
+    """Whether the model is a classifier, whose head an adapter may replace; as vLLM decides it."""
+    score_type = getattr(model_config, "score_type", None)  # vLLM 0.26 replaces no heads
+    return bool(model_config.runner_type == "pooling" and score_type == "cross-encoder")
 
 
 def resolved(path: str, name: str) -> Path:

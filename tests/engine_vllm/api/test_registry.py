@@ -1,13 +1,10 @@
 """A folder of adapters, offered to an engine and its clients as it changes."""
 
 import asyncio
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
@@ -20,6 +17,7 @@ from tests.engine_vllm.served_folder import (
     NEVER_S,
     FakeModels,
     ServedFolder,
+    bring_head,
     opened_by,
 )
 
@@ -130,12 +128,7 @@ def test_a_hubs_cache_is_served_where_it_is_trusted(served: ServedFolder, tmp_pa
 
 def test_a_classifiers_head_is_refused_by_an_engine_that_generates(served: ServedFolder) -> None:
     """And by one that embeds; one that classifies takes it."""
-    config = json.loads((served.root / "a" / CONFIG_NAME).read_text())
-    (served.root / "a" / CONFIG_NAME).write_text(
-        json.dumps({**config, "modules_to_save": ["score"]})
-    )
-    file = served.root / "a" / WEIGHTS_NAME
-    save_file({**load_file(file), "base_model.model.score.weight": np.ones((2, 8))}, file)
+    bring_head(served.root / "a")
     model = served.models.engine_client.vllm_config.model_config
     for runner, score in (("generate", "cross-encoder"), ("pooling", "bi-encoder")):
         model.runner_type, model.score_type = runner, score
@@ -315,7 +308,9 @@ class TestByRequest:
 
         async def load() -> None:
             info = await served.registry.check(str(served.root / "b"), "mine")
-            await served.registry.publish("mine", str(served.root / "b"), info, is_3d=True)
+            await served.registry.publish(
+                "mine", str(served.root / "b"), info, is_3d=True, is_tried=False
+            )
 
         asyncio.run(load())
         [(_, [source])] = served.engine.calls

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.engine_vllm.api.registry import NameLocks
 from chameleon_lora.engine_vllm.api.serving import resolving
 
@@ -54,7 +55,9 @@ class Models:
     """What resolve_lora uses of OpenAIServingModels."""
 
     lora_resolvers: list[Any]
-    chameleon_registry: object | None = field(default_factory=object)
+    chameleon_registry: object | None = field(
+        default_factory=lambda: SimpleNamespace(resolvers_trouble=LastTrouble())
+    )
     lora_requests: dict[str, Any] = field(default_factory=dict)
     lora_id_counter: Counter = field(default_factory=Counter)
     lora_resolver_lock: Any = field(default_factory=NameLocks)

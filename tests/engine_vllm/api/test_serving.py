@@ -11,11 +11,18 @@ import pytest
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.launch import serve
-from chameleon_lora.engine_vllm.api.registry import REGISTRY
-from chameleon_lora.engine_vllm.api.serving import checking, publishing, with_routes
+from chameleon_lora.engine_vllm.api.registry import REGISTRY, AdapterRegistry
+from chameleon_lora.engine_vllm.api.serving import (
+    checking,
+    listing,
+    publishing,
+    unknown_model,
+    with_routes,
+)
 from chameleon_lora.engine_vllm.hook_table import CLI_ENV_SETUP
 from chameleon_lora.engine_vllm.hooks import target_of
 from chameleon_lora.errors import UnsupportedEngineError
+from chameleon_lora.policy.plan import Fault
 from tests.engine_vllm.served_folder import FakeEngine, ServedFolder, opened_by
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -32,10 +39,13 @@ class Client:
         return lora_request.lora_name in [source["name"] for _, [source] in self.engine.calls]
 
 
-def load(served: ServedFolder, name: str) -> Any:
+def load(
+    served: ServedFolder, name: str, *, is_started: bool = True, load_inplace: bool = False
+) -> Any:
     """What vLLM's handler answers to a request that loads the folder of this name."""
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
+    served.registry = AdapterRegistry(served.models, None, served.scan_s)
     client: Any = Client(served.engine)
     setattr(client, REGISTRY, served.registry)
     models: Any = object.__new__(OpenAIServingModels)
@@ -48,11 +58,17 @@ def load(served: ServedFolder, name: str) -> Any:
     request = SimpleNamespace(
         lora_name=name,
         lora_path=str(served.root / name),
-        load_inplace=False,
+        load_inplace=load_inplace,
         is_3d_lora_weight=False,
     )
     stock = inspect.unwrap(OpenAIServingModels.load_lora_adapter)
-    return asyncio.run(checking(stock)(models, request))
+
+    async def ask() -> Any:
+        if is_started:
+            await served.registry.start()
+        return await checking(stock)(models, request)
+
+    return asyncio.run(ask())
 
 
 def test_an_adapter_loaded_by_request_is_looked_at_once(tmp_path: Path) -> None:
@@ -63,7 +79,62 @@ def test_an_adapter_loaded_by_request_is_looked_at_once(tmp_path: Path) -> None:
     opened = opened_by(lambda: load(served, "a"))
     assert 1 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
     [(method, [source])] = served.engine.calls
-    assert ("chameleon_announce", "a", 4) == (method, source["name"], source["rank"])
+    assert ("chameleon_try", "a", 4) == (method, source["name"], source["rank"])
+
+
+def test_what_the_engine_cannot_load_is_named_to_nobody(tmp_path: Path) -> None:
+    """Neither listed nor counted nor hinted at, as long as no other files lie there."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    for name in ("spanish-a", "spanish-b"):
+        served.add(name)
+    served.refresh_all()
+    models: Any = served.models
+    setattr(models, REGISTRY, served.registry)
+    served.registry.found_unfit(models.lora_requests["spanish-b"], "nan")
+
+    async def stock(_models: Any) -> Any:
+        cards = [SimpleNamespace(id=name) for name in ("base-model", *models.lora_requests)]
+        return SimpleNamespace(data=cards)
+
+    listed = asyncio.run(listing(stock)(models)).data
+    assert ["base-model", "spanish-a"] == [card.id for card in listed]
+    told = unknown_model(models, "spanish-bb", "No.")
+    assert "No. 1 adapters are served too" in told
+    assert "Did you mean `spanish-a`?" in told
+
+
+def test_an_adapter_of_the_command_line_is_announced_unread(tmp_path: Path) -> None:
+    """A server with hundreds of them starts without reading each."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("a")
+    assert "added successfully" in load(served, "a", is_started=False)
+    assert ["chameleon_announce"] == [method for method, _ in served.engine.calls]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "kind"),
+    [
+        (Fault.CONTENT, 400, "BadRequestError"),
+        (Fault.FILES, 409, "ConflictError"),
+        (Fault.SERVER, 500, "InternalServerError"),
+    ],
+)
+def test_one_that_the_engine_cannot_load_is_refused_and_the_former_stays(
+    tmp_path: Path, fault: Fault, status: int, kind: str
+) -> None:
+    """By status and words of the failure; what is listed under the name is what was."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("a")
+    assert "added successfully" in load(served, "a", is_started=False)
+    former = served.models.lora_requests["a"]
+    served.engine.failure = ["Adapter 'a' cannot be loaded: nan", fault.value]
+    error = load(served, "a", load_inplace=True).error
+    assert (status, kind) == (error.code, error.type)
+    assert "Adapter 'a' cannot be loaded: nan" == error.message
+    assert former is served.models.lora_requests["a"]
 
 
 def test_one_that_cannot_be_served_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_those_that_end_before_are_forgotten() -> None:
     driver.acknowledge([LoadFailed(version.id, "no")], 0.1)
     for failure in driver.begin_step(ROOM, 0.2).fail:
         driver.forget(failure.request_id)
-    assert ({}, 0) == (driver._absent, waits(driver))
+    assert ({}, 0) == (driver._waits._absent, waits(driver))
 
 
 def test_versions_that_nobody_needs_are_forgotten() -> None:

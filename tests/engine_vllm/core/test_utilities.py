@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.make import make_adapter
-from chameleon_lora.engine_vllm.core.scheduler import name_version
+from chameleon_lora.engine_vllm.core.requested_version import name_version
 from chameleon_lora.engine_vllm.core.utilities import (
     _next_input,
     adding,
@@ -25,9 +25,9 @@ from chameleon_lora.engine_vllm.core.utilities import (
     withdraw,
 )
 from chameleon_lora.engine_vllm.messages import LoadAdapter
-from chameleon_lora.errors import AdapterNotFoundError, AdapterTooLargeError
+from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError, AdapterTooLargeError
 from tests.engine_vllm.fake_requests import ROOM, announced, make_driver
-from tests.engine_vllm.served_folder import DIMS
+from tests.engine_vllm.served_folder import DIMS, bring_head
 
 pytestmark = pytest.mark.vllm
 
@@ -38,10 +38,12 @@ class Engine:
     def __init__(self) -> None:
         pytest.importorskip("vllm")
         self.driver = make_driver()
+        lora_config = SimpleNamespace(max_lora_rank=8)
+        self.vllm_config = SimpleNamespace(
+            lora_config=lora_config, model_config=SimpleNamespace(runner_type="generate")
+        )
         self.scheduler = SimpleNamespace(
-            chameleon=self.driver,
-            chameleon_is_due=False,
-            lora_config=SimpleNamespace(max_lora_rank=8),
+            chameleon=self.driver, chameleon_is_due=False, lora_config=lora_config
         )
         self.input_queue: queue.Queue[Any] = queue.Queue()
         self.aborts_queue: queue.Queue[Any] = queue.Queue()
@@ -252,6 +254,17 @@ def test_an_adapter_that_cannot_be_served_is_not_added(ids: Ids) -> None:
         with pytest.raises(error, match=name):
             ids.add(1, name, load_inplace=True)
     assert ({1}, "a") == (ids.list(), ids.ask(1))
+
+
+def test_a_classifiers_head_is_not_added_where_nothing_classifies(ids: Ids) -> None:
+    """As an API server refuses it; an engine that classifies takes it."""
+    bring_head(ids.root / "a")
+    with pytest.raises(AdapterInvalidError, match="is the head of a classifier"):
+        ids.add(1)
+    ids.vllm_config.model_config = SimpleNamespace(
+        runner_type="pooling", score_type="cross-encoder"
+    )
+    assert ids.add(1)
 
 
 def test_what_an_api_server_offers_is_freed_by_its_id_and_stays_offered(ids: Ids) -> None:

@@ -24,6 +24,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.engine_vllm.messages import CPU, GPU, HistogramCounts
 from chameleon_lora.policy.plan import Held
@@ -45,7 +46,7 @@ class MetricsPage:
         self._app = app
         self._ask = ask
         self._last: dict[str, Any] | None = None
-        self._told: type[Exception] | None = None
+        self._trouble = LastTrouble()
 
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         """The app's own answer; after a metrics page, Chameleon's families."""
@@ -81,8 +82,9 @@ class MetricsPage:
                 return b""
             return await asyncio.to_thread(render, self._last, page)  # as vLLM writes its own
         except Exception as error:
-            if type(error) is not self._told:  # anybody may ask for the page, as often as they like
-                self._told = type(error)
+            if self._trouble.note(
+                type(error)
+            ):  # anybody may ask for the page, as often as they like
                 _logger.exception("Chameleon's metrics are left out of the page")
             return b""
 

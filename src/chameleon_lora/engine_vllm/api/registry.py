@@ -19,9 +19,12 @@ from chameleon_lora.adapters import (
     require_servable,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
-from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
+from chameleon_lora.engine_vllm.errors import LoadFailedError
+from chameleon_lora.engine_vllm.messages import ANNOUNCE, TRY, WITHDRAW, Announcement
+from chameleon_lora.engine_vllm.sources import resolved, servable_limits
 from chameleon_lora.errors import AdapterError, AdapterInvalidError
+from chameleon_lora.policy.plan import Fault
 
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
@@ -41,22 +44,22 @@ class AdapterRegistry:
     Attributes:
         refused: name -> why an adapter that is on disk is not served, as a request for it is told.
         unfit: name -> why a folder there is no adapter that could be asked for.
+        resolvers_trouble: the kind of error that vLLM's resolvers had last.
     """
 
     def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
         self._models = models
         self._engine = models.engine_client.engine_core
-        config = models.engine_client.vllm_config
-        self._limits = AdapterLimits(
-            config.lora_config.max_lora_rank, largest_bytes(), has_head(config.model_config)
-        )
+        self._limits = servable_limits(models.engine_client.vllm_config)
         self._folder = folder
         self._scan_s = scan_s
         self._stamps: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
-        self._trouble = ""
+        self._trouble = LastTrouble()
+        self.resolvers_trouble = LastTrouble()
+        self._is_started = False
         self._left_out: dict[str, str] | None = None
         self.refused: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
@@ -78,16 +81,21 @@ class AdapterRegistry:
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
+        self._is_started = True
         if self._folder is not None:
             await self._refresh_all()
             _logger.info("%s", self._offer())
             self._watching = asyncio.create_task(self._watch_forever())
 
     @property
+    def failed(self) -> dict[str, str]:
+        """Name -> why, for what is offered and was found unfit by the engine."""
+        return {name: why for name in self._failed if (why := self.why_refused(name))}
+
+    @property
     def not_served(self) -> dict[str, str]:
         """Name -> why, for all that is meant for an adapter and has no request let in."""
-        failed = {name: why for name in self._failed if (why := self.why_refused(name))}
-        return {**self.unfit, **self.refused, **failed}
+        return {**self.unfit, **self.refused, **self.failed}
 
     def _offer(self) -> str:
         """What the folder came to, for the log."""
@@ -109,10 +117,21 @@ class AdapterRegistry:
         return await asyncio.to_thread(_check, path, name, self._limits)
 
     async def publish(
-        self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
+        self, name: str, path: str, info: AdapterInfo, *, is_3d: bool, is_tried: bool
     ) -> None:
-        """Announce one adapter to the engine; it loads when the first request comes."""
-        await self._announce([_announcement(name, path, info, is_3d)])
+        """Announce one adapter to the engine; it loads when the first request comes.
+
+        With `is_tried` it loads now, and is announced if that goes well; while the server starts, never.
+
+        Raises:
+            LoadFailedError: it cannot be loaded; what had the name before goes on.
+        """
+        source = _announcement(name, path, info, is_3d)
+        if not (is_tried and self._is_started):
+            await self._announce([source])
+        elif failure := await self._engine.call_utility_async(TRY, asdict(source)):
+            reason, fault = failure
+            raise LoadFailedError(reason, Fault(fault))
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
@@ -145,16 +164,10 @@ class AdapterRegistry:
             try:
                 await self._refresh_all()
             except Exception as error:  # the watch outlives one bad look
-                if self._is_news(f"{type(error).__name__}: {error}"):
+                if self._trouble.note(f"{type(error).__name__}: {error}"):
                     _logger.exception(
                         "Looking for adapters failed; trying again every %s s", self._scan_s
                     )
-
-    def _is_news(self, trouble: str) -> bool:
-        """Whether the last look had not this trouble; "" for none."""
-        is_news = trouble != self._trouble
-        self._trouble = trouble
-        return is_news
 
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
@@ -169,7 +182,7 @@ class AdapterRegistry:
             try:
                 seen, left_out = await asyncio.to_thread(_look, self._folder)  # type: ignore[arg-type]
             except AdapterError as error:
-                if self._is_news(str(error)):
+                if self._trouble.note(str(error)):
                     _logger.warning("%s; adapters offered before stay offered", error)
                 return
             gone = [name for name in self._stamps if name not in seen]
@@ -182,7 +195,7 @@ class AdapterRegistry:
             await self._publish_all([n for n in changed if not self._models.is_base_model(n)])
             self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
             self._stamps = seen  # last: a look that failed is made again
-            if self._is_news(""):
+            if self._trouble.note(None):
                 _logger.info("Looking for adapters works again")
 
     def _explain(self, left_out: dict[str, str]) -> None:
@@ -233,12 +246,6 @@ class AdapterRegistry:
         former = self._models.lora_requests.get(name)  # another content is another LoRARequest
         number = former.lora_int_id if former else self._models.lora_id_counter.inc(1)
         self._models.lora_requests[name] = LoRARequest(name, number, path)
-
-
-def has_head(model_config: Any) -> bool:
-    """Whether the model is a classifier, whose head an adapter may replace; as vLLM decides it."""
-    score_type = getattr(model_config, "score_type", None)  # vLLM 0.26 replaces no heads
-    return bool(model_config.runner_type == "pooling" and score_type == "cross-encoder")
 
 
 def require_name(name: str) -> None:

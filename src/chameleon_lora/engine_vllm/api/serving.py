@@ -6,10 +6,9 @@ and leaves it vLLM's otherwise.
 
 import bisect
 import difflib
-import json
 import logging
-from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,33 @@ from chameleon_lora.engine_vllm.errors import (
     client_error,
     failure_in,
     http_error,
-    is_ours_error,
+    leave_out_of_log,
     openai_error,
+    refusal_of,
 )
 from chameleon_lora.engine_vllm.hooks import require_hooks
-from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterRequestsError
+from chameleon_lora.errors import AdapterError, AdapterRequestsError
 from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import parse_settings
 
-_CHECKED: ContextVar[AdapterInfo | None] = ContextVar("chameleon_checked", default=None)
-"""What a load by request has been found to load; add_lora is called inside of it."""
+
+@dataclass(slots=True)
+class _Load:
+    """A load under way, by a request for it or by a resolver of vLLM's.
+
+    Attributes:
+        info: what the request has been found to load; None for a resolver.
+        refusal: what whoever asked is to be told, once that is known.
+    """
+
+    info: AdapterInfo | None = None
+    refusal: Any = None
+
+
+_LOAD: ContextVar[_Load | None] = ContextVar(
+    "chameleon_load", default=None
+)  # add_lora is called inside
 MOST_REASONS = 5  # of different ones, in the message of one error
-TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
 MOST_COMPARED = 20  # on either side of a name's place among the adapters': it takes milliseconds
 _logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -95,30 +109,39 @@ def checking(stock: Any) -> Any:
         try:
             require_name(request.lora_name)
             info = await registry.check(request.lora_path, request.lora_name)
-        except AdapterNotFoundError as error:
-            return openai_error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
         except AdapterError as error:
-            return openai_error(str(error), "BadRequestError", HTTPStatus.BAD_REQUEST)
-        token = _CHECKED.set(info)
-        try:
-            return await stock(models, request, *args, **kwargs)
-        finally:
-            _CHECKED.reset(token)
+            return refusal_of(error)
+        return await _telling(_Load(info), stock(models, request, *args, **kwargs))
 
     return load_lora_adapter
 
 
+async def _telling(load: _Load, work: Any) -> Any:
+    """What the work answers, with the load's own refusal in place of vLLM's words for it."""
+    token = _LOAD.set(load)
+    try:
+        answer = await work
+        return load.refusal if load.refusal and hasattr(answer, "error") else answer
+    finally:
+        _LOAD.reset(token)
+
+
 def publishing(stock: Any) -> Any:
-    """AsyncLLM.add_lora that announces the adapter; it is loaded for the first request."""
+    """AsyncLLM.add_lora that announces the adapter; it is loaded at a request to load it, or for the first."""
 
     async def add_lora(engine: Any, lora_request: Any) -> bool:
         registry = registry_of(engine)
         if registry is None:
             return bool(await stock(engine, lora_request))
         name, path = lora_request.lora_name, lora_request.lora_path
-        info = _CHECKED.get() or await registry.check(path, name)
+        load = _LOAD.get() or _Load()
         is_3d = bool(getattr(lora_request, "is_3d_lora_weight", False))
-        await registry.publish(name, path, info, is_3d=is_3d)
+        try:
+            info = load.info or await registry.check(path, name)
+            await registry.publish(name, path, info, is_3d=is_3d, is_tried=load.info is not None)
+        except AdapterError as error:
+            load.refusal = refusal_of(error)
+            raise
         return bool(await stock(engine, lora_request))  # by that id, too
 
     return add_lora
@@ -141,19 +164,33 @@ def resolving(stock: Any) -> Any:
     """OpenAIServingModels.resolve_lora, for names that could be an adapter's only."""
 
     async def resolve_lora(models: Any, lora_name: str) -> Any:
-        if registry_of(models) is None:
+        registry = registry_of(models)
+        if registry is None:
             return await stock(models, lora_name)
         if models.lora_resolvers and is_name(lora_name) and not leads_on(lora_name):
             try:
-                return await stock(models, lora_name)
+                return await _telling(_Load(), stock(models, lora_name))
             except Exception as error:  # whatever a resolver stumbles over, the name is not found
-                if getattr(models, TROUBLE, None) is not type(error):  # clients may ask without end
-                    setattr(models, TROUBLE, type(error))
+                if registry.resolvers_trouble.note(type(error)):  # clients may ask without end
                     _logger.exception("No resolver could look for the adapter %r", lora_name)
         reason = f"The model `{lora_name}` does not exist."
         return openai_error(reason, "NotFoundError", HTTPStatus.NOT_FOUND)
 
     return resolve_lora
+
+
+def listing(stock: Any) -> Any:
+    """OpenAIServingModels.show_available_models without adapters for which no request is let in."""
+
+    async def show_available_models(models: Any) -> Any:
+        found = await stock(models)
+        registry = registry_of(models)
+        if registry is not None:
+            failed = registry.failed
+            found.data = [card for card in found.data if card.id not in failed]
+        return found
+
+    return show_available_models
 
 
 def explaining(stock: Any) -> Any:
@@ -207,7 +244,9 @@ def unknown_model(models: Any, name: str, stock: str) -> str:
     tenant = calling_tenant()
     if tenant is not None:
         return stock if tenant.base_model else f"The model `{name}` does not exist."
-    adapters = sorted(models.lora_requests)
+    registry = registry_of(models)
+    failed = {} if registry is None else registry.failed
+    adapters = sorted(models.lora_requests.keys() - failed.keys())
     if not adapters:
         return stock
     place = bisect.bisect(adapters, name)
@@ -283,49 +322,6 @@ def raising_at_the_end(stock: Any) -> Any:
     return run
 
 
-def ending_in_words(stock: Any) -> Any:
-    """OpenAIServingResponses.responses_stream_generator whose last event is the error, if one ends it.
-
-    vLLM breaks the connection off, or makes an event of another kind of it and fails in that.
-    """
-
-    async def stream(serving: Any, *args: Any, **kwargs: Any) -> Any:
-        number = 0
-        try:
-            async for event in stock(serving, *args, **kwargs):
-                number += 1
-                yield event
-        except Exception as error:
-            if not is_ours_error(error):
-                raise
-            told = serving.create_error_response(error).error
-            status = HTTPStatus(told.code)
-            event = {"type": "error", "code": told.type, "sequence_number": number}
-            yield openai_error(told.message, told.type, status, message=told.message, **event)
-
-    return stream
-
-
-def reading_errors(stock: Any) -> Any:
-    """AnthropicServingMessages.message_stream_converter that understands an error in the chat's stream.
-
-    vLLM tells the client that it could not read that chunk.
-    """
-
-    def convert(serving: Any, chunks: Any) -> Any:
-        return stock(serving, _raised(chunks))
-
-    return convert
-
-
-async def _raised(chunks: Any) -> AsyncIterator[str]:
-    """The same chunks; an error among them is raised in its own words."""
-    async for chunk in chunks:
-        if chunk.startswith('data: {"error"'):
-            raise AdapterError(json.loads(chunk.removeprefix("data: "))["error"]["message"])
-        yield chunk
-
-
 def with_routes(stock: Any) -> Any:
     """register_vllm_serve_api_routers that adds Chameleon's routes, and asks for keys.
 
@@ -345,6 +341,8 @@ def with_routes(stock: Any) -> Any:
             given = getattr(args, "additional_config", None) or {}
             serving = parse_settings(given.get(CONFIG_KEY, {})).serving
             require_hooks(serving)
+            if not getattr(args, "log_error_stack", False):
+                leave_out_of_log()
             setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             routes.attach(app, can_change=can_change)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from chameleon_lora.adapters.untrusted import open_regular
+from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.errors import AdapterInvalidError, ConfigError
 from chameleon_lora.tenants import KeyHash, TenantRegistry, parse_tenants
 
@@ -42,7 +43,7 @@ class TenantFile:
         self._admin = admin
         self._looked_s: float | None = None
         self._look: asyncio.Future[None] | None = None
-        self._trouble = ""
+        self._trouble = LastTrouble()
         self._stamp, self.registry = self._read_usable()
         _logger.info("Read %d tenants from %s", len(self.registry.tenants), path)
 
@@ -61,7 +62,7 @@ class TenantFile:
     def _take_up(self) -> None:
         try:
             if _stamp(self._path.stat()) == self._stamp:
-                self._trouble = ""
+                self._trouble.note(None)
                 return
             self._stamp, self.registry = self._read_usable()
         except OSError as error:
@@ -69,7 +70,7 @@ class TenantFile:
         except Exception as error:  # noqa: BLE001  # whatever a file can hold
             self._tell(str(error))
         else:
-            self._trouble = ""
+            self._trouble.note(None)
             _logger.info("Read %d tenants from %s", len(self.registry.tenants), self._path)
 
     def _read_usable(self) -> tuple[Stamp, TenantRegistry]:
@@ -84,8 +85,7 @@ class TenantFile:
 
     def _tell(self, trouble: str) -> None:
         """Say it in the log, once until it is another."""
-        if trouble != self._trouble:
-            self._trouble = trouble
+        if self._trouble.note(trouble):
             _logger.error("%s; the tenants read before stay", trouble)
 
 

@@ -24,6 +24,12 @@ def arrival_of(request: Any, serving: ServingSettings, *, reads_prompt: bool) ->
     )
 
 
+def trial_of(adapter_id: AdapterId, serving: ServingSettings) -> Request:
+    """The fact that somebody waits for this adapter to be read, and for nothing else."""
+    share = OTHERS if serving.tenants else None
+    return Request(RequestId(f"trial of {adapter_id}"), adapter_id, 1, 1, share=share)
+
+
 def _hint(request: Any, serving: ServingSettings) -> int | None:
     params = request.sampling_params
     if not serving.trusts_hints or params is None or not params.extra_args:

@@ -9,11 +9,12 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
-from chameleon_lora.engine_vllm.core.arrival import arrival_of
+from chameleon_lora.engine_vllm.core.arrival import arrival_of, trial_of
 from chameleon_lora.engine_vllm.core.block_loans import BlockLoans, LoanedBlocks
-from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog, Source, Telemetry
+from chameleon_lora.engine_vllm.core.telemetry import AdapterWaits, ArrivalLog, Telemetry
 from chameleon_lora.engine_vllm.core.versions import AdapterVersions, ClientIds, Version
 from chameleon_lora.engine_vllm.event_log import EventLog
 from chameleon_lora.engine_vllm.messages import (
@@ -28,7 +29,7 @@ from chameleon_lora.engine_vllm.messages import (
     Promoted,
     PromotionFailed,
 )
-from chameleon_lora.policy.plan import StepBudget, StepPlan
+from chameleon_lora.policy.plan import Failure, StepBudget, StepPlan
 from chameleon_lora.policy.request import Adapter, AdapterId, RequestId
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import Predictor
@@ -65,6 +66,7 @@ class Driver:
         self.versions = AdapterVersions()
         self.client_ids = ClientIds(most_client_ids)
         self.telemetry = Telemetry()
+        self._waits = AdapterWaits(self.telemetry, log)
         self.arrivals = ArrivalLog()
         self.planned: deque[Any] = deque()
         self._serving = serving
@@ -74,11 +76,7 @@ class Driver:
         self._quiet_since_s = 0.0
         self.has_api_server = False
         self.loans = None if blocks is None else BlockLoans(policy, blocks)
-        self._log = log
-        self._cold: set[AdapterId] = set()
-        # When requests arrived whose adapter was not in host memory, and has not been since.
-        self._absent: dict[AdapterId, dict[RequestId, float]] = {}
-        self._load_waits_s: dict[AdapterId, float] = {}  # until the adapter is in a slot
+        self._trials: dict[AdapterId, Future[Failure | None]] = {}
         self._now_s = 0.0
         # What requests can bring about again and again is told once of each version.
         self._warn_once = functools.lru_cache(MOST_TOLD)(_warn)
@@ -92,6 +90,18 @@ class Driver:
     def renew(self, source: Announcement) -> Version:
         """Serve what is in the files from now on, whatever it is; the same otherwise."""
         return self._take(*self.versions.renew(source))
+
+    def try_out(self, source: Announcement) -> "Future[Failure | None]":
+        """Serve this content under this name once it has been read; the former until then.
+
+        The future answers None once it is served, or why it cannot be. Where there is no room it waits its
+        turn, as a request for it would.
+        """
+        version = self._take(self.versions.unlisted(source), None)
+        trial = self._trials[version.id] = Future()
+        self.policy.arrived(trial_of(version.id, self._serving), self._now_s)
+        self._has_news = True
+        return trial
 
     def pass_by(self, source: Announcement) -> Version:
         """A version for one request that was let in just before its adapter was withdrawn.
@@ -175,11 +185,23 @@ class Driver:
             self.retire(former)
         return version
 
+    def _end_trial(self, adapter_id: AdapterId, failure: Failure | None) -> None:
+        """A version was read, or cannot be: if it was on trial, who waits for that is told."""
+        trial = self._trials.pop(adapter_id, None)
+        if trial is None:
+            return
+        version = self.versions[adapter_id]
+        if failure is None:
+            self.policy.finished(trial_of(adapter_id, self._serving).id, 0, self._now_s)
+            self._take(version, self.versions.list_unlisted(version))
+        else:
+            self.retire(version)
+        trial.set_result(failure)
+
     def _forget_gone(self) -> None:
         """Forget what the policy has forgotten."""
         for adapter_id in self.versions.forget(self.policy.adapters):
-            self._cold.discard(adapter_id)
-            self._load_waits_s.pop(adapter_id, None)
+            self._waits.forget(adapter_id)
 
     # What vLLM's scheduler does with its queue
 
@@ -197,10 +219,9 @@ class Driver:
         if adapter is not None:
             known = self.policy.adapter(AdapterId(adapter.lora_int_id))
             self.arrivals.note(request.request_id, known.place)
-            if known.is_in_host:
-                self.telemetry.waited(0.0)
-            else:
-                self._absent.setdefault(known.adapter.id, {})[request_id] = self._now_s
+            self._waits.arrived(
+                known.adapter.id, request_id, self._now_s, is_in_host=known.is_in_host
+            )
         if self.loans is not None:
             self.loans.arrived(request.block_hashes, self._now_s)
         fact = arrival_of(request, self._serving, reads_prompt=self._reads_prompts)
@@ -240,6 +261,8 @@ class Driver:
             if request.is_finished():
                 self._finish(request_id, request)
         plan = self.policy.step(now_s, room)
+        for failure in plan.fail:
+            self._end_trial(failure.adapter_id, failure)
         self._forget_gone()
         if self.loans is not None:
             self.loans.trade(plan, now_s)
@@ -272,7 +295,7 @@ class Driver:
         drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
         loads = [self.versions.load(load.adapter_id) for load in plan.loads]
         activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
-        self._cold.update(a.adapter_id for a in plan.activations if a.is_cold)
+        self._waits.planned(plan.activations)
         trades = () if self.loans is None else self.loans.take_commands()
         return (*drops, *loads, *activations, *trades)
 
@@ -301,7 +324,7 @@ class Driver:
                     self.telemetry.load_failed()
                     self.policy.load_failed(AdapterId(ack.adapter_id), ack.reason, now_s, ack.fault)
                 case Activated():
-                    self._activated(ack)
+                    self._waits.activated(ack)
                 case Promoted():
                     self.telemetry.promoted(ack.seconds)
                     self.policy.promoted(ack.serial)
@@ -327,11 +350,9 @@ class Driver:
         adapter_id = AdapterId(ack.adapter_id)
         self.versions.was_read(adapter_id, ack.fingerprint)
         self.telemetry.loaded(ack.seconds)
-        waits_s = [now_s - since_s for since_s in self._absent.pop(adapter_id, {}).values()]
-        for wait_s in waits_s:
-            self.telemetry.waited(wait_s)
-        self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
+        self._waits.loaded(adapter_id, now_s)
         self.policy.loaded(adapter_id, ack.nbytes, ack.rank, now_s, is_packed=ack.is_packed)
+        self._end_trial(adapter_id, None)
         device = self.policy.device(now_s)
         if ack.is_packed and 0 < device.limit_bytes < ack.nbytes:
             self._warn_once(
@@ -342,17 +363,6 @@ class Driver:
                 "--gpu-memory-utilization or device.max_bytes to keep it there.",
             )
 
-    def _activated(self, ack: Activated) -> None:
-        adapter_id = AdapterId(ack.adapter_id)
-        is_cold = adapter_id in self._cold
-        self._cold.discard(adapter_id)
-        warm: Source = "device" if ack.from_device else "host"
-        source = "disk" if is_cold else warm
-        self.telemetry.activated(source, ack.seconds, is_checked=ack.is_checked)
-        wait_s = self._load_waits_s.pop(adapter_id, 0.0) + ack.seconds
-        if self._log is not None:
-            self._log.record("adapter_wait", adapter_id, wait_s, in_step=False, source=source)
-
     def _finish(self, request_id: RequestId, request: Any) -> None:
         has_ended_well = str(request.get_finished_reason()) in ("stop", "length")
         output_tokens = request.num_output_tokens if has_ended_well else 0
@@ -361,10 +371,5 @@ class Driver:
         self._waits_no_more(request_id, request)
 
     def _waits_no_more(self, request_id: RequestId, request: Any) -> None:
-        """A request ended; it did not live to see its adapter in host memory, if it was absent."""
         if request.lora_request is not None:
-            adapter_id = AdapterId(request.lora_request.lora_int_id)
-            waiting = self._absent.get(adapter_id, {})
-            waiting.pop(request_id, None)
-            if not waiting:
-                self._absent.pop(adapter_id, None)
+            self._waits.ended(AdapterId(request.lora_request.lora_int_id), request_id)

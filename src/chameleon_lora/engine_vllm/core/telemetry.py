@@ -6,11 +6,14 @@ of its own and several of them tell the same.
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, Literal
 
-from chameleon_lora.engine_vllm.messages import HistogramCounts
+from chameleon_lora.engine_vllm.event_log import EventLog
+from chameleon_lora.engine_vllm.messages import Activated, HistogramCounts
+from chameleon_lora.policy.plan import Activation
+from chameleon_lora.policy.request import AdapterId, RequestId
 from chameleon_lora.policy.view import Place
 
 Source = Literal["device", "host", "disk"]
@@ -97,6 +100,65 @@ class Telemetry:
             "promotion_failures": self._promotion_failures,
             "checks": self._checks,
         }
+
+
+class AdapterWaits:
+    """How long requests wait for adapters that are not in memory. Owner: the driver.
+
+    Invariant: it remembers nothing of requests that ended, nor of adapters that were forgotten.
+    """
+
+    def __init__(self, telemetry: Telemetry, log: EventLog | None) -> None:
+        self._telemetry = telemetry
+        self._log = log
+        self._cold: set[AdapterId] = set()
+        # When requests arrived whose adapter was not in host memory, and has not been since.
+        self._absent: dict[AdapterId, dict[RequestId, float]] = {}
+        self._load_waits_s: dict[AdapterId, float] = {}  # until the adapter is in a slot
+
+    def arrived(
+        self, adapter_id: AdapterId, request_id: RequestId, now_s: float, *, is_in_host: bool
+    ) -> None:
+        """A request came; `is_in_host` if its adapter is in host memory."""
+        if is_in_host:
+            self._telemetry.waited(0.0)
+        else:
+            self._absent.setdefault(adapter_id, {})[request_id] = now_s
+
+    def ended(self, adapter_id: AdapterId, request_id: RequestId) -> None:
+        """A request ended; it did not live to see its adapter in host memory, if it was absent."""
+        waiting = self._absent.get(adapter_id, {})
+        waiting.pop(request_id, None)
+        if not waiting:
+            self._absent.pop(adapter_id, None)
+
+    def loaded(self, adapter_id: AdapterId, now_s: float) -> None:
+        """An adapter is in host memory from now on."""
+        waits_s = [now_s - since_s for since_s in self._absent.pop(adapter_id, {}).values()]
+        for wait_s in waits_s:
+            self._telemetry.waited(wait_s)
+        self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
+
+    def planned(self, activations: Iterable[Activation]) -> None:
+        """These are to be put into slots."""
+        self._cold.update(a.adapter_id for a in activations if a.is_cold)
+
+    def activated(self, ack: Activated) -> None:
+        """An adapter is in its slot."""
+        adapter_id = AdapterId(ack.adapter_id)
+        is_cold = adapter_id in self._cold
+        self._cold.discard(adapter_id)
+        warm: Source = "device" if ack.from_device else "host"
+        source = "disk" if is_cold else warm
+        self._telemetry.activated(source, ack.seconds, is_checked=ack.is_checked)
+        wait_s = self._load_waits_s.pop(adapter_id, 0.0) + ack.seconds
+        if self._log is not None:
+            self._log.record("adapter_wait", adapter_id, wait_s, in_step=False, source=source)
+
+    def forget(self, adapter_id: AdapterId) -> None:
+        """The adapter is known no longer."""
+        self._cold.discard(adapter_id)
+        self._load_waits_s.pop(adapter_id, None)
 
 
 KEPT = 16_384

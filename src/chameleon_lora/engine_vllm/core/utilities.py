@@ -8,17 +8,18 @@ itself for what its scheduler has to do while there is no request.
 import queue
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.scheduler import add_adapter
+from chameleon_lora.engine_vllm.core.requested_version import add_adapter
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
 from chameleon_lora.engine_vllm.messages import Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes
+from chameleon_lora.engine_vllm.sources import servable_limits
+from chameleon_lora.policy.plan import Failure
 
 
 def adding(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,8 +29,7 @@ def adding(stock: Callable[..., Any]) -> Callable[..., Any]:
         driver = _adapters_of(engine)
         if driver is None:
             return stock(engine, lora_request)
-        max_rank = engine.scheduler.lora_config.max_lora_rank
-        add_adapter(driver, lora_request, AdapterLimits(max_rank, largest_bytes()))
+        add_adapter(driver, lora_request, servable_limits(engine.vllm_config))
         return True
 
     return add_lora
@@ -91,6 +91,27 @@ def announce(engine: Any, sources: list[Any]) -> int:
     for source in msgspec.convert(sources, list[Announcement]):
         driver.announce(source)
     return len(sources)
+
+
+def try_out(engine: Any, source: Any) -> "Future[tuple[str, str] | None]":
+    """Announce what the mapping says once it has been read; what the name meant stays until then.
+
+    Answered when that is known: None, or why it cannot be read and the value of its Fault.
+    """
+    answer: Future[tuple[str, str] | None] = Future()
+    driver = driver_of(engine)
+    if driver is None:
+        answer.set_result(None)
+        return answer
+    driver.has_api_server = True
+    driver.tick(time.monotonic())  # noqa: TID251  # the driver's clock
+
+    def tell(trial: "Future[Failure | None]") -> None:
+        failure = trial.result()
+        answer.set_result(None if failure is None else (failure.reason, failure.fault.value))
+
+    driver.try_out(msgspec.convert(source, Announcement)).add_done_callback(tell)
+    return answer
 
 
 def withdraw(engine: Any, names: list[Any]) -> int:

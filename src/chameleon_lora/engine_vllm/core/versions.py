@@ -75,6 +75,13 @@ class AdapterVersions:
         self._former.add(version.id)
         return version
 
+    def list_unlisted(self, version: Version) -> Version | None:
+        """From now on its name means this version; answers the one it meant before."""
+        former = self._current.get(version.source.name)
+        self._former.discard(version.id)
+        self._put(version)
+        return former
+
     def withdraw(self, name: str) -> Version | None:
         """Afterwards the name is unknown; answers the version it meant."""
         version = self._current.pop(name, None)
@@ -107,10 +114,13 @@ class AdapterVersions:
         return replace(version.source, fingerprint=content, nbytes=like.nbytes, rank=like.rank)
 
     def _list(self, source: Announcement) -> Version:
-        former = self._current.get(source.name)
+        return self._put(self._make(source))
+
+    def _put(self, version: Version) -> Version:
+        former = self._current.get(version.source.name)
         if former is not None:
             self._former.add(former.id)
-        version = self._current[source.name] = self._make(source)
+        self._current[version.source.name] = version
         return version
 
     def _make(self, source: Announcement) -> Version:
