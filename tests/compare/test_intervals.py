@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from chameleon_lora.compare.intervals import Interval, Pair, paired, percentile_ratio, ratio_of
+from chameleon_lora.compare.printed import with_interval
 from chameleon_lora.metrics.record import RequestRecord, ttfts_s
 from tests.metrics.records import record
 
@@ -56,6 +57,8 @@ def test_the_interval_holds_the_true_ratio_in_most_repetitions() -> None:
         base = [rng.expovariate(1.0) for _ in range(200)]
         other = [1.5 * rng.expovariate(1.0) for _ in range(200)]
         found = sure(percentile_ratio([pair(base, other)], 50.0, seed))
+        assert found.low is not None
+        assert found.high is not None
         held += found.low <= 1.5 <= found.high
     assert held >= 24
 
@@ -92,6 +95,12 @@ def test_a_base_of_nothing_has_no_ratio() -> None:
     """A base of 0 in one pair leaves the other; in all, none."""
     assert 1 == sure(ratio_of([0.0, 2.0], [1.0, 2.0])).pairs
     assert ratio_of([0.0], [1.0]) is None
+
+
+def test_one_pair_of_figures_has_no_interval() -> None:
+    """There is nothing else to draw: an interval of no width would be a verdict from one run."""
+    assert Interval(2.0, None, None, 1) == ratio_of([1.0], [2.0])
+    assert "2.00 (one repeat: no interval)" == with_interval(2.0, None, None)
 
 
 def test_over_a_base_of_nought_there_is_no_ratio() -> None:

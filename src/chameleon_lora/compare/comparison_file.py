@@ -51,7 +51,7 @@ class Ratio:
 
     Attributes:
         base, value: medians over repeats, of the base and of the arm; seconds or tokens/s.
-        ratio: the median of paired ratios, within [low, high] at 95 %.
+        ratio: the median of paired ratios, within [low, high] at 95 %; None for one pair of figures.
     """
 
     label: str
@@ -60,8 +60,8 @@ class Ratio:
     base: float
     value: float
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     pairs: int
 
 

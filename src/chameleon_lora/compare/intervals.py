@@ -17,11 +17,15 @@ ValuesOf = Callable[[Sequence[RequestRecord]], Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A median of paired ratios, and the bounds within which 95 % of its bootstrap draws lie."""
+    """A median of paired ratios, and the bounds within which 95 % of its bootstrap draws lie.
+
+    Attributes:
+        low, high: None where one pair is all there is to draw from: nobody knows what another would say.
+    """
 
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     pairs: int
 
 
@@ -78,6 +82,8 @@ def ratio_of(base: Sequence[float], other: Sequence[float]) -> Interval | None:
     ratios = [o / b for b, o in zip(base, other, strict=True) if b > 0.0]
     if not ratios:
         return None
+    if len(ratios) == 1:
+        return Interval(ratios[0], None, None, 1)
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(ratios), size=(DRAWS, len(ratios)))
     return _interval(_median(ratios), list(np.median(drawn, axis=1)), len(ratios))

@@ -12,6 +12,7 @@ from chameleon_lora.compare.comparison_file import (
 )
 
 MISSING = "-"
+NO_INTERVAL = "(one repeat: no interval)"
 
 
 def comparison_table(found: ComparisonFile) -> str:
@@ -56,9 +57,7 @@ def _sustained_table(rows: Sequence[Sustained]) -> str:
         _row("---", "---:", "---:", "---:"),
     ]
     for row in rows:
-        ratio = MISSING
-        if row.ratio is not None and row.low is not None and row.high is not None:
-            ratio = f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        ratio = MISSING if row.ratio is None else with_interval(row.ratio, row.low, row.high)
         lines.append(_row(row.label, f"{row.rate_per_s:.2f}", ratio, str(row.pairs or MISSING)))
     return "\n".join(lines)
 
@@ -83,7 +82,13 @@ def _cliff_table(labels: Sequence[str], cliff: Sequence[CliffPoint]) -> str:
 def _compared(figure: Figure, ratio: Ratio | None) -> str:
     if ratio is None:
         return MISSING
-    return f"{_value(figure, ratio.value)}, {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{_value(figure, ratio.value)}, {with_interval(ratio.ratio, ratio.low, ratio.high)}"
+
+
+def with_interval(ratio: float, low: float | None, high: float | None) -> str:
+    """A ratio, and its interval or why there is none."""
+    bounds = NO_INTERVAL if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+    return f"{ratio:.2f} {bounds}"
 
 
 def _value(figure: Figure, value: float) -> str:

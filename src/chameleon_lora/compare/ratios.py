@@ -1,5 +1,6 @@
 """What a comparison says: each arm's figures over the base arm's."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,8 +104,12 @@ def _sustained(label: str, mine: Mapping[int, float], base: Mapping[int, float])
 def is_tight(ratios: Sequence[Ratio], width: float) -> bool:
     """Is every interval that decides within `width` of its ratio? False without any."""
     deciding = {figure.name for figure in SPECS if figure.decides}
-    wide = [(r.high - r.low) / r.ratio for r in ratios if r.figure in deciding and r.ratio]
+    wide = [_width(r) / r.ratio for r in ratios if r.figure in deciding and r.ratio]
     return bool(wide) and max(wide) <= width
+
+
+def _width(ratio: Ratio) -> float:
+    return math.inf if ratio.low is None or ratio.high is None else ratio.high - ratio.low
 
 
 def _is_load(run: RunResult) -> bool:

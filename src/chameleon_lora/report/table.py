@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from chameleon_lora.compare.printed import with_interval
+
 BETTER, WORSE = "✓", "✗"
 """Signs at the begin of a cell: the interval lies on that side of 1."""
 SIGN_CLASSES = {BETTER: "holds", WORSE: "fails", "≈": "partly", "!": "broken"}
@@ -75,10 +77,10 @@ def plain(value: float | None) -> str:
 
 
 def interval(ratio: float | None, low: float | None, high: float | None) -> str:
-    """A ratio with its interval, where it has one; NaN is a ratio to nothing."""
+    """A ratio with its interval, or that there is none; NaN is a ratio to nothing."""
     if ratio is None or math.isnan(ratio):
         return MISSING
-    return f"{ratio:.2f}" if low is None or high is None else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+    return with_interval(ratio, low, high)
 
 
 def listed(words: Sequence[str]) -> str:
