@@ -96,12 +96,12 @@ def test_what_is_no_command_ends_with_two(words: tuple[str, ...]) -> None:
         ("fly", "chameleon: error: unknown command: fly;"),
         (
             "adapters inspect . --fly 7",
-            "chameleon adapters inspect: error: unknown arguments: --fly 7\n",
+            "chameleon adapters inspect: error: unknown arguments: --fly 7; see chameleon adapters inspect --help\n",
         ),
         (
             "bench --base-url http://x --reqest-rate=3",
             "chameleon bench: error: unknown arguments: --reqest-rate=3 (did you mean "
-            "--request-rate?)\n",
+            "--request-rate?); see chameleon bench --help\n",
         ),
     ],
 )
@@ -110,7 +110,16 @@ def test_what_is_unknown_is_named_by_whom_it_was_told(
 ) -> None:
     """Only `serve` and `compare` pass on what they do not know; what may have been meant is told."""
     assert 2 == exit_code(*words.split())
-    assert expected in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert expected in error
+    assert 1 == error.count("\n")
+
+
+def test_a_wrong_value_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not below the usage of all options."""
+    assert 2 == exit_code("bench", "--base-url", "http://x", "--seed", "one")
+    expected = "chameleon bench: error: argument --seed: invalid int value: 'one'; see chameleon bench --help\n"
+    assert expected == capsys.readouterr().err
 
 
 def test_a_wrong_setting_ends_the_process_with_two_and_without_vllm() -> None:

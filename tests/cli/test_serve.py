@@ -16,6 +16,7 @@ from chameleon_lora.cli.serve import PLUGIN, add_parser, allow_plugin, lay_over,
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.errors import AdapterNotFoundError, ConfigError
 from chameleon_lora.tenants import hash_key
+from tests.engine_vllm.served_folder import opened_by
 
 DIMS = ModelDims(
     hidden_size=8,
@@ -46,7 +47,8 @@ def laid(*words: str | Path, **said: Any) -> argparse.Namespace:
         max_lora_rank=None,
     )
     vars(told).update(said)
-    lay_over(told, server_settings(read(*words)))
+    args = read(*words)
+    lay_over(told, args, server_settings(args))
     return told
 
 
@@ -183,6 +185,26 @@ def test_a_folder_that_cannot_be_listed_is_refused(folder: Path) -> None:
             laid("--adapters", folder)
     finally:
         folder.chmod(stat.S_IRWXU)
+
+
+def test_chameleons_own_may_stand_in_vllms_file(folder: Path, tmp_path: Path) -> None:
+    """They count as on the command line, which goes before; vLLM is told none of them."""
+    file = {"adapters": folder, "overrides": ["cache.keep=lru", "length.prior_tokens=7"]}
+    told = laid("--set", "cache.keep=density", **file)
+    settings = told.additional_config["chameleon"]
+    assert {"keep": "density"} == settings["cache"]
+    assert (str(folder), 7) == (settings["serving"]["adapters"], settings["length"]["prior_tokens"])
+    assert told.enable_lora
+    assert file.keys().isdisjoint(vars(told))
+    other = tmp_path / "other"
+    other.mkdir()
+    settings = laid("--adapters", other, adapters=folder).additional_config["chameleon"]
+    assert str(other) == settings["serving"]["adapters"]
+
+
+def test_the_tenants_file_is_read_once(tenants: Path) -> None:
+    """Before vLLM is asked for anything, and not again."""
+    assert 1 == opened_by(lambda: laid("--tenants", tenants)).count(str(tenants))
 
 
 def test_a_value_in_place_of_a_table_is_refused(folder: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 from chameleon_lora import __version__
 from chameleon_lora.bench.printed import printable
@@ -57,9 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """argparse's, which tells what is wrong in one line, and not below all that could be said."""
+
+    def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override]  # from 3.12 on
+        """End the process with status 2 and the message."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
     """The command's options; ends the process, as argparse does, where there is nothing to run."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="chameleon",
         usage="chameleon COMMAND ...",
         description="Many LoRA adapters on one base model, on top of vLLM.",
@@ -75,7 +84,7 @@ def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
         importlib.import_module(f"chameleon_lora.cli.{name}").add_parser(subparsers)
         subparsers.choices[name].set_defaults(parser=subparsers.choices[name])
     elif name and not name.startswith("-"):
-        parser.error(f"unknown command: {_with_guess(name, COMMANDS)}; see chameleon --help")
+        parser.error(f"unknown command: {_with_guess(name, COMMANDS)}")
     args, rest = parser.parse_known_args(words)
     args.rest = rest
     if rest and not getattr(args, "takes_rest", False):

@@ -22,9 +22,10 @@ from chameleon_lora.tenants import hash_key
 PLUGIN = "chameleon"
 ADMIN_KEY = "CHAMELEON_ADMIN_KEY"
 SERVER_KEY, SERVER_ENV = "--api-key", "VLLM_API_KEY"  # vLLM's own
+OWN = ("adapters", "chameleon_config", "overrides", "tenants", "admin_key_file")
 EPILOG = (
     "MODEL is a path or a hub's name. Every flag of `vllm serve` may follow and means what it means "
-    "there, also in the file of --config. "
+    "there, also in the file of --config, where Chameleon's own may stand too. "
     "docs/settings.md lists Chameleon's own settings."
 )
 
@@ -38,10 +39,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=EPILOG,
         allow_abbrev=False,
     )
+    add_options(parser)
+    parser.set_defaults(run=serve_command, takes_rest=True)
+
+
+def add_options(parser: argparse.ArgumentParser, *, is_file: bool = False) -> None:
+    """Chameleon's own, for the command line, or for the file of --config, where a list is one flag."""
     parser.add_argument("--adapters", type=Path, metavar="DIR", help="a folder of PEFT adapters")
     parser.add_argument("--chameleon-config", type=Path, metavar="FILE", help="settings in TOML")
+    several: dict[str, Any] = (
+        {"action": "extend", "nargs": "+"} if is_file else {"action": "append"}
+    )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        "--set", default=[], metavar="KEY=VALUE", dest="overrides", **several,
         help="one setting, as admission.bypass=paper; goes before the file",
     )  # fmt: skip
     parser.add_argument("--tenants", type=Path, metavar="FILE", help="who may use which adapters")
@@ -49,7 +59,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--admin-key-file", type=Path, metavar="FILE",
         help=f"holds the key that opens control routes; or give it in {ADMIN_KEY}",
     )  # fmt: skip
-    parser.set_defaults(run=serve_command, takes_rest=True)
 
 
 def serve_command(args: argparse.Namespace) -> int:
@@ -59,7 +68,11 @@ def serve_command(args: argparse.Namespace) -> int:
     settings = server_settings(args)
     allow_plugin()
     try:
-        serve(args.rest, functools.partial(lay_over, settings=settings))
+        serve(
+            args.rest,
+            functools.partial(add_options, is_file=True),
+            functools.partial(lay_over, args=args, settings=settings),
+        )
     except (EngineGoneError, UnsupportedEngineError) as error:
         say(f"chameleon serve: {error}")
         return 1
@@ -89,8 +102,13 @@ def server_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def lay_over(said: argparse.Namespace, settings: dict[str, Any]) -> None:
+def lay_over(said: argparse.Namespace, args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Complete what the user said to vLLM, wherever it was said, by what Chameleon needs.
+
+    Args:
+        said: to vLLM, on the command line and in the file of --config, where Chameleon's own may be.
+        args: Chameleon's own on the command line, which go before the file.
+        settings: what these come to.
 
     Raises:
         ConfigError: it contradicts Chameleon.
@@ -101,10 +119,12 @@ def lay_over(said: argparse.Namespace, settings: dict[str, Any]) -> None:
             f"scheduler-cls is {said.scheduler_cls!r}, but it is Chameleon's own here; use `vllm serve` to "
             "run another scheduler"
         )
+    settings = _with_file(said, args, settings)
     said.scheduler_cls = SCHEDULER
     said.additional_config = _joined(said.additional_config, settings)
     serving = parse_settings(settings).serving
-    _require_keys(serving, said_key=said.api_key)
+    if said.api_key:
+        _require_keys(serving, said_key=said.api_key)
     if not serving.adapters:
         return
     if said.enable_lora is False:
@@ -113,6 +133,18 @@ def lay_over(said: argparse.Namespace, settings: dict[str, Any]) -> None:
     if said.max_lora_rank is None:
         folder = AdapterFolder(Path(serving.adapters), serving.trusted_roots)
         said.max_lora_rank = _fitting_width(folder)
+
+
+def _with_file(
+    said: argparse.Namespace, args: argparse.Namespace, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings, anew if the file of --config has options of Chameleon's; vLLM is told none of them."""
+    in_file = {name: vars(said).pop(name, None) for name in OWN}
+    if not any(in_file.values()):
+        return settings
+    both = {name: getattr(args, name) or value for name, value in in_file.items()}
+    both["overrides"] = [*(in_file["overrides"] or ()), *args.overrides]
+    return server_settings(argparse.Namespace(**both))
 
 
 def _require_keys(serving: ServingSettings, said_key: Any) -> None:

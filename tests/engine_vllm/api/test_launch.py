@@ -1,17 +1,22 @@
 """How vLLM's server is started."""
 
+import argparse
+import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chameleon_lora.cli.serve import add_options
 from chameleon_lora.engine_vllm.api.launch import (
     KEEP_ALIVE,
     KEEP_ALIVE_S,
     UNSAID,
     keep_connections,
     parsed,
+    told_without_model,
 )
 from chameleon_lora.engine_vllm.api.shutdown import DRAIN_S
 from chameleon_lora.errors import ConfigError
@@ -41,6 +46,7 @@ def said(*words: str | Path) -> dict[str, Any]:
     names = (*UNSAID, "model_tag", "additional_config", "api_key")
     _, args = parsed(
         list(map(str, words)),
+        lambda _: None,
         lambda args: found.update({name: getattr(args, name) for name in names}),
     )
     found["timeout"] = args.shutdown_timeout
@@ -76,7 +82,7 @@ def test_what_nobody_said_is_told_from_what_was() -> None:
     assert ("m", {}, DRAIN_S) == (
         found["model_tag"], found["additional_config"], found["timeout"]
     )  # fmt: skip
-    _, args = parsed(["m"], lambda _: None)
+    _, args = parsed(["m"], lambda _: None, lambda _: None)
     assert (16, None) == (args.max_lora_rank, args.scheduler_cls)
     assert not args.enable_lora
 
@@ -96,6 +102,31 @@ def test_the_file_counts_as_the_command_line_does(file: Path, place: str) -> Non
     assert expected == found
     file.write_text("model: /there\n")
     assert "/there" == said("--config", file)["model"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_chameleons_own_may_stand_in_the_file(file: Path) -> None:
+    """A list is one flag; vLLM's own abbreviations and defaults are as they were."""
+    pytest.importorskip("vllm")
+    file.write_text("model: m\nadapters: /there\nset: [a=1, b=2]\n")
+    found: list[argparse.Namespace] = []
+    options = functools.partial(add_options, is_file=True)
+    parsed(["--config", str(file)], options, found.append)
+    assert (Path("/there"), ["a=1", "b=2"]) == (found[0].adapters, found[0].overrides)
+
+
+def test_a_model_that_is_nowhere_is_told_with_what_can_be_given() -> None:
+    """What the hub's client says comes after; an error of the system's stays what it is."""
+    with (
+        pytest.raises(
+            ConfigError, match=r"no model 'tiny' .* path of a folder .* \(no such file\)"
+        ),
+        told_without_model("tiny"),
+    ):
+        raise OSError("no such file\nCheck your connection")
+    with pytest.raises(OSError, match="in use"), told_without_model("tiny"):
+        raise OSError(98, "in use")
 
 
 @pytest.mark.vllm
@@ -129,10 +160,13 @@ def test_the_command_line_wins_in_every_form(
         (["m", "--config", "/none.toml"], "yaml"),
         (["m", "--config=/none.yaml"], "give it as --config /none.yaml"),
         (["m", "--config", "{list}"], "lines of the form `flag: value`"),
+        (["m", "--config", "{typo}"], r"--max-lora-rnk 8 \(did you mean --max-lora-rank\?\); see"),
+        (["m", "--port", "x"], "argument --port: .*'x'.*; see chameleon serve --help"),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path: Path, words: list[str], reason: str) -> None:
     """Not left out, as vLLM leaves a file out that is given in another form."""
     (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "typo.yaml").write_text("max-lora-rnk: 8\n")
     with pytest.raises(ConfigError, match=reason):
-        said(*(word.replace("{list}", str(tmp_path / "list.yaml")) for word in words))
+        said(*(re.sub(r"{(\w+)}", rf"{tmp_path}/\1.yaml", word) for word in words))

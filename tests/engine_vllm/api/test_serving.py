@@ -173,4 +173,4 @@ def test_a_command_line_of_other_pieces_is_told(monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("vllm")
     monkeypatch.delattr(inspect.getmodule(target_of(CLI_ENV_SETUP)), "cli_env_setup")
     with pytest.raises(UnsupportedEngineError, match=r"lacks .*cli_env_setup\. "):
-        serve(["model"], str)
+        serve(["model"], str, str)
