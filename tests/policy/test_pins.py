@@ -2,7 +2,7 @@
 
 from chameleon_lora.policy.memory.prefetch import RETRY_PINNED_S
 from chameleon_lora.policy.memory.residency import CacheSettings
-from chameleon_lora.policy.plan import StepBudget, StepPlan
+from chameleon_lora.policy.plan import Fault, StepBudget, StepPlan
 from chameleon_lora.policy.request import AdapterId
 from chameleon_lora.policy.scheduler import Scheduler
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
@@ -42,7 +42,7 @@ def test_one_that_could_not_be_read_is_read_again_later() -> None:
     failed_s = 0.0
     for _ in range(3):
         assert [1] == loads(policy.step(failed_s, ROOM))
-        policy.load_failed(ONE, "its file is gone", failed_s)
+        policy.load_failed(ONE, "its file is gone", failed_s, Fault.SERVER)
         assert failed_s + RETRY_PINNED_S == policy.work_due_s()
         assert [] == loads(policy.step(failed_s + 0.9 * RETRY_PINNED_S, ROOM))
         failed_s += RETRY_PINNED_S
@@ -56,7 +56,7 @@ def test_a_request_reads_it_sooner() -> None:
     """It comes after the pause for broken adapters, and before the next try."""
     policy = make()
     policy.step(0.0, ROOM)
-    policy.load_failed(ONE, "its file is gone", 0.0)
+    policy.load_failed(ONE, "its file is gone", 0.0, Fault.SERVER)
     policy.arrived(request("a", 1), 5.0)
     assert [1] == loads(policy.step(5.0, ROOM))
 
@@ -66,7 +66,7 @@ def test_unpinned_or_withdrawn_it_is_not_read_again() -> None:
     for is_withdrawn in (False, True):
         policy = make()
         policy.step(0.0, ROOM)
-        policy.load_failed(ONE, "its file is gone", 0.0)
+        policy.load_failed(ONE, "its file is gone", 0.0, Fault.SERVER)
         if is_withdrawn:
             policy.unregistered(ONE)
         else:

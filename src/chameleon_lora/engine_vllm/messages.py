@@ -107,7 +107,7 @@ class LoadFailed:
 
     adapter_id: int
     reason: str
-    fault: Fault = Fault.SERVER
+    fault: Fault
 
 
 @dataclass(frozen=True, slots=True)

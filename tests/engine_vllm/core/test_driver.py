@@ -14,6 +14,7 @@ from chameleon_lora.engine_vllm.messages import (
     Loaded,
     LoadFailed,
 )
+from chameleon_lora.policy.plan import Fault
 from chameleon_lora.policy.request import RequestId
 from chameleon_lora.policy.settings import CacheSettings, PolicySettings
 from tests.engine_vllm.fake_requests import (
@@ -205,7 +206,7 @@ class TestFailures:
         driver.arrived(request)
         driver.begin_step(ROOM, 1.0)
         driver.end_step()
-        driver.acknowledge([LoadFailed(version.id, "adapter 'a': no weights")], 1.5)
+        driver.acknowledge([LoadFailed(version.id, "adapter 'a': no weights", Fault.SERVER)], 1.5)
         assert 1 == driver.num_waiting
         plan = driver.begin_step(ROOM, 2.0)
         assert [("r", "adapter 'a': no weights")] == [(f.request_id, f.reason) for f in plan.fail]
@@ -220,7 +221,7 @@ class TestFailures:
         driver.arrived(request)
         driver.begin_step(ROOM, 1.0)
         driver.end_step()
-        driver.acknowledge([LoadFailed(version.id, "gone")], 1.5)
+        driver.acknowledge([LoadFailed(version.id, "gone", Fault.SERVER)], 1.5)
         request.end = "abort"
         driver.withdrawn(request)
         assert 0 == driver.num_waiting
@@ -235,7 +236,9 @@ class TestFailures:
         driver.arrived(request_for("2", good))
         driver.begin_step(ROOM, 1.0)
         driver.end_step()
-        driver.acknowledge([LoadFailed(broken.id, "no"), Loaded(good.id, MIB, 8, 0.1)], 1.5)
+        driver.acknowledge(
+            [LoadFailed(broken.id, "no", Fault.SERVER), Loaded(good.id, MIB, 8, 0.1)], 1.5
+        )
         assert ["2"] == carry_out(driver, 2.0)[1]
 
 
@@ -347,7 +350,9 @@ class DriverMachine(RuleBasedStateMachine):
     def loads_end(self, good: bool) -> None:
         for load in self.loading:
             ack = (
-                Loaded(load.adapter_id, MIB, 8, 0.1) if good else LoadFailed(load.adapter_id, "no")
+                Loaded(load.adapter_id, MIB, 8, 0.1)
+                if good
+                else LoadFailed(load.adapter_id, "no", Fault.SERVER)
             )
             self.driver.acknowledge([ack], self.now_s)
         self.loading.clear()

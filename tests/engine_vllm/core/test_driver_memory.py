@@ -4,6 +4,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.messages import Loaded, LoadFailed
+from chameleon_lora.policy.plan import Fault
 from chameleon_lora.policy.settings import CacheSettings, PolicySettings
 from tests.engine_vllm.fake_requests import (
     MIB,
@@ -49,7 +50,7 @@ def test_those_that_end_before_are_forgotten() -> None:
     driver.arrived(failed)
     driver.withdrawn(aborted)
     driver.begin_step(ROOM, 0.0)
-    driver.acknowledge([LoadFailed(version.id, "no")], 0.1)
+    driver.acknowledge([LoadFailed(version.id, "no", Fault.SERVER)], 0.1)
     for failure in driver.begin_step(ROOM, 0.2).fail:
         driver.forget(failure.request_id)
     assert ({}, 0) == (driver._waits._absent, waits(driver))
@@ -77,7 +78,7 @@ def test_a_load_that_fails_again_and_again_is_told_once(caplog: pytest.LogCaptur
         for number in range(5):
             driver.arrived(request_for(f"{content}-{number}", version))
             if driver.begin_step(ROOM, 0.0).loads:
-                driver.acknowledge([LoadFailed(version.id, "no weights")], 0.1)
+                driver.acknowledge([LoadFailed(version.id, "no weights", Fault.SERVER)], 0.1)
             driver.end_step()
             for failure in driver.begin_step(ROOM, 0.2).fail:
                 driver.forget(failure.request_id)

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from chameleon_lora.policy.plan import Fault
+
 pytest.importorskip("torch")
 
 from chameleon_lora.engine_vllm.messages import (
@@ -62,10 +64,10 @@ def test_an_adapter_is_loaded_when_every_rank_has_it(ranks: Ranks) -> None:
 
 def test_one_ranks_failure_is_everybodys(ranks: Ranks) -> None:
     """At once, with that rank's reason; what others say of it later is not heard."""
-    failure = LoadFailed(1, "no weights")
+    failure = LoadFailed(1, "no weights", Fault.SERVER)
     ranks.told = [[loaded()], [failure], []]
     assert [failure] == ranks.settle()
-    ranks.told[2] = [LoadFailed(1, "another reason")]
+    ranks.told[2] = [LoadFailed(1, "another reason", Fault.SERVER)]
     assert [] == ranks.settle()
 
 
@@ -133,7 +135,9 @@ class AgreementMachine(RuleBasedStateMachine):
             if self.open.get(adapter_id, [True] * RANKS)[rank] is None:
                 self.open[adapter_id][rank] = is_good
                 news: News = (
-                    Loaded(adapter_id, 1, 8, 0.1) if is_good else LoadFailed(adapter_id, "no")
+                    Loaded(adapter_id, 1, 8, 0.1)
+                    if is_good
+                    else LoadFailed(adapter_id, "no", Fault.SERVER)
                 )
                 self.ranks.told[rank].append(news)
         settled = {ack.adapter_id: isinstance(ack, Loaded) for ack in self.ranks.settle()}

@@ -23,6 +23,7 @@ from chameleon_lora.engine_vllm.messages import (
     PromotionFailed,
 )
 from chameleon_lora.errors import UnsupportedEngineError
+from chameleon_lora.policy.plan import Fault
 
 torch = pytest.importorskip("torch")
 
@@ -35,7 +36,7 @@ from chameleon_lora.engine_vllm.worker.step_messages import (  # noqa: E402
     with_acks,
 )
 
-ACKS: tuple[Ack, ...] = (LoadFailed(1, "no such folder"),)
+ACKS: tuple[Ack, ...] = (LoadFailed(1, "no such folder", Fault.SERVER),)
 
 
 class Output:
@@ -209,7 +210,7 @@ def test_messages_survive_pickling() -> None:
         DropAdapter(1),
         ActivateAdapter(1, 0),
         Loaded(1, 10, 8, 0.5),
-        LoadFailed(1, "reason"),
+        LoadFailed(1, "reason", Fault.SERVER),
         Activated(1, 0, 0.5),
         PromoteAdapter(1, 7, (3, 4)),
         DemoteAdapter(1),
