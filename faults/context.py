@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import psutil
 
 from chameleon_lora.servers.launching import BASE_MODEL
 from faults.adapter_fixtures import SERVED, AdapterFixtures
-from faults.client import Client
+from faults.client import Client, until
 from faults.fault_injector import FaultInjector
 from faults.greedy_request import GreedyRequest, Reply, RequestEnd
 from faults.load import KnownAnswers
@@ -70,15 +71,26 @@ class FaultContext:
     async def offered(self, number: int = VICTIM) -> tuple[str, Path]:
         """An adapter that the server was told of while it was sound, and has not in memory.
 
+        Chameleon keeps in memory what it loads by request, and reads what is in its folder when it is
+        asked for: there whoever offers it is to take it away.
+
         Raises:
             RuntimeError: the server refused it.
         """
+        if self.adapters is not None:
+            name = self.fresh_name()
+            path = self.fixtures.place(number, self.adapters / name)
+            await until(partial(self._lists, name))
+            return name, path
         name, path = self.placed(number)
         status, text = await self.client.load(name, path)
         if status != HTTPStatus.OK:
             raise RuntimeError(f"a sound adapter was refused with {status}: {text}")
         await self.push_out()
         return name, path
+
+    async def _lists(self, name: str) -> bool:
+        return name in await self.client.models()
 
     async def push_out(self) -> None:
         """Asks every other adapter in turn: stock vLLM's host cache then holds them, and not this."""

@@ -144,6 +144,8 @@ async def _recovery_s(context: FaultContext, name: str, path: Path) -> float | N
         return None
     finally:
         await context.client.unload(name)
+        if path.parent == context.adapters:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _questions(name: str) -> list[GreedyRequest]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from faults.kinds.broken_adapters import Ruin, spoil, widen
 from tests.live.client import OK, Connection, Question, Reply
 from tests.live.servers import SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, BOOK, PROMPTS, Stock
@@ -67,6 +68,41 @@ def test_loading_from_nowhere_is_not_found(server: Server, tmp_path: Path) -> No
     status, text = server.run(lambda client: load(client, server.fresh_name(), path))
     assert NOT_FOUND == status
     assert str(path) in json.loads(text)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("ruin", "why"), [(spoil, "nan or infinity"), (widen, "this model has room for")]
+)
+def test_what_cannot_be_loaded_is_refused_and_the_former_stays(
+    server: Server, stock: Stock, tmp_path: Path, ruin: Ruin, why: str
+) -> None:
+    """200 means that it works: what only the engine can see is seen before it is said.
+
+    In place of another nothing changes for that one; a stream of it goes on. No name is taken.
+    """
+
+    async def load_bad(client: Connection) -> tuple[list[tuple[int, str]], list[Reply], Reply]:
+        assert OK == (await load(client, name, good))[0]
+        async with client.streaming([Question(name, PROMPTS[0], 200)]) as replies:
+            refused = [
+                await load(client, name, bad, load_inplace=True),
+                await load(client, other, bad),
+            ]
+        after = await client.ask(Question(name, PROMPTS[0], ANSWER_TOKENS))
+        assert NOT_FOUND == (await client.ask(Question(other, PROMPTS[0]))).status
+        return refused, [*replies[0], after], after
+
+    name, other = server.fresh_name(), server.fresh_name()
+    good = server.fixtures.place(8, tmp_path / "good")
+    bad = server.fixtures.place(5, tmp_path / "bad")
+    ruin(bad, server.fixtures.model)
+    refused, replies, after = server.run(load_bad)
+    assert [OK] * len(replies) == [reply.status for reply in replies]
+    assert stock.answer(8, PROMPTS[0], ANSWER_TOKENS) == after.tokens
+    for (status, text), told in zip(refused, (name, other), strict=True):
+        assert BAD_REQUEST == status
+        assert f"Adapter '{told}' cannot be loaded: " in json.loads(text)["error"]["message"]
+        assert why in text
 
 
 @pytest.mark.parametrize("prompt", [BOOK, PROMPTS[1]], ids=["cached-prefix", "short"])
