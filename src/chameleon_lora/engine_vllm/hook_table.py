@@ -129,7 +129,9 @@ API_SERVER = (
     *_each(_API, _OUTPUTS, "", "EMPTY_CPU_TENSOR"),
     Hook(_API, "vllm.outputs", "RequestError", since="0.32"),
     Hook(_API, _OUTPUTS, "RequestOutputCollector.put"),
-    *_each(_API, _CLIENT, "AsyncLLM", "dead_error", "errored"),
+    *_each(_API, _CLIENT, "AsyncLLM", "dead_error", "errored", "output_handler"),
+    Hook(_API, "vllm.v1.engine.core_client", "MPClient.resources"),
+    Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
     *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(
