@@ -52,7 +52,7 @@ def test_requests_are_sent_alone_then_in_waves() -> None:
     async def probe() -> tuple[int, int, int]:
         async with FakeOpenAI() as server:
             target = Target(server.base_url, "base", (3, 500))
-            assert await asyncio.to_thread(send_alone, target) >= 0.0
+            assert await asyncio.to_thread(send_alone, target) > 0.0  # though some come at once
             after_alone = len(server.bodies)
             waves = await asyncio.to_thread(send_waves, target, SCOPE, 0.0, 0.05)
             return after_alone, sum(map(len, waves)), len(server.bodies)
