@@ -49,6 +49,9 @@ class ServingSettings:
             unloading and pinning adapters and Chameleon's own pages need that key.
         tenants: file of tenants in TOML (docs/tenants.md); with one, whoever asks needs a tenant's key
             or the admin's.
+        max_body_bytes: of a request's body; above it, 413. Unset: 256 MiB without tenants; with them 64
+            bytes for each token of the model's context, but at least 2 MiB, or 32 MiB if it takes images,
+            sound or video.
     """
 
     adapters: str | None = None
@@ -62,6 +65,7 @@ class ServingSettings:
     debug_checks: bool = False
     admin_key_hash: str | None = None
     tenants: str | None = None
+    max_body_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
@@ -75,6 +79,8 @@ class ServingSettings:
             raise ConfigError(
                 f"serving.disk_cache_bytes is {self.disk_cache_bytes}; use 0 (none) or more"
             )
+        if self.max_body_bytes is not None and self.max_body_bytes < 1024:
+            raise ConfigError(f"serving.max_body_bytes is {self.max_body_bytes}; use 1024 or more")
         if self.admin_key_hash and not KEY_HASH.fullmatch(self.admin_key_hash):
             raise ConfigError(
                 f"serving.admin_key_hash has {len(self.admin_key_hash)} characters and is no sha256: "

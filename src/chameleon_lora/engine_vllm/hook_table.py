@@ -133,6 +133,7 @@ API_SERVER = (
     Hook(_API, "vllm.v1.engine.core_client", "MPClient.resources"),
     Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
+    *_each(_API, "vllm.config", "ModelConfig", "is_multimodal_model", "max_model_len"),
     *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(
         _API, "vllm.exceptions", "GracefulHTTPError", elsewhere=((_CLIENT, "InputStreamError"), (_OLD_PROTOCOL, "GenerationError")),
@@ -153,9 +154,13 @@ TENANTS = (
     Hook(
         _KEYS, _CLIENT, "AsyncLLM.add_request", "api.isolation.signing", ("params", "lora_request", "priority"),
     ),
-    Hook(_KEYS, _CLIENT, "AsyncLLM.generate", "api.isolation.counting"),
-    Hook(_KEYS, _CLIENT, "AsyncLLM.encode", "api.isolation.counting"),
     Hook(_KEYS, _OUTPUTS, "OutputProcessor.add_request", "api.isolation.salting", ("request",)),
+    Hook(_KEYS, _OUTPUTS, "OutputProcessor.add_request", "api.isolation.noting", ("request",)),
+    Hook(
+        _KEYS, _OUTPUTS, "RequestState.make_request_output", "api.isolation.counting",
+        ("new_token_ids", "pooling_output", "finish_reason"),
+    ),
+    *_each(_KEYS, _OUTPUTS, "RequestState", "prompt_len", "request_index"),
     Hook(_KEYS, "vllm.v1.engine", "EngineCoreRequest.cache_salt"),
     Hook(_KEYS, "vllm.exceptions", "VLLMNotFoundError"),
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, is_name, leads_on
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
-from chameleon_lora.engine_vllm.api import auth, routes, shutdown
+from chameleon_lora.engine_vllm.api import auth, body, routes, shutdown
 from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
@@ -40,6 +40,7 @@ from chameleon_lora.engine_vllm.errors import (
     openai_error,
 )
 from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.log_limit import limit_log_records
 from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterRequestsError
 from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import parse_settings
@@ -327,7 +328,7 @@ async def _raised(chunks: Any) -> AsyncIterator[str]:
 
 
 def with_routes(stock: Any) -> Any:
-    """register_vllm_serve_api_routers that adds Chameleon's routes, and asks for keys.
+    """register_vllm_serve_api_routers that adds Chameleon's routes, asks for keys, and limits bodies.
 
     In place of build_app, which some of vLLM's commands keep in a module of another name.
 
@@ -349,5 +350,7 @@ def with_routes(stock: Any) -> Any:
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             routes.attach(app, can_change=can_change)
             auth.guard(app, args, serving, can_change=can_change)
+            body.limit(app, serving)
+            limit_log_records()
 
     return register_vllm_serve_api_routers
