@@ -64,8 +64,8 @@ def sample(process: psutil.Process, at_s: float, kv_usage: float, series: int) -
 
 def _title(process: psutil.Process) -> str:
     """What is unlike for each: vLLM gives its processes titles; others have numbers."""
-    word = process.cmdline()[0]
-    return word if word.startswith("VLLM::") else f"{process.name()} {process.pid}"
+    title = " ".join(process.cmdline()[:1])  # none of one that has just ended
+    return title if title.startswith("VLLM::") else f"{process.name()} {process.pid}"
 
 
 def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
