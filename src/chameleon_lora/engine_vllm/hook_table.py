@@ -167,6 +167,7 @@ TENANTS = (
 
 # The scheduler is chosen by --scheduler-cls. What an engine can be asked are its methods, by name.
 ENGINE_CORE = (
+    Hook(_CORE, "vllm.v1.executor.abstract", "Executor.__init__", "processes.joining", ("vllm_config",)),
     Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.adding", ("lora_request",)),
     Hook(_CORE, _ENGINE, "EngineCore.remove_lora", "core.utilities.removing", ("lora_id",)),
     Hook(_CORE, _ENGINE, "EngineCore.list_loras", "core.utilities.listing"),
@@ -207,6 +208,7 @@ ENGINE_CORE = (
 # --worker-cls is not given to plain `vllm serve`, and would need a class for each platform. The CPU's
 # kernels: the platform names a class for all engines, and knows neither this one's cells nor scheduler.
 WORKERS = (
+    Hook(_WORKER, _WORKERS, "Worker.__init__", "processes.joining", ("vllm_config",)),
     Hook(_WORKER, _MIXIN, "LRUCacheWorkerLoRAManager", "worker.step_messages.choosing_manager"),
     Hook(_WORKER, _WORKERS, "Worker.execute_model", "worker.step_messages.obeying", ("scheduler_output",)),
     Hook(_WORKER, _WORKERS, "Worker.sample_tokens", "worker.step_messages.answering"),

@@ -5,15 +5,12 @@ import functools
 import importlib
 import inspect
 import logging
-import multiprocessing
 import os
-import signal
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.hook_table import HOOKS, TESTED, Hook, Part
-from chameleon_lora.engine_vllm.log_limit import limit_log_records
 from chameleon_lora.errors import UnsupportedEngineError
 from chameleon_lora.settings import ServingSettings
 
@@ -38,17 +35,6 @@ def install(hooks: Collection[Hook] = HOOKS) -> None:
             failed.append(f"{hook.name} ({error!r})")
     if failed:
         _logger.error("Chameleon cannot be put into this vLLM at %s", "; ".join(failed))
-
-
-def join_server() -> None:
-    """In a process that a server has started, its log is limited, and Ctrl-C has no effect, from now on.
-
-    Ctrl-C at a terminal reaches every process of a server. The first one lets streams end and then ends the
-    others in order. For an engine's main thread.
-    """
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        limit_log_records()
 
 
 def require_hooks(serving: ServingSettings) -> None:

@@ -237,3 +237,18 @@ def test_a_server_process_ends_though_a_thread_of_it_hangs() -> None:
     for whose, status in (("own", 3), ("others", 0)):
         done = subprocess.run([sys.executable, "-c", script, whose], check=False, timeout=120)
         assert status == done.returncode
+
+
+@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
+def test_a_hang_up_ends_a_server_as_sigterm_does(before: str) -> None:
+    """Unless it was started to survive it, as by nohup."""
+    script = (
+        "import os, signal, sys\n"
+        "from chameleon_lora.engine_vllm.api.shutdown import own_process\n"
+        f"signal.signal(signal.SIGHUP, signal.{before})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "own_process()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
+    assert {"SIG_DFL": 7, "SIG_IGN": 0}[before] == done.returncode

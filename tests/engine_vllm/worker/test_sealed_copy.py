@@ -105,6 +105,15 @@ def test_the_copy_is_the_adapter_and_goes(adapter: Path) -> None:
     assert before == open_files()
 
 
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no file system is in memory")
+def test_a_copy_takes_no_disk(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one for temporary files may be full or gone."""
+    monkeypatch.setattr("tempfile.tempdir", str(adapter / "nowhere"))
+    with sealed_copy(adapter, None, ANY) as sealed:
+        assert content(adapter) == content(sealed.folder)
+        assert all(path.is_symlink() for path in sealed.folder.iterdir())
+
+
 def test_the_engine_is_handed_names_for_expressions(adapter: Path) -> None:
     """vLLM's own reader finds the same rank and scaling, and has no expression of the file to run."""
     helper = pytest.importorskip("vllm.lora.peft_helper").PEFTHelper

@@ -6,6 +6,7 @@ engine has died, which tells whoever watches it that all is well.
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from chameleon_lora.engine_vllm import processes
 from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.errors import EngineGoneError
 
@@ -65,6 +67,14 @@ _servers = _Servers()
 def own_process() -> None:
     """This process is a server's, and ends with it."""
     _servers.own_process = True
+    _obey_hang_up()
+
+
+def _obey_hang_up() -> None:
+    """SIGHUP ends this process as SIGTERM does, unless it is ignored, as under nohup, or otherwise used."""
+    is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
+    if is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def limiting(stock: Callable[..., None]) -> Callable[..., None]:
@@ -78,6 +88,8 @@ def limiting(stock: Callable[..., None]) -> Callable[..., None]:
         limit_s = getattr(getattr(app, "state", None), LIMIT, None)
         if limit_s is not None:
             _servers.add(config, limit_s)
+            _obey_hang_up()
+            processes.attend()
 
     return init
 

@@ -26,7 +26,7 @@ from chameleon_lora.engine_vllm.core.versions import Version
 from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQueue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
-from chameleon_lora.engine_vllm.hooks import join_server, require_hooks
+from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Announcement
 from chameleon_lora.engine_vllm.sources import resolved
 from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
@@ -47,7 +47,6 @@ def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
 
     require_hooks(settings_of(vllm_config).serving)
     require_executor(vllm_config.parallel_config)
-    join_server()
     is_async = vllm_config.scheduler_config.async_scheduling
     return scheduler_class(AsyncScheduler if is_async else SyncScheduler)(
         vllm_config=vllm_config, **kwargs

@@ -2,9 +2,10 @@
 
 vLLM opens an adapter's files by path, after our check, and maps the weights into memory. Files that
 change in between would be loaded unchecked, and a file cut short while it is mapped ends the whole
-process. So each load copies both files into memory that nobody can write to, checks the copy, and
-shows vLLM a folder that holds the copy and nothing else: no pickle, no pipe, no link. Expressions of
-the configuration, which vLLM would run, are names there (`patterns`).
+process. So each load copies both files into memory, the weights so that nobody can write to them,
+checks the copy, and shows vLLM a folder that leads to the copy and nothing else: no pickle, no pipe.
+No disk is written to. Expressions of the configuration, which vLLM would run, are names there
+(`patterns`).
 """
 
 import fcntl
@@ -30,7 +31,8 @@ from chameleon_lora.adapters.pairs import pattern_names
 from chameleon_lora.adapters.untrusted import open_regular
 from chameleon_lora.errors import AdapterInvalidError
 
-STAGED = re.compile(r"\S*/chameleon-load-[^/\s]*/")  # where the copy is, in messages of vLLM
+_STAGING, _IN_MEMORY = "chameleon-load-", "/dev/shm"
+STAGED = re.compile(rf"\S*/{_STAGING}[^/\s]*/")  # where the copy is, in messages of vLLM
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _MOST_AT_ONCE_BYTES = 1 << 30
 CHANGED = (
@@ -64,9 +66,10 @@ def sealed_copy(
         AdapterError: the files are not sound, above the limits, or not those that were announced.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="chameleon-load-") as staging,
         _weights_of(folder) as weights,
         os.fdopen(os.memfd_create(WEIGHTS_NAME, os.MFD_ALLOW_SEALING), "rb", buffering=0) as copy,
+        os.fdopen(os.memfd_create(CONFIG_NAME), "wb", buffering=0) as config,
+        _staging() as staging,
     ):
         os.posix_fadvise(weights.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         before = os.fstat(weights.fileno())
@@ -80,12 +83,21 @@ def sealed_copy(
             raise AdapterInvalidError(CHANGED)
         private = Path(staging) / (folder.absolute().name or "adapter")
         private.mkdir()
-        (private / CONFIG_NAME).write_bytes(raw_config)
+        (private / CONFIG_NAME).symlink_to(f"/proc/self/fd/{config.fileno()}")
         (private / WEIGHTS_NAME).symlink_to(f"/proc/self/fd/{copy.fileno()}")
+        config.write(raw_config)
         require_servable(private, limits)
         modules = pattern_names(parse_header(raw_header, before.st_size - 8 - len(raw_header)))
         (private / CONFIG_NAME).write_bytes(without_expressions(raw_config, modules))
         yield SealedCopy(private, found)
+
+
+def _staging() -> AbstractContextManager[str]:
+    """A folder for two names: in memory, so that a full disk keeps no adapter from being loaded."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=_STAGING, dir=_IN_MEMORY)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix=_STAGING)
 
 
 def _weights_of(folder: Path) -> AbstractContextManager[BinaryIO]:
