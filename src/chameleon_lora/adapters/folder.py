@@ -6,7 +6,8 @@ Names are compared sign by sign, and nothing is normalised: a look-alike is anot
 import itertools
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
@@ -17,6 +18,16 @@ from chameleon_lora.errors import AdapterNotFoundError
 
 MAX_NAME_BYTES = 255
 MOST_INNER = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RealRoots:
+    """Real paths of folders. Each is looked up when it is needed: a disk of which nothing is may hang."""
+
+    roots: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Path]:
+        return (root.resolve() for root in self.roots)
 
 
 class AdapterFolder:
@@ -30,9 +41,9 @@ class AdapterFolder:
         self._trusted = trusted
 
     @property
-    def real_roots(self) -> tuple[Path, ...]:
+    def real_roots(self) -> "RealRoots":
         """Where files of adapters may really lie, whatever links led there."""
-        return self.root.resolve(), *(Path(root).resolve() for root in self._trusted)
+        return RealRoots((self.root, *map(Path, self._trusted)))
 
     def names(self) -> tuple[str, ...]:
         """Every sub-folder that holds a configuration, sorted; hidden and unnameable ones not.
@@ -40,7 +51,7 @@ class AdapterFolder:
         Raises:
             AdapterNotFoundError: the root itself cannot be listed.
         """
-        return tuple(name for name in self._entries() if self.try_path(name) is not None)
+        return tuple(name for name in sorted(self.entries()) if self.try_path(name) is not None)
 
     def try_path(self, name: str) -> Path | None:
         """The folder of that adapter, or None when there is none or the name is not allowed."""
@@ -54,34 +65,28 @@ class AdapterFolder:
             return None
 
     def try_stamp(self, name: str) -> str | None:
-        """What `scan` says of that name, or None if it does not name it. O(1)."""
+        """What changes when its files change; None if it has not both files, or may not be named. O(1).
+
+        Looks at file status only: size, time of change and inode.
+        """
         path = self.try_path(name)
         if path is None:
             return None
         stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
         return None if None in stamps else " ".join(filter(None, stamps))
 
-    def scan(self) -> dict[str, str]:
-        """Name -> what changes when its files change, for folders that hold both files.
+    def try_status(self, name: str) -> tuple[int, ...] | None:
+        """What changes when something comes into that folder or goes; None if the name is nobody's. O(1)."""
+        path = self.root / name
+        try:
+            status = path.lstat()
+            status = path.stat() if stat.S_ISLNK(status.st_mode) and path.exists() else status
+        except (OSError, ValueError):
+            return None
+        return status.st_mtime_ns, status.st_ino, status.st_mode
 
-        Looks at file status only: size, time of change and inode. One call is O(adapters).
-
-        Raises:
-            AdapterNotFoundError: the root itself cannot be listed. Not the same as an empty root.
-        """
-        stamps = ((name, self.try_stamp(name)) for name in self._entries())
-        return {name: stamp for name, stamp in stamps if stamp is not None}
-
-    def left_out(self, seen: Collection[str]) -> dict[str, str]:
-        """Name -> why it is no adapter, for folders `scan` leaves out that seem to be meant for one.
-
-        A name that cannot be printed is quoted. O(entries), and up to MOST_INNER for each left out.
-        """
-        others = [name for name in self._entries() if name not in seen and not name.startswith(".")]
-        found = {name: self._why_left_out(name) for name in others}
-        return {n if is_name(n) else quoted(n): why for n, why in found.items() if why is not None}
-
-    def _why_left_out(self, name: str) -> str | None:
+    def why_left_out(self, name: str) -> str | None:
+        """Why an entry that has no stamp is no adapter, if it seems to be meant for one."""
         path = self.root / name
         why = None
         try:
@@ -104,24 +109,51 @@ class AdapterFolder:
             why = "it cannot be looked into; way out: check its links and the server's rights"
         return why
 
-    def _entries(self) -> list[str]:
+    def entries(self) -> dict[str, bool]:
+        """Everything in the folder by name, and whether it is a link.
+
+        Raises:
+            AdapterNotFoundError: it cannot be listed. Not the same as an empty one.
+        """
         try:
-            return sorted(entry.name for entry in self.root.iterdir())
+            with os.scandir(self.root) as entries:
+                return {entry.name: entry.is_symlink() for entry in entries}
         except (OSError, ValueError) as error:
-            raise AdapterNotFoundError(
-                f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
-                "way out: create it, or give the folder that holds the adapters"
-            ) from error
+            raise self._away(error) from error
+
+    def place(self) -> tuple[int, int]:
+        """What changes when another folder takes the name of this one.
+
+        Raises:
+            AdapterNotFoundError: there is none.
+        """
+        try:
+            status = self.root.stat()
+        except (OSError, ValueError) as error:
+            raise self._away(error) from error
+        return status.st_dev, status.st_ino
+
+    def _away(self, error: Exception) -> AdapterNotFoundError:
+        return AdapterNotFoundError(
+            f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
+            "way out: create it, or give the folder that holds the adapters"
+        )
 
     def _holds(self, path: Path) -> bool:
         place = path.resolve(strict=True)
-        root, *trusted = self.real_roots
-        return root in place.parents or any(r in (place, *place.parents) for r in trusted)
+        roots = iter(self.real_roots)
+        inside = next(roots) in place.parents
+        return inside or any(root in (place, *place.parents) for root in roots)
 
 
 def is_name(name: str) -> bool:
     """May an adapter be called so: printable, so no NUL, no line end, no broken UTF-8, and short."""
     return name != "" and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def shown(name: str) -> str:
+    """The name, quoted if it cannot be printed."""
+    return name if is_name(name) else quoted(name)
 
 
 def leads_on(name: str) -> bool:

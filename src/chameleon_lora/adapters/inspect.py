@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterI
 def require_servable(
     path: Path,
     limits: AdapterLimits | None = None,
-    roots: Sequence[Path] = (),
+    roots: Iterable[Path] = (),
     name: str | None = None,
 ) -> AdapterInfo:
     """The adapter, which has no problems and is within the limits; read below `roots` if there are any.
@@ -137,7 +137,7 @@ def require_servable(
 
 
 def _inspect(
-    path: Path, limits: AdapterLimits | None, roots: Sequence[Path]
+    path: Path, limits: AdapterLimits | None, roots: Iterable[Path]
 ) -> tuple[AdapterInfo, list[str]]:
     """The adapter with its problems, and which limits it is above."""
     if not is_folder(path):
@@ -188,7 +188,7 @@ def _stamp(status: os.stat_result) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()
 
 
-def _read_weights(folder: Path, roots: Sequence[Path]) -> _Weights:
+def _read_weights(folder: Path, roots: Iterable[Path]) -> _Weights:
     identity: tuple[bytes, ...] = ()
     try:
         with open_regular(folder / WEIGHTS_NAME, roots) as file:

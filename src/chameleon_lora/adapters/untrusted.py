@@ -4,7 +4,7 @@ import json
 import os
 import reprlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +12,7 @@ from typing import BinaryIO
 from chameleon_lora.errors import AdapterInvalidError
 
 
-def open_regular(path: Path, roots: Sequence[Path] = ()) -> AbstractContextManager[BinaryIO]:
+def open_regular(path: Path, roots: Iterable[Path] = ()) -> AbstractContextManager[BinaryIO]:
     """Open a regular file for reading, unbuffered; a pipe or a device is not opened, or never waits.
 
     With `roots`, real paths, the file that was opened lies below one, whatever links led there.
@@ -101,7 +101,7 @@ def _require_regular(mode: int, path: Path) -> None:
         )
 
 
-def _require_inside(descriptor: int, path: Path, roots: Sequence[Path]) -> None:
+def _require_inside(descriptor: int, path: Path, roots: Iterable[Path]) -> None:
     """Asks the kernel where the open file is: a link may have changed since its name was read."""
     place = Path(f"/proc/self/fd/{descriptor}").readlink()
     if roots and not any(root in place.parents for root in roots):

@@ -4,10 +4,10 @@ Checking reads headers in a thread of the API server, so neither the engine nor 
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import weakref
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -19,12 +19,18 @@ from chameleon_lora.adapters import (
     require_servable,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
+from chameleon_lora.adapters.watching import FolderWatch
+from chameleon_lora.engine_vllm.api.patience import PatientWork
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
-from chameleon_lora.errors import AdapterError, AdapterInvalidError
+from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterNotFoundError
 
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
+LOOKED_AT, CHECKED, CHECKED_AT_START = 1000, 8, 200  # before others have their turn
+LOAD_PATIENCE_S = 30.0  # for an adapter that a request says where to find
+_ROOT = "/"  # no adapter has that name
+_HANGS = "its files do not answer; way out: see to the disk that they lie on"
 _SHADOWED = "the base model has that name; way out: rename the folder"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -43,7 +49,9 @@ class AdapterRegistry:
         unfit: name -> why a folder there is no adapter that could be asked for.
     """
 
-    def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
+    def __init__(
+        self, models: Any, folder: AdapterFolder | None, scan_s: float, scan_all_s: float = 60.0
+    ) -> None:
         self._models = models
         self._engine = models.engine_client.engine_core
         config = models.engine_client.vllm_config
@@ -51,6 +59,9 @@ class AdapterRegistry:
             config.lora_config.max_lora_rank, largest_bytes(), has_head(config.model_config)
         )
         self._folder = folder
+        self._followed = FolderWatch(folder, scan_all_s) if folder else None
+        self._patient = PatientWork(self._followed.may_hang if self._followed else None)
+        self._patient_load = PatientWork(patience_s=LOAD_PATIENCE_S)
         self._scan_s = scan_s
         self._stamps: dict[str, str] = {}
         self._lock = asyncio.Lock()
@@ -106,7 +117,11 @@ class AdapterRegistry:
         Raises:
             AdapterError: naming the adapter and what is wrong.
         """
-        return await asyncio.to_thread(_check, path, name, self._limits)
+        work = functools.partial(_check, path, limits=self._limits)
+        info = await self._patient_load.one(work, name)
+        if info is None:
+            raise AdapterNotFoundError(f"adapter {name!r}: {_HANGS}")
+        return info
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
@@ -128,16 +143,18 @@ class AdapterRegistry:
             return
         if name in self._models.lora_requests:
             return
-        stamp = await asyncio.to_thread(self._folder.try_stamp, name)
+        stamp = await self._patient.one(self._folder.try_stamp, name)
         if stamp is not None:
             await self._refresh_one(name, stamp)
         if name in self._stamps:
             return
         self.refused.pop(name, None)  # half a folder, or none
-        if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_folders, self._folder, [name], self._limits)
-            if isinstance(found[name], AdapterError):
-                self.refused[name] = str(found[name])
+        if name in self._patient.hung:
+            self.refused[name] = f"adapter {name!r}: {_HANGS}"
+        elif await self._patient.one(self._folder.try_path, name) is not None:
+            found = await self._patient.one(self._check_folder, name)
+            if isinstance(found, AdapterError):
+                self.refused[name] = str(found)
 
     async def _watch_forever(self) -> None:
         while True:
@@ -158,32 +175,52 @@ class AdapterRegistry:
 
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
-        async with self._lock:
-            if self._stamps.get(name) != stamp:
-                await self._publish_all([name])
-                self._stamps[name] = stamp
+        if self._stamps.get(name) != stamp:
+            await self._publish_all({name: stamp})
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
+        try:
+            seen, left_out = await self._look()
+        except AdapterError as error:
+            if self._is_news(str(error)):
+                _logger.warning("%s; adapters offered before stay offered", error)
+            return
+        if seen != self._stamps:
+            await self._withdraw_gone(seen)
+            news = {name: stamp for name, stamp in seen.items() if self._stamps.get(name) != stamp}
+            await self._publish_all(news)
+        self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
+        if self._is_news(""):
+            _logger.info("Looking for adapters works again")
+
+    async def _look(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The adapters' stamps, and why others are left out, as far as the disk answers.
+
+        Raises:
+            AdapterNotFoundError: the folder cannot be listed, or hangs.
+        """
+        watch, now_s = self._followed, asyncio.get_running_loop().time()
+        assert watch is not None
+        due = await self._patient.one(lambda _: watch.due(now_s), _ROOT)
+        if due is None:
+            raise AdapterNotFoundError(f"the adapter folder {str(watch.root)!r} hangs: {_HANGS}")
+        async for _ in self._patient.each(watch.look_at, due, LOOKED_AT):
+            pass
+        seen = watch.stamps
+        hung = {name: _HANGS for name in self._patient.hung if name not in self._stamps}
+        return seen, watch.left_out | hung
+
+    async def _withdraw_gone(self, seen: dict[str, str]) -> None:
         async with self._lock:
-            try:
-                seen, left_out = await asyncio.to_thread(_look, self._folder)  # type: ignore[arg-type]
-            except AdapterError as error:
-                if self._is_news(str(error)):
-                    _logger.warning("%s; adapters offered before stay offered", error)
-                return
             gone = [name for name in self._stamps if name not in seen]
-            changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
             self.refused = {name: why for name, why in self.refused.items() if name in seen}
             for name in gone:
                 if name in self._models.lora_requests:
                     _logger.info("Adapter %r removed: its files have gone", name)
             await self._withdraw_all(gone)
-            await self._publish_all([n for n in changed if not self._models.is_base_model(n)])
-            self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
-            self._stamps = seen  # last: a look that failed is made again
-            if self._is_news(""):
-                _logger.info("Looking for adapters works again")
+            for name in gone:
+                del self._stamps[name]
 
     def _explain(self, left_out: dict[str, str]) -> None:
         """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
@@ -194,11 +231,17 @@ class AdapterRegistry:
                 _logger.warning("Adapter not served: adapter %r: %s", name, why)
         self._left_out, self.unfit = left_out, unfit
 
-    async def _publish_all(self, names: list[str]) -> None:
-        if not names:
-            return
+    async def _publish_all(self, stamps: dict[str, str]) -> None:
+        """Offer what is sound of these, a few at a time, as it was when it had these stamps."""
+        names = [name for name in stamps if not self._models.is_base_model(name)]
+        at_once = CHECKED if self._watching else CHECKED_AT_START
+        async for checked in self._patient.each(self._check_folder, names, at_once):
+            async with self._lock:
+                await self._take_up(checked)
+                self._stamps |= {name: stamps[name] for name in checked}
+
+    async def _take_up(self, checked: dict[str, AdapterInfo | AdapterError]) -> None:
         root = self._folder.root  # type: ignore[union-attr]
-        checked = await asyncio.to_thread(_check_folders, self._folder, names, self._limits)  # type: ignore[arg-type]
         good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
         for name, found in checked.items():
             before = self.refused.pop(name, None)
@@ -206,7 +249,7 @@ class AdapterRegistry:
                 self.refused[name] = str(found)
                 if before != str(found):
                     _logger.warning("Adapter not served: %s", found)
-        broken = [name for name in names if name in self.refused]
+        broken = [name for name in checked if name in self.refused]
         await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
         await self._announce(
             [_announcement(name, str(root / name), info, False) for name, info in good.items()]
@@ -216,6 +259,15 @@ class AdapterRegistry:
             if self._watching is not None:  # at the start they are counted
                 _logger.info("Adapter %r %s: rank %d, %d bytes", name, done, info.rank, info.nbytes)
             self._list(name, str(root / name))
+
+    def _check_folder(self, name: str) -> AdapterInfo | AdapterError:
+        """What is in a folder; for a thread."""
+        folder = self._folder
+        assert folder is not None
+        try:
+            return require_servable(folder.root / name, self._limits, folder.real_roots)
+        except AdapterError as error:
+            return error
 
     async def _withdraw_all(self, names: list[str]) -> None:
         for name in names:
@@ -260,25 +312,6 @@ def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Annou
 
 def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
     return require_servable(resolved(path, name), limits, name=name)
-
-
-def _look(folder: AdapterFolder) -> tuple[dict[str, str], dict[str, str]]:
-    """The adapters' stamps, and why other folders are left out."""
-    seen = folder.scan()
-    return seen, folder.left_out(seen)
-
-
-def _check_folders(
-    folder: AdapterFolder, names: Iterable[str], limits: AdapterLimits
-) -> dict[str, AdapterInfo | AdapterError]:
-    found: dict[str, AdapterInfo | AdapterError] = {}
-    roots = folder.real_roots
-    for name in names:
-        try:
-            found[name] = require_servable(folder.root / name, limits, roots)
-        except AdapterError as error:
-            found[name] = error
-    return found
 
 
 class NameLocks:

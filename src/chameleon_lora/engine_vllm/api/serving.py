@@ -64,7 +64,7 @@ def with_registry(stock: Any) -> Any:
         root = Path(serving.adapters).absolute() if serving.adapters else None
         folder = AdapterFolder(root, serving.trusted_roots) if root else None
         if config.lora_config is not None:
-            registry = AdapterRegistry(models, folder, serving.scan_s)
+            registry = AdapterRegistry(models, folder, serving.scan_s, serving.scan_all_s)
             models.lora_resolver_lock = NameLocks()
             setattr(models, REGISTRY, registry)
             setattr(models.engine_client, REGISTRY, registry)
