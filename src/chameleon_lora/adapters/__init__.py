@@ -3,6 +3,7 @@
     untrusted   bytes and JSON from files nobody vouches for, within caps
     config      adapter_config.json -> what it promises, and what vLLM would refuse
     header      a safetensors header -> the tensors it lists, proved against the file's size
+    content     whether files may have changed (stamp), and which bytes they hold (fingerprint)
     patterns    which key of rank_pattern and alpha_pattern means a module, in bounded time
     pairs       do the listed tensors make LoRA pairs of the promised rank?
     inspect     all of it for one folder: AdapterInfo, or an error a user can act on
@@ -12,6 +13,7 @@
 `make` is not imported here: reading adapters needs the standard library and RE2 alone.
 """
 
+from chameleon_lora.adapters.content import read_fingerprint
 from chameleon_lora.adapters.folder import AdapterFolder, is_name, leads_on
 from chameleon_lora.adapters.inspect import (
     AdapterInfo,
@@ -27,5 +29,6 @@ __all__ = [
     "inspect_adapter",
     "is_name",
     "leads_on",
+    "read_fingerprint",
     "require_servable",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
 from chameleon_lora.adapters.untrusted import quoted
@@ -58,13 +59,16 @@ class AdapterFolder:
         path = self.try_path(name)
         if path is None:
             return None
-        stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
-        return None if None in stamps else " ".join(filter(None, stamps))
+        try:
+            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        except OSError:
+            return None
+        return stamp_of(*files) if all(stat.S_ISREG(file.st_mode) for file in files) else None
 
     def scan(self) -> dict[str, str]:
         """Name -> what changes when its files change, for folders that hold both files.
 
-        Looks at file status only: size, time of change and inode. One call is O(adapters).
+        Looks at file status only (`stamp_of`). One call is O(adapters).
 
         Raises:
             AdapterNotFoundError: the root itself cannot be listed. Not the same as an empty root.
@@ -145,13 +149,3 @@ def _inner_adapter(path: Path) -> str | None:
         f"it holds no {CONFIG_NAME}, but its sub-folder {newest!r} does; way out: move the folder "
         "you want up to where this one is"
     )
-
-
-def _try_stamp(path: Path) -> str | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"

@@ -1,14 +1,18 @@
 """The adapters one API server offers: checked there, announced to the engine, listed to clients.
 
 Checking reads headers in a thread of the API server, so neither the engine nor other requests wait.
+The weights are read when an adapter is first asked for, and when its files have changed since: only so
+is it known which content they are.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import weakref
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from chameleon_lora.adapters import (
@@ -16,6 +20,7 @@ from chameleon_lora.adapters import (
     AdapterInfo,
     AdapterLimits,
     is_name,
+    read_fingerprint,
     require_servable,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
@@ -25,6 +30,8 @@ from chameleon_lora.errors import AdapterError, AdapterInvalidError
 
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
+MOST_READ_AT_ONCE = 8
+PATIENCE_S = 5.0  # that a request waits until its adapter's content is known; a disk may hang
 _SHADOWED = "the base model has that name; way out: rename the folder"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -52,7 +59,10 @@ class AdapterRegistry:
         )
         self._folder = folder
         self._scan_s = scan_s
-        self._stamps: dict[str, str] = {}
+        self._stamps: dict[str, str | None] = {}  # None where the next look is to be a thorough one
+        self._fingerprints: dict[str, str] = {}  # of what is offered, once somebody asked for it
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._readers = ThreadPoolExecutor(MOST_READ_AT_ONCE, "chameleon-content")
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
@@ -75,6 +85,11 @@ class AdapterRegistry:
         offered = self._models.lora_requests
         self._failed[lora_request.lora_name] = (lora_request, reason)
         self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
+
+    def found_changed(self, lora_request: Any) -> None:
+        """The engine found other files than it was told of: whatever their stamp, they are looked into."""
+        if lora_request.lora_name in self._stamps:
+            self._stamps[lora_request.lora_name] = None
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
@@ -111,8 +126,13 @@ class AdapterRegistry:
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
     ) -> None:
-        """Announce one adapter to the engine; it loads when the first request comes."""
-        await self._announce([_announcement(name, path, info, is_3d)])
+        """Announce one adapter to the engine; it loads when the first request comes.
+
+        Raises:
+            AdapterError: its files cannot be read.
+        """
+        found = _Found(info, await asyncio.to_thread(read_fingerprint, info.path))
+        await self._announce([_announcement(name, path, found, is_3d)])
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
@@ -127,6 +147,7 @@ class AdapterRegistry:
         if self._folder is None or self._models.is_base_model(name):
             return
         if name in self._models.lora_requests:
+            await self._look_into(name)
             return
         stamp = await asyncio.to_thread(self._folder.try_stamp, name)
         if stamp is not None:
@@ -135,9 +156,32 @@ class AdapterRegistry:
             return
         self.refused.pop(name, None)  # half a folder, or none
         if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_folders, self._folder, [name], self._limits)
+            found = await asyncio.to_thread(_check_folders, self._folder, [name], (), self._limits)
             if isinstance(found[name], AdapterError):
                 self.refused[name] = str(found[name])
+
+    async def _look_into(self, name: str) -> None:
+        """Afterwards the engine knows which bytes this adapter's files hold, unless reading takes long.
+
+        Once for each adapter: reading all of them at the start would take too long.
+        """
+        if name in self._fingerprints or name not in self._stamps:
+            return
+        if name not in self._reading:
+            self._reading[name] = asyncio.create_task(self._read(name))
+        await asyncio.wait({self._reading[name]}, timeout=PATIENCE_S)
+
+    async def _read(self, name: str) -> None:
+        try:
+            stamp, loop = self._stamps[name], asyncio.get_running_loop()
+            work = functools.partial(_check_folders, self._folder, [name], [name], self._limits)  # type: ignore[arg-type]
+            found = (await loop.run_in_executor(self._readers, work))[name]
+            is_current = self._stamps.get(name) == stamp and name in self._models.lora_requests
+            if isinstance(found, _Found) and found.fingerprint is not None and is_current:
+                self._fingerprints[name] = found.fingerprint
+                await self._announce([self._announcement(name, found)])
+        finally:
+            del self._reading[name]
 
     async def _watch_forever(self) -> None:
         while True:
@@ -172,6 +216,7 @@ class AdapterRegistry:
                 if self._is_news(str(error)):
                     _logger.warning("%s; adapters offered before stay offered", error)
                 return
+            known = set(self._fingerprints)
             gone = [name for name in self._stamps if name not in seen]
             changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
             self.refused = {name: why for name, why in self.refused.items() if name in seen}
@@ -181,7 +226,9 @@ class AdapterRegistry:
             await self._withdraw_all(gone)
             await self._publish_all([n for n in changed if not self._models.is_base_model(n)])
             self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
-            self._stamps = seen  # last: a look that failed is made again
+            for name in set(changed) - known:  # read meanwhile, who knows whether before the change
+                self._fingerprints.pop(name, None)
+            self._stamps = {**seen}  # last: a look that failed is made again
             if self._is_news(""):
                 _logger.info("Looking for adapters works again")
 
@@ -197,9 +244,14 @@ class AdapterRegistry:
     async def _publish_all(self, names: list[str]) -> None:
         if not names:
             return
-        root = self._folder.root  # type: ignore[union-attr]
-        checked = await asyncio.to_thread(_check_folders, self._folder, names, self._limits)  # type: ignore[arg-type]
-        good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
+        to_read = set(self._fingerprints)
+        work = functools.partial(_check_folders, self._folder, names, to_read, self._limits)  # type: ignore[arg-type]
+        checked = await asyncio.to_thread(work)
+        good = {
+            name: found
+            for name, found in checked.items()
+            if isinstance(found, _Found) and not self._is_offered(name, found)
+        }
         for name, found in checked.items():
             before = self.refused.pop(name, None)
             if isinstance(found, AdapterError):
@@ -208,18 +260,25 @@ class AdapterRegistry:
                     _logger.warning("Adapter not served: %s", found)
         broken = [name for name in names if name in self.refused]
         await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
-        await self._announce(
-            [_announcement(name, str(root / name), info, False) for name, info in good.items()]
-        )
-        for name, info in good.items():
+        await self._announce([self._announcement(name, found) for name, found in good.items()])
+        for name, found in good.items():
             done = "replaced" if name in self._models.lora_requests else "added"
+            told = (name, done, found.info.rank, found.info.nbytes)
             if self._watching is not None:  # at the start they are counted
-                _logger.info("Adapter %r %s: rank %d, %d bytes", name, done, info.rank, info.nbytes)
-            self._list(name, str(root / name))
+                _logger.info("Adapter %r %s: rank %d, %d bytes", *told)
+            if found.fingerprint is not None:
+                self._fingerprints[name] = found.fingerprint
+            self._list(name)
+
+    def _is_offered(self, name: str, found: "_Found") -> bool:
+        """Whether only the files' times or rights are others, or these very bytes were written again."""
+        former = self._fingerprints.get(name)
+        return former is not None and former == found.fingerprint
 
     async def _withdraw_all(self, names: list[str]) -> None:
         for name in names:
             self._models.lora_requests.pop(name, None)
+            self._fingerprints.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 
@@ -227,12 +286,16 @@ class AdapterRegistry:
         if sources:
             await self._engine.call_utility_async(ANNOUNCE, [asdict(s) for s in sources])
 
-    def _list(self, name: str, path: str) -> None:
+    def _announcement(self, name: str, found: "_Found") -> Announcement:
+        return _announcement(name, str(self._folder.root / name), found, is_3d=False)  # type: ignore[union-attr]
+
+    def _list(self, name: str) -> None:
         from vllm.lora.request import LoRARequest
 
         former = self._models.lora_requests.get(name)  # another content is another LoRARequest
         number = former.lora_int_id if former else self._models.lora_id_counter.inc(1)
-        self._models.lora_requests[name] = LoRARequest(name, number, path)
+        path = self._folder.root / name  # type: ignore[union-attr]
+        self._models.lora_requests[name] = LoRARequest(name, number, str(path))
 
 
 def has_head(model_config: Any) -> bool:
@@ -254,8 +317,17 @@ def require_name(name: str) -> None:
         )
 
 
-def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Announcement:
-    return Announcement(name, path, info.fingerprint, info.nbytes, info.rank, is_3d)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A sound adapter, and the fingerprint of its bytes if they were read."""
+
+    info: AdapterInfo
+    fingerprint: str | None
+
+
+def _announcement(name: str, path: str, found: _Found, is_3d: bool) -> Announcement:
+    info = found.info
+    return Announcement(name, path, found.fingerprint, info.nbytes, info.rank, is_3d)
 
 
 def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
@@ -269,13 +341,17 @@ def _look(folder: AdapterFolder) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _check_folders(
-    folder: AdapterFolder, names: Iterable[str], limits: AdapterLimits
-) -> dict[str, AdapterInfo | AdapterError]:
-    found: dict[str, AdapterInfo | AdapterError] = {}
+    folder: AdapterFolder, names: Iterable[str], to_read: Collection[str], limits: AdapterLimits
+) -> dict[str, _Found | AdapterError]:
+    """What became of each; the weights of those in `to_read` are read."""
+    found: dict[str, _Found | AdapterError] = {}
     roots = folder.real_roots
     for name in names:
+        path = folder.root / name
         try:
-            found[name] = require_servable(folder.root / name, limits, roots)
+            info = require_servable(path, limits, roots)
+            content = read_fingerprint(path, roots) if name in to_read else None
+            found[name] = _Found(info, content)
         except AdapterError as error:
             found[name] = error
     return found

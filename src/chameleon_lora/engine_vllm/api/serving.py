@@ -239,6 +239,8 @@ def raising(stock: Any) -> Any:
             registry = registry_of(processor)
             if registry is not None and fault is Fault.CONTENT:
                 registry.found_unfit(state.lora_request, reason)
+            if registry is not None and fault is Fault.FILES:
+                registry.found_changed(state.lora_request)
         return processed
 
     return process_outputs
