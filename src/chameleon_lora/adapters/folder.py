@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
 from chameleon_lora.adapters.untrusted import quoted
-from chameleon_lora.errors import AdapterNotFoundError
+from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError
 
 MAX_NAME_BYTES = 255
 MOST_INNER = 100
@@ -67,13 +68,16 @@ class AdapterFolder:
     def try_stamp(self, name: str) -> str | None:
         """What changes when its files change; None if it has not both files, or may not be named. O(1).
 
-        Looks at file status only: size, time of change and inode.
+        Looks at file status only (`stamp_of`).
         """
         path = self.try_path(name)
         if path is None:
             return None
-        stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
-        return None if None in stamps else " ".join(filter(None, stamps))
+        try:
+            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        except OSError:
+            return None
+        return stamp_of(*files) if all(stat.S_ISREG(file.st_mode) for file in files) else None
 
     def try_status(self, name: str) -> tuple[int, ...] | None:
         """What changes when something comes into that folder or goes; None if the name is nobody's. O(1)."""
@@ -151,6 +155,19 @@ def is_name(name: str) -> bool:
     return name != "" and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
 
 
+def require_name(name: str) -> None:
+    """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
+
+    Raises:
+        AdapterInvalidError: it is empty, too long or cannot be printed.
+    """
+    if not is_name(name):
+        raise AdapterInvalidError(
+            f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
+            f"{MAX_NAME_BYTES} bytes that can be printed"
+        )
+
+
 def shown(name: str) -> str:
     """The name, quoted if it cannot be printed."""
     return name if is_name(name) else quoted(name)
@@ -177,13 +194,3 @@ def _inner_adapter(path: Path) -> str | None:
         f"it holds no {CONFIG_NAME}, but its sub-folder {newest!r} does; way out: move the folder "
         "you want up to where this one is"
     )
-
-
-def _try_stamp(path: Path) -> str | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"

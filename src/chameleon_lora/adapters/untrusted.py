@@ -6,13 +6,14 @@ import reprlib
 import stat
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from chameleon_lora.errors import AdapterInvalidError
 
 
-def open_regular(path: Path, roots: Iterable[Path] = ()) -> AbstractContextManager[BinaryIO]:
+def open_regular(path: Path, roots: Iterable[Path] = ()) -> AbstractContextManager[FileIO]:
     """Open a regular file for reading, unbuffered; a pipe or a device is not opened, or never waits.
 
     With `roots`, real paths, the file that was opened lies below one, whatever links led there.
@@ -38,6 +39,13 @@ def open_regular(path: Path, roots: Iterable[Path] = ()) -> AbstractContextManag
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def unreadable(name: str, error: OSError) -> str:
+    """Why a file cannot be read, as a message of AdapterUnreadableError."""
+    return (
+        f"{name} cannot be read ({error.strerror}); way out: make it readable, or see to its disk"
+    )
 
 
 def is_folder(path: Path) -> bool:

@@ -35,22 +35,34 @@ class Hang(threading.Event):
     asked = 0
 
 
-@pytest.fixture
-def hanging(served: ServedFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
-    """In place from now on."""
-    let_go = Hang()
-    stock = AdapterFolder.try_stamp
+@pytest.fixture(params=["status", "bytes"])
+def hanging(
+    served: ServedFolder, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Hang]:
+    """In place from now on, when the files' status or their bytes are asked for."""
+    hang = Hang()
+    try_stamp = AdapterFolder.try_stamp
 
-    def try_stamp(folder: AdapterFolder, name: str) -> str | None:
+    def wait(name: str) -> None:
         if name.startswith("x"):
-            let_go.asked += 1
-            let_go.wait()
-        return stock(folder, name)
+            hang.asked += 1
+            hang.wait()
 
-    monkeypatch.setattr(AdapterFolder, "try_stamp", try_stamp)
+    def stamp(folder: AdapterFolder, name: str) -> str | None:
+        wait(name)
+        return try_stamp(folder, name)
+
+    def check(path: Path, *given: object) -> object:
+        wait(path.name)
+        return require_servable(path, *given)  # type: ignore[arg-type]
+
+    if request.param == "status":
+        monkeypatch.setattr(AdapterFolder, "try_stamp", stamp)
+    else:
+        monkeypatch.setattr(f"{registry.__name__}.require_servable", check)
     served.registry._patient = PatientWork(patience_s=SOON_S)
-    yield let_go
-    let_go.set()
+    yield hang
+    hang.set()
 
 
 def add_many(served: ServedFolder, count: int) -> list[str]:

@@ -8,12 +8,19 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from typing import Generic, TypeVar
+
+from chameleon_lora.adapters.folder import shown
+from chameleon_lora.adapters.watching import FolderWatch
+from chameleon_lora.errors import AdapterNotFoundError
 
 T = TypeVar("T")
 PATIENCE_S = 1.0
 MOST_HUNG = 16
+LOOKED_AT = 1000  # entries of a folder, before others have their turn
+ROOT = "/"  # no adapter has that name
+HANGS = "its files do not answer; way out: see to the disk that they lie on"
 
 
 class _Part(Generic[T]):
@@ -103,3 +110,23 @@ class PatientWork:
         if part.error is not None:
             raise part.error
         return len(part.names)
+
+
+async def look(
+    watch: FolderWatch, patient: PatientWork, known: Container[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The adapters' stamps, and why others are left out, as far as the disk answers.
+
+    An adapter that is known and hangs is as it was.
+
+    Raises:
+        AdapterNotFoundError: the folder cannot be listed, or hangs.
+    """
+    now_s = asyncio.get_running_loop().time()
+    due = await patient.one(lambda _: watch.due(now_s), ROOT)
+    if due is None:
+        raise AdapterNotFoundError(f"the adapter folder {str(watch.root)!r} hangs: {HANGS}")
+    async for _ in patient.each(watch.look_at, due, LOOKED_AT):
+        pass
+    hung = {shown(name): HANGS for name in patient.hung if name not in known}
+    return watch.stamps, watch.left_out | hung

@@ -1,36 +1,42 @@
 """The adapters one API server offers: checked there, announced to the engine, listed to clients.
 
 Checking reads headers in a thread of the API server, so neither the engine nor other requests wait.
+The weights are read when an adapter is first asked for, and when its files have changed since: only so
+is it known which content they are.
 """
 
 import asyncio
 import functools
 import itertools
 import logging
-import weakref
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from chameleon_lora.adapters import (
     AdapterFolder,
     AdapterInfo,
     AdapterLimits,
-    is_name,
+    read_fingerprint,
     require_servable,
 )
-from chameleon_lora.adapters.folder import MAX_NAME_BYTES
 from chameleon_lora.adapters.watching import FolderWatch
-from chameleon_lora.engine_vllm.api.patience import PatientWork
+from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
-from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterNotFoundError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterUnreadableError,
+)
 
+T = TypeVar("T")
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
-LOOKED_AT, CHECKED, CHECKED_AT_START = 1000, 8, 200  # before others have their turn
+MOST_READ_AT_ONCE = 8
+PATIENCE_S = 5.0  # that a request waits until its adapter's content is known; a disk may hang
+CHECKED, CHECKED_AT_START = 8, 200  # before others have their turn
 LOAD_PATIENCE_S = 30.0  # for an adapter that a request says where to find
-_ROOT = "/"  # no adapter has that name
-_HANGS = "its files do not answer; way out: see to the disk that they lie on"
 _SHADOWED = "the base model has that name; way out: rename the folder"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -63,7 +69,10 @@ class AdapterRegistry:
         self._patient = PatientWork(self._followed.may_hang if self._followed else None)
         self._patient_load = PatientWork(patience_s=LOAD_PATIENCE_S)
         self._scan_s = scan_s
-        self._stamps: dict[str, str] = {}
+        self._stamps: dict[str, str | None] = {}  # None where the next look is to be a thorough one
+        self._fingerprints: dict[str, str] = {}  # of what is offered, once somebody asked for it
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._readers = ThreadPoolExecutor(MOST_READ_AT_ONCE, "chameleon-content")
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
@@ -86,6 +95,11 @@ class AdapterRegistry:
         offered = self._models.lora_requests
         self._failed[lora_request.lora_name] = (lora_request, reason)
         self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
+
+    def found_changed(self, lora_request: Any) -> None:
+        """The engine found other files than it was told of: whatever their stamp, they are looked into."""
+        if lora_request.lora_name in self._stamps:
+            self._stamps[lora_request.lora_name] = None
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
@@ -118,16 +132,25 @@ class AdapterRegistry:
             AdapterError: naming the adapter and what is wrong.
         """
         work = functools.partial(_check, path, limits=self._limits)
-        info = await self._patient_load.one(work, name)
-        if info is None:
-            raise AdapterNotFoundError(f"adapter {name!r}: {_HANGS}")
-        return info
+        return await self._patiently(work, name)
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
     ) -> None:
-        """Announce one adapter to the engine; it loads when the first request comes."""
-        await self._announce([_announcement(name, path, info, is_3d)])
+        """Announce one adapter to the engine; it loads when the first request comes.
+
+        Raises:
+            AdapterError: its files cannot be read.
+        """
+        fingerprint = await self._patiently(lambda _: read_fingerprint(info.path), name)
+        found = _Found(info, fingerprint)
+        await self._announce([_announcement(name, path, found, is_3d)])
+
+    async def _patiently(self, work: Callable[[str], T], name: str) -> T:
+        found = await self._patient_load.one(work, name)
+        if found is None:
+            raise AdapterUnreadableError(f"adapter {name!r}: {HANGS}")
+        return found
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
@@ -142,6 +165,7 @@ class AdapterRegistry:
         if self._folder is None or self._models.is_base_model(name):
             return
         if name in self._models.lora_requests:
+            await self._look_into(name)
             return
         stamp = await self._patient.one(self._folder.try_stamp, name)
         if stamp is not None:
@@ -150,11 +174,34 @@ class AdapterRegistry:
             return
         self.refused.pop(name, None)  # half a folder, or none
         if name in self._patient.hung:
-            self.refused[name] = f"adapter {name!r}: {_HANGS}"
+            self.refused[name] = f"adapter {name!r}: {HANGS}"
         elif await self._patient.one(self._folder.try_path, name) is not None:
             found = await self._patient.one(self._check_folder, name)
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
+
+    async def _look_into(self, name: str) -> None:
+        """Afterwards the engine knows which bytes this adapter's files hold, unless reading takes long.
+
+        Once for each adapter: reading all of them at the start would take too long.
+        """
+        if name in self._fingerprints or name not in self._stamps:
+            return
+        if name not in self._reading:
+            self._reading[name] = asyncio.create_task(self._read(name))
+        await asyncio.wait({self._reading[name]}, timeout=PATIENCE_S)
+
+    async def _read(self, name: str) -> None:
+        try:
+            stamp, loop = self._stamps[name], asyncio.get_running_loop()
+            work = functools.partial(self._check_folder, name, reads=True)
+            found = await loop.run_in_executor(self._readers, work)
+            is_current = self._stamps.get(name) == stamp and name in self._models.lora_requests
+            if isinstance(found, _Found) and found.fingerprint is not None and is_current:
+                self._fingerprints[name] = found.fingerprint
+                await self._announce([self._announcement(name, found)])
+        finally:
+            del self._reading[name]
 
     async def _watch_forever(self) -> None:
         while True:
@@ -181,7 +228,7 @@ class AdapterRegistry:
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
         try:
-            seen, left_out = await self._look()
+            seen, left_out = await look(self._followed, self._patient, self._stamps)  # type: ignore[arg-type]
         except AdapterError as error:
             if self._is_news(str(error)):
                 _logger.warning("%s; adapters offered before stay offered", error)
@@ -193,23 +240,6 @@ class AdapterRegistry:
         self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
         if self._is_news(""):
             _logger.info("Looking for adapters works again")
-
-    async def _look(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The adapters' stamps, and why others are left out, as far as the disk answers.
-
-        Raises:
-            AdapterNotFoundError: the folder cannot be listed, or hangs.
-        """
-        watch, now_s = self._followed, asyncio.get_running_loop().time()
-        assert watch is not None
-        due = await self._patient.one(lambda _: watch.due(now_s), _ROOT)
-        if due is None:
-            raise AdapterNotFoundError(f"the adapter folder {str(watch.root)!r} hangs: {_HANGS}")
-        async for _ in self._patient.each(watch.look_at, due, LOOKED_AT):
-            pass
-        seen = watch.stamps
-        hung = {name: _HANGS for name in self._patient.hung if name not in self._stamps}
-        return seen, watch.left_out | hung
 
     async def _withdraw_gone(self, seen: dict[str, str]) -> None:
         async with self._lock:
@@ -232,46 +262,73 @@ class AdapterRegistry:
         self._left_out, self.unfit = left_out, unfit
 
     async def _publish_all(self, stamps: dict[str, str]) -> None:
-        """Offer what is sound of these, a few at a time, as it was when it had these stamps."""
-        names = [name for name in stamps if not self._models.is_base_model(name)]
-        at_once = CHECKED if self._watching else CHECKED_AT_START
-        async for checked in self._patient.each(self._check_folder, names, at_once):
-            async with self._lock:
-                await self._take_up(checked)
-                self._stamps |= {name: stamps[name] for name in checked}
+        """Offer what is sound of these, a few at a time, as it was when it had these stamps.
 
-    async def _take_up(self, checked: dict[str, AdapterInfo | AdapterError]) -> None:
-        root = self._folder.root  # type: ignore[union-attr]
-        good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
+        What was read before is read again, after all others.
+        """
+        names = [name for name in stamps if not self._models.is_base_model(name)]
+        to_read = {name for name in names if name in self._fingerprints}
+        rest = [name for name in names if name not in to_read]
+        at_once = CHECKED if self._watching else CHECKED_AT_START
+        async for checked in self._patient.each(self._check_folder, rest, at_once):
+            await self._take_up(checked, stamps)
+        work = functools.partial(self._check_folder, reads=True)
+        async for checked in self._patient_load.each(work, sorted(to_read), 1):
+            await self._take_up(checked, stamps)
+
+    async def _take_up(
+        self, checked: dict[str, "_Found | AdapterError"], stamps: dict[str, str]
+    ) -> None:
+        async with self._lock:
+            self._note_refused(checked)
+            sound = {name: it for name, it in checked.items() if isinstance(it, _Found)}
+            good = {name: it for name, it in sound.items() if not self._is_offered(name, it)}
+            broken = checked.keys() - sound.keys()
+            await self._withdraw_all([n for n in broken if n in self._models.lora_requests])
+            await self._announce([self._announcement(name, found) for name, found in good.items()])
+            for name, found in good.items():
+                done = "replaced" if name in self._models.lora_requests else "added"
+                told = (name, done, found.info.rank, found.info.nbytes)
+                if self._watching is not None:  # at the start they are counted
+                    _logger.info("Adapter %r %s: rank %d, %d bytes", *told)
+                self._fingerprints.pop(
+                    name, None
+                )  # read meanwhile, who knows whether before the change
+                if found.fingerprint is not None:
+                    self._fingerprints[name] = found.fingerprint
+                self._list(name)
+            self._stamps |= {
+                name: stamps[name] for name in checked
+            }  # last: what failed is done again
+
+    def _note_refused(self, checked: dict[str, "_Found | AdapterError"]) -> None:
         for name, found in checked.items():
             before = self.refused.pop(name, None)
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
                 if before != str(found):
                     _logger.warning("Adapter not served: %s", found)
-        broken = [name for name in checked if name in self.refused]
-        await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
-        await self._announce(
-            [_announcement(name, str(root / name), info, False) for name, info in good.items()]
-        )
-        for name, info in good.items():
-            done = "replaced" if name in self._models.lora_requests else "added"
-            if self._watching is not None:  # at the start they are counted
-                _logger.info("Adapter %r %s: rank %d, %d bytes", name, done, info.rank, info.nbytes)
-            self._list(name, str(root / name))
 
-    def _check_folder(self, name: str) -> AdapterInfo | AdapterError:
-        """What is in a folder; for a thread."""
+    def _check_folder(self, name: str, *, reads: bool = False) -> "_Found | AdapterError":
+        """What is in a folder, its content if that is to be read; for a thread."""
         folder = self._folder
         assert folder is not None
+        path, roots = folder.root / name, folder.real_roots
         try:
-            return require_servable(folder.root / name, self._limits, folder.real_roots)
+            info = require_servable(path, self._limits, roots)
+            return _Found(info, read_fingerprint(path, roots) if reads else None)
         except AdapterError as error:
             return error
+
+    def _is_offered(self, name: str, found: "_Found") -> bool:
+        """Whether only the files' times or rights are others, or these very bytes were written again."""
+        former = self._fingerprints.get(name)
+        return former is not None and former == found.fingerprint
 
     async def _withdraw_all(self, names: list[str]) -> None:
         for name in names:
             self._models.lora_requests.pop(name, None)
+            self._fingerprints.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 
@@ -279,12 +336,16 @@ class AdapterRegistry:
         if sources:
             await self._engine.call_utility_async(ANNOUNCE, [asdict(s) for s in sources])
 
-    def _list(self, name: str, path: str) -> None:
+    def _announcement(self, name: str, found: "_Found") -> Announcement:
+        return _announcement(name, str(self._folder.root / name), found, is_3d=False)  # type: ignore[union-attr]
+
+    def _list(self, name: str) -> None:
         from vllm.lora.request import LoRARequest
 
         former = self._models.lora_requests.get(name)  # another content is another LoRARequest
         number = former.lora_int_id if former else self._models.lora_id_counter.inc(1)
-        self._models.lora_requests[name] = LoRARequest(name, number, path)
+        path = self._folder.root / name  # type: ignore[union-attr]
+        self._models.lora_requests[name] = LoRARequest(name, number, str(path))
 
 
 def has_head(model_config: Any) -> bool:
@@ -293,38 +354,18 @@ def has_head(model_config: Any) -> bool:
     return bool(model_config.runner_type == "pooling" and score_type == "cross-encoder")
 
 
-def require_name(name: str) -> None:
-    """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A sound adapter, and the fingerprint of its bytes if they were read."""
 
-    Raises:
-        AdapterInvalidError: it is empty, too long or cannot be printed.
-    """
-    if not is_name(name):
-        raise AdapterInvalidError(
-            f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
-            f"{MAX_NAME_BYTES} bytes that can be printed"
-        )
+    info: AdapterInfo
+    fingerprint: str | None
 
 
-def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Announcement:
-    return Announcement(name, path, info.fingerprint, info.nbytes, info.rank, is_3d)
+def _announcement(name: str, path: str, found: _Found, is_3d: bool) -> Announcement:
+    info = found.info
+    return Announcement(name, path, found.fingerprint, info.nbytes, info.rank, is_3d)
 
 
 def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
     return require_servable(resolved(path, name), limits, name=name)
-
-
-class NameLocks:
-    """A lock for each name, which lives while somebody uses it. Its length is how many do."""
-
-    def __init__(self) -> None:
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-
-    def __getitem__(self, name: str) -> asyncio.Lock:
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
-
-    def __len__(self) -> int:
-        return len(self._locks)

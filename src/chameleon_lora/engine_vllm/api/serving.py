@@ -4,26 +4,32 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import asyncio
 import bisect
 import difflib
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.adapters import AdapterFolder, AdapterInfo, is_name, leads_on
+from chameleon_lora.adapters import (
+    AdapterFolder,
+    AdapterInfo,
+    is_name,
+    leads_on,
+    require_name,
+)
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
 from chameleon_lora.engine_vllm.api import auth, routes, shutdown
 from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
     AdapterRegistry,
-    NameLocks,
     registry_of,
-    require_name,
 )
 from chameleon_lora.engine_vllm.config import (
     CONFIG_KEY,
@@ -50,6 +56,22 @@ MOST_REASONS = 5  # of different ones, in the message of one error
 TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
 MOST_COMPARED = 20  # on either side of a name's place among the adapters': it takes milliseconds
 _logger = logging.getLogger(f"vllm.{__name__}")
+
+
+class NameLocks:
+    """A lock for each name, which lives while somebody uses it. Its length is how many do."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def __len__(self) -> int:
+        return len(self._locks)
 
 
 def with_registry(stock: Any) -> Any:
@@ -239,6 +261,8 @@ def raising(stock: Any) -> Any:
             registry = registry_of(processor)
             if registry is not None and fault is Fault.CONTENT:
                 registry.found_unfit(state.lora_request, reason)
+            if registry is not None and fault is Fault.FILES:
+                registry.found_changed(state.lora_request)
         return processed
 
     return process_outputs
