@@ -233,11 +233,12 @@ class AdapterRegistry:
             if self._is_news(str(error)):
                 _logger.warning("%s; adapters offered before stay offered", error)
             return
+        news: dict[str, str] = {}
         if seen != self._stamps:
             await self._withdraw_gone(seen)
             news = {name: stamp for name, stamp in seen.items() if self._stamps.get(name) != stamp}
             await self._publish_all(news)
-        self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
+        self._explain(left_out | {n: _SHADOWED for n in news if self._models.is_base_model(n)})
         if self._is_news(""):
             _logger.info("Looking for adapters works again")
 
