@@ -6,15 +6,16 @@ Names are compared sign by sign, and nothing is normalised: a look-alike is anot
 import itertools
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
-from chameleon_lora.adapters.untrusted import quoted
-from chameleon_lora.errors import AdapterNotFoundError
+from chameleon_lora.adapters.looks import Look
+from chameleon_lora.adapters.untrusted import leads_nowhere, quoted, unreadable
+from chameleon_lora.errors import AdapterNotFoundError, AdapterUnreadableError
 
 MAX_NAME_BYTES = 255
 MOST_INNER = 100
@@ -45,25 +46,28 @@ class AdapterFolder:
 
     def try_path(self, name: str) -> Path | None:
         """The folder of that adapter, or None when there is none or the name is not allowed."""
-        if not _is_allowed(name):
-            return None
-        path = self.root / name
         try:
-            is_inside = not path.is_symlink() or self._holds(path)
-            return path if is_inside and (path / CONFIG_NAME).is_file() else None
-        except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+            return self._try_path(name)
+        except OSError:
             return None
 
     def try_stamp(self, name: str) -> str | None:
-        """What `scan` says of that name, or None if it does not name it. O(1)."""
-        path = self.try_path(name)
-        if path is None:
-            return None
+        """What `scan` says of that name, or None if it does not name it. O(1).
+
+        Raises:
+            AdapterUnreadableError: its files cannot be looked at.
+        """
         try:
-            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)]
-        except OSError:
-            return None
-        return stamp_of(*files) if all(stat.S_ISREG(file.st_mode) for file in files) else None
+            path = self._try_path(name)
+            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)] if path else []
+        except OSError as error:
+            if leads_nowhere(error):
+                return None
+            raise AdapterUnreadableError(
+                f"adapter {name!r}: {unreadable('its folder', error)}"
+            ) from error
+        is_whole = files and all(stat.S_ISREG(file.st_mode) for file in files)
+        return stamp_of(*files) if is_whole else None
 
     def scan(self) -> dict[str, str]:
         """Name -> what changes when its files change, for folders that hold both files.
@@ -73,15 +77,52 @@ class AdapterFolder:
         Raises:
             AdapterNotFoundError: the root itself cannot be listed. Not the same as an empty root.
         """
-        stamps = ((name, self.try_stamp(name)) for name in self._entries())
-        return {name: stamp for name, stamp in stamps if stamp is not None}
+        stamps = self._stamps(self._entries())
+        return {name: stamp for name, stamp in stamps.items() if stamp is not None}
 
-    def left_out(self, seen: Collection[str]) -> dict[str, str]:
-        """Name -> why it is no adapter, for folders `scan` leaves out that seem to be meant for one.
+    def look(self) -> Look:
+        """All of it at once, as `KnownAdapters` wants it.
 
-        A name that cannot be printed is quoted. O(entries), and up to MOST_INNER for each left out.
+        Raises:
+            AdapterNotFoundError: the root itself cannot be listed.
         """
-        others = [name for name in self._entries() if name not in seen and not name.startswith(".")]
+        try:
+            root = self.root.stat()
+        except OSError as error:
+            raise self._unlisted(error) from error
+        entries = self._entries()
+        stamps = self._stamps(entries)
+        left_out = self._left_out([name for name in entries if stamps.get(name) is None])
+        return Look((root.st_dev, root.st_ino), stamps, left_out, frozenset(entries))
+
+    def _try_path(self, name: str) -> Path | None:
+        if not _is_allowed(name):
+            return None
+        path = self.root / name
+        try:
+            is_inside = not path.is_symlink() or self._holds(path)
+            return path if is_inside and (path / CONFIG_NAME).is_file() else None
+        except (ValueError, RuntimeError):  # RuntimeError: links in a circle
+            return None
+
+    def _stamps(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Of the adapters among them; None for one that cannot be looked at."""
+        found: dict[str, str | None] = {}
+        for name in names:
+            try:
+                stamp = self.try_stamp(name)
+            except AdapterUnreadableError:
+                found[name] = None
+            else:
+                found |= {name: stamp} if stamp is not None else {}
+        return found
+
+    def _left_out(self, names: Sequence[str]) -> dict[str, str]:
+        """Name -> why it is no adapter, for those which seem to be meant for one.
+
+        A name that cannot be printed is quoted. Up to MOST_INNER entries of each are seen.
+        """
+        others = [name for name in names if not name.startswith(".")]
         found = {name: self._why_left_out(name) for name in others}
         return {n if is_name(n) else quoted(n): why for n, why in found.items() if why is not None}
 
@@ -112,10 +153,13 @@ class AdapterFolder:
         try:
             return sorted(entry.name for entry in self.root.iterdir())
         except (OSError, ValueError) as error:
-            raise AdapterNotFoundError(
-                f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
-                "way out: create it, or give the folder that holds the adapters"
-            ) from error
+            raise self._unlisted(error) from error
+
+    def _unlisted(self, error: Exception) -> AdapterNotFoundError:
+        return AdapterNotFoundError(
+            f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
+            "way out: create it, or give the folder that holds the adapters"
+        )
 
     def _holds(self, path: Path) -> bool:
         place = path.resolve(strict=True)

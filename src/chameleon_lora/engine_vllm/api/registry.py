@@ -10,9 +10,8 @@ import functools
 import itertools
 import logging
 import weakref
-from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from chameleon_lora.adapters import (
@@ -21,12 +20,13 @@ from chameleon_lora.adapters import (
     AdapterLimits,
     is_name,
     read_fingerprint,
-    require_servable,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
+from chameleon_lora.adapters.looks import Changes, KnownAdapters
+from chameleon_lora.engine_vllm.api.checks import Checked, check_folders, check_path
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
-from chameleon_lora.errors import AdapterError, AdapterInvalidError
+from chameleon_lora.engine_vllm.sources import largest_bytes
+from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterUnreadableError
 
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
@@ -59,7 +59,8 @@ class AdapterRegistry:
         )
         self._folder = folder
         self._scan_s = scan_s
-        self._stamps: dict[str, str | None] = {}  # None where the next look is to be a thorough one
+        self._known = KnownAdapters()
+        self._unread: dict[str, str] = {}  # of what is offered: why its changed files are not known
         self._fingerprints: dict[str, str] = {}  # of what is offered, once somebody asked for it
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._readers = ThreadPoolExecutor(MOST_READ_AT_ONCE, "chameleon-content")
@@ -88,8 +89,8 @@ class AdapterRegistry:
 
     def found_changed(self, lora_request: Any) -> None:
         """The engine found other files than it was told of: whatever their stamp, they are looked into."""
-        if lora_request.lora_name in self._stamps:
-            self._stamps[lora_request.lora_name] = None
+        if lora_request.lora_name in self._known.stamps:
+            self._known.stamps[lora_request.lora_name] = None
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
@@ -121,7 +122,7 @@ class AdapterRegistry:
         Raises:
             AdapterError: naming the adapter and what is wrong.
         """
-        return await asyncio.to_thread(_check, path, name, self._limits)
+        return await asyncio.to_thread(check_path, path, name, self._limits)
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool = False
@@ -131,8 +132,8 @@ class AdapterRegistry:
         Raises:
             AdapterError: its files cannot be read.
         """
-        found = _Found(info, await asyncio.to_thread(read_fingerprint, info.path))
-        await self._announce([_announcement(name, path, found, is_3d)])
+        found = Checked(info, await asyncio.to_thread(read_fingerprint, info.path))
+        await self._announce([found.announcement(name, path, is_3d=is_3d)])
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
@@ -146,17 +147,24 @@ class AdapterRegistry:
         """
         if self._folder is None or self._models.is_base_model(name):
             return
-        if name in self._models.lora_requests:
-            await self._look_into(name)
+        if name not in self._models.lora_requests:
+            await self._look_for(self._folder, name)
+        await self._look_into(name)
+
+    async def _look_for(self, folder: AdapterFolder, name: str) -> None:
+        """Publish what a folder of that name holds, or note why there is nothing to publish."""
+        try:
+            stamp = await asyncio.to_thread(folder.try_stamp, name)
+        except AdapterUnreadableError as error:
+            self.refused[name] = str(error)
             return
-        stamp = await asyncio.to_thread(self._folder.try_stamp, name)
         if stamp is not None:
             await self._refresh_one(name, stamp)
-        if name in self._stamps:
+        if name in self._known.stamps:
             return
         self.refused.pop(name, None)  # half a folder, or none
-        if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_folders, self._folder, [name], (), self._limits)
+        if await asyncio.to_thread(folder.try_path, name) is not None:
+            found = await asyncio.to_thread(check_folders, folder, [name], (), self._limits)
             if isinstance(found[name], AdapterError):
                 self.refused[name] = str(found[name])
 
@@ -165,7 +173,7 @@ class AdapterRegistry:
 
         Once for each adapter: reading all of them at the start would take too long.
         """
-        if name in self._fingerprints or name not in self._stamps:
+        if name in self._fingerprints or not self._is_own(name):
             return
         if name not in self._reading:
             self._reading[name] = asyncio.create_task(self._read(name))
@@ -173,15 +181,22 @@ class AdapterRegistry:
 
     async def _read(self, name: str) -> None:
         try:
-            stamp, loop = self._stamps[name], asyncio.get_running_loop()
-            work = functools.partial(_check_folders, self._folder, [name], [name], self._limits)  # type: ignore[arg-type]
+            stamp, loop = self._known.stamps[name], asyncio.get_running_loop()
+            work = functools.partial(check_folders, self._folder, [name], [name], self._limits)  # type: ignore[arg-type]
             found = (await loop.run_in_executor(self._readers, work))[name]
-            is_current = self._stamps.get(name) == stamp and name in self._models.lora_requests
-            if isinstance(found, _Found) and found.fingerprint is not None and is_current:
+            is_current = self._known.stamps.get(name) == stamp and self._is_own(name)
+            if isinstance(found, Checked) and found.fingerprint is not None and is_current:
                 self._fingerprints[name] = found.fingerprint
                 await self._announce([self._announcement(name, found)])
         finally:
             del self._reading[name]
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the folder's adapter is served by that name, and not one loaded by request."""
+        served = self._models.lora_requests.get(name)
+        is_there = served is not None and served.lora_path == str(self._folder.root / name)  # type: ignore[union-attr]
+        is_3d = getattr(served, "is_3d_lora_weight", False)
+        return is_there and name in self._known.stamps and not is_3d
 
     async def _watch_forever(self) -> None:
         while True:
@@ -203,34 +218,43 @@ class AdapterRegistry:
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
         async with self._lock:
-            if self._stamps.get(name) != stamp:
-                await self._publish_all([name])
-                self._stamps[name] = stamp
+            if self._known.is_news(name, stamp):
+                unread = await self._publish_all([name])
+                self._known.stamps[name] = None if name in unread else stamp
+                self._known.looked_into([name])
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
         async with self._lock:
             try:
-                seen, left_out = await asyncio.to_thread(_look, self._folder)  # type: ignore[arg-type]
+                look = await asyncio.to_thread(self._folder.look)  # type: ignore[union-attr]
+                changes = self._known.compare(look)
             except AdapterError as error:
                 if self._is_news(str(error)):
                     _logger.warning("%s; adapters offered before stay offered", error)
                 return
             known = set(self._fingerprints)
-            gone = [name for name in self._stamps if name not in seen]
-            changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
-            self.refused = {name: why for name, why in self.refused.items() if name in seen}
-            for name in gone:
-                if name in self._models.lora_requests:
-                    _logger.info("Adapter %r removed: its files have gone", name)
-            await self._withdraw_all(gone)
-            await self._publish_all([n for n in changed if not self._models.is_base_model(n)])
-            self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
-            for name in set(changed) - known:  # read meanwhile, who knows whether before the change
+            self.refused = {name: why for name, why in self.refused.items() if name in look.stamps}
+            await self._withdraw_gone(changes)
+            is_base = self._models.is_base_model
+            unread = await self._publish_all([n for n in changes.changed if not is_base(n)])
+            self._explain(look.left_out | {n: _SHADOWED for n in look.stamps if is_base(n)})
+            for name in set(changes.changed) - known:  # read meanwhile, maybe before the change
                 self._fingerprints.pop(name, None)
-            self._stamps = {**seen}  # last: a look that failed is made again
+            self._known.accept(look, changes, unread)  # last: a look that failed is made again
             if self._is_news(""):
                 _logger.info("Looking for adapters works again")
+
+    async def _withdraw_gone(self, changes: Changes) -> None:
+        for name in changes.gone:
+            if name in self._models.lora_requests:
+                _logger.info("Adapter %r removed: its files have gone", name)
+        await self._withdraw_all(changes.gone)
+        if changes.awaited:
+            _logger.warning(
+                "The files of %d adapters are not there, the first is %r; if they are not at the next "
+                "look, it is served no longer", len(changes.awaited), changes.awaited[0],
+            )  # fmt: skip
 
     def _explain(self, left_out: dict[str, str]) -> None:
         """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
@@ -241,23 +265,19 @@ class AdapterRegistry:
                 _logger.warning("Adapter not served: adapter %r: %s", name, why)
         self._left_out, self.unfit = left_out, unfit
 
-    async def _publish_all(self, names: list[str]) -> None:
+    async def _publish_all(self, names: list[str]) -> set[str]:
+        """Offer what these names hold now; answers those whose files could not be read."""
         if not names:
-            return
+            return set()
         to_read = set(self._fingerprints)
-        work = functools.partial(_check_folders, self._folder, names, to_read, self._limits)  # type: ignore[arg-type]
+        work = functools.partial(check_folders, self._folder, names, to_read, self._limits)  # type: ignore[arg-type]
         checked = await asyncio.to_thread(work)
         good = {
             name: found
             for name, found in checked.items()
-            if isinstance(found, _Found) and not self._is_offered(name, found)
+            if isinstance(found, Checked) and not self._is_offered(name, found)
         }
-        for name, found in checked.items():
-            before = self.refused.pop(name, None)
-            if isinstance(found, AdapterError):
-                self.refused[name] = str(found)
-                if before != str(found):
-                    _logger.warning("Adapter not served: %s", found)
+        self._tell(checked)
         broken = [name for name in names if name in self.refused]
         await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
         await self._announce([self._announcement(name, found) for name, found in good.items()])
@@ -269,8 +289,22 @@ class AdapterRegistry:
             if found.fingerprint is not None:
                 self._fingerprints[name] = found.fingerprint
             self._list(name)
+        return {name for name, it in checked.items() if isinstance(it, AdapterUnreadableError)}
 
-    def _is_offered(self, name: str, found: "_Found") -> bool:
+    def _tell(self, checked: dict[str, Checked | AdapterError]) -> None:
+        """Say of each why it is not served, or why what was offered before stays so; once in the log."""
+        for name, found in checked.items():
+            before = self.refused.pop(name, None) or self._unread.pop(name, None)
+            if not isinstance(found, AdapterError):
+                continue
+            is_unread = isinstance(found, AdapterUnreadableError)
+            stays = is_unread and name in self._models.lora_requests
+            (self._unread if stays else self.refused)[name] = str(found)
+            if before != str(found):
+                effect = "Adapter stays what it was" if stays else "Adapter not served"
+                _logger.warning("%s: %s", effect, found)
+
+    def _is_offered(self, name: str, found: Checked) -> bool:
         """Whether only the files' times or rights are others, or these very bytes were written again."""
         former = self._fingerprints.get(name)
         return former is not None and former == found.fingerprint
@@ -279,6 +313,7 @@ class AdapterRegistry:
         for name in names:
             self._models.lora_requests.pop(name, None)
             self._fingerprints.pop(name, None)
+            self._unread.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 
@@ -286,8 +321,8 @@ class AdapterRegistry:
         if sources:
             await self._engine.call_utility_async(ANNOUNCE, [asdict(s) for s in sources])
 
-    def _announcement(self, name: str, found: "_Found") -> Announcement:
-        return _announcement(name, str(self._folder.root / name), found, is_3d=False)  # type: ignore[union-attr]
+    def _announcement(self, name: str, found: Checked) -> Announcement:
+        return found.announcement(name, str(self._folder.root / name))  # type: ignore[union-attr]
 
     def _list(self, name: str) -> None:
         from vllm.lora.request import LoRARequest
@@ -315,46 +350,6 @@ def require_name(name: str) -> None:
             f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
             f"{MAX_NAME_BYTES} bytes that can be printed"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A sound adapter, and the fingerprint of its bytes if they were read."""
-
-    info: AdapterInfo
-    fingerprint: str | None
-
-
-def _announcement(name: str, path: str, found: _Found, is_3d: bool) -> Announcement:
-    info = found.info
-    return Announcement(name, path, found.fingerprint, info.nbytes, info.rank, is_3d)
-
-
-def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
-    return require_servable(resolved(path, name), limits, name=name)
-
-
-def _look(folder: AdapterFolder) -> tuple[dict[str, str], dict[str, str]]:
-    """The adapters' stamps, and why other folders are left out."""
-    seen = folder.scan()
-    return seen, folder.left_out(seen)
-
-
-def _check_folders(
-    folder: AdapterFolder, names: Iterable[str], to_read: Collection[str], limits: AdapterLimits
-) -> dict[str, _Found | AdapterError]:
-    """What became of each; the weights of those in `to_read` are read."""
-    found: dict[str, _Found | AdapterError] = {}
-    roots = folder.real_roots
-    for name in names:
-        path = folder.root / name
-        try:
-            info = require_servable(path, limits, roots)
-            content = read_fingerprint(path, roots) if name in to_read else None
-            found[name] = _Found(info, content)
-        except AdapterError as error:
-            found[name] = error
-    return found
 
 
 class NameLocks:
