@@ -24,12 +24,12 @@ def write(folder: Path, *files: str) -> Path:
     return folder
 
 
-def scan(folder: AdapterFolder) -> dict[str, str]:
+def scan(folder: AdapterFolder) -> dict[str, str | None]:
     """The stamps that a first look finds."""
     watch = FolderWatch(folder, 0.0)
     for name in watch.due(0.0):
         watch.look_at(name)
-    return watch.stamps
+    return watch.look().stamps
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 def watch(root: Path) -> FolderWatch:
     """Of it, after a first look."""
     watch = FolderWatch(AdapterFolder(root), HOUR_S)
-    assert {"a", "b"} == look(watch) == watch.stamps.keys()
+    assert {"a", "b"} == look(watch) == watch.look().stamps.keys()
     assert set() == look(watch)
     return watch
 
@@ -86,13 +86,13 @@ def test_a_change_is_found_by_looking_at_little(
     root: Path, watch: FolderWatch, change: str
 ) -> None:
     """At the next look; what is known then is what a look at everything finds."""
-    before = watch.stamps
+    before = watch.look().stamps
     CHANGES[change](root / "a")
     assert "b" not in look(watch)
     anew = FolderWatch(AdapterFolder(root), 0.0)
     look(anew)
-    assert before != watch.stamps == anew.stamps
-    assert watch.left_out == anew.left_out
+    assert before != watch.look().stamps == anew.look().stamps
+    assert watch.look().left_out == anew.look().left_out
 
 
 def test_what_changed_is_looked_at_once_more(root: Path, watch: FolderWatch) -> None:
@@ -158,7 +158,7 @@ def test_where_nobody_tells_all_are_looked_at(
     assert [{"a", "b"}] * 2 == [look(watch) for _ in range(2)]
     shutil.rmtree(root / "a")
     assert {"a", "b"} == look(watch)
-    assert {"b"} == watch.stamps.keys()
+    assert {"b"} == watch.look().stamps.keys()
 
 
 def test_folders_without_a_watch_are_looked_at_each_time(
@@ -189,7 +189,7 @@ def test_too_many_events_are_a_look_at_all(root: Path, watch: FolderWatch) -> No
         files[number % 2].unlink()
     shutil.rmtree(root / "b")
     assert {"a", "b"} == look(watch)
-    assert {"a"} == watch.stamps.keys()
+    assert {"a"} == watch.look().stamps.keys()
 
 
 def test_another_folder_of_that_name_is_looked_at(root: Path, watch: FolderWatch) -> None:
@@ -197,22 +197,22 @@ def test_another_folder_of_that_name_is_looked_at(root: Path, watch: FolderWatch
     away = root.rename(root.with_name("away"))
     with pytest.raises(AdapterNotFoundError, match="cannot be listed"):
         watch.due(0.0)
-    assert {"a", "b"} == watch.stamps.keys()
+    assert {"a", "b"} == watch.look().stamps.keys()
     write(root.with_name("new") / "c")
     root.symlink_to("new")
     assert {"a", "b", "c"} == look(watch)
-    assert {"c"} == watch.stamps.keys()
+    assert {"c"} == watch.look().stamps.keys()
     root.unlink()
     away.rename(root)
     look(watch)
-    assert {"a", "b"} == watch.stamps.keys()
+    assert {"a", "b"} == watch.look().stamps.keys()
     shutil.rmtree(root)
     write(root / "d")  # maybe with the very inode of the one before
     look(watch)
-    assert {"d"} == watch.stamps.keys()
+    assert {"d"} == watch.look().stamps.keys()
     write(root / "e")
     look(watch)
-    assert {"d", "e"} == watch.stamps.keys()
+    assert {"d", "e"} == watch.look().stamps.keys()
 
 
 def test_what_was_due_and_not_looked_at_stays_due(root: Path, watch: FolderWatch) -> None:
@@ -239,10 +239,10 @@ def test_why_a_folder_is_none_is_asked_where_it_changed(
     look(watch)
     look(watch)
     assert ["task"] == asked
-    assert "checkpoint-1" in watch.left_out["task"]
+    assert "checkpoint-1" in watch.look().left_out["task"]
     write(root / "task" / "checkpoint-2")
     look(watch)
-    assert "checkpoint-2" in watch.left_out["task"]
+    assert "checkpoint-2" in watch.look().left_out["task"]
     look(watch, HOUR_S)
     assert ["task"] * 3 == asked
 

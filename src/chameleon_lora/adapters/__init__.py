@@ -7,6 +7,7 @@
     patterns    which key of rank_pattern and alpha_pattern means a module, in bounded time
     pairs       do the listed tensors make LoRA pairs of the promised rank?
     inspect     all of it for one folder: AdapterInfo, or an error a user can act on
+    looks       what a look at a folder means: changed, gone, or away for a moment
     folder      a folder of adapters, served under their folder names
     watching    which of them may have changed, told by the system where it can tell
     make        random adapters for tests and measurements (needs numpy)

@@ -76,7 +76,9 @@ def read_config_bytes(folder: Path, roots: Iterable[Path] = ()) -> bytes:
     """
     try:
         with open_regular(folder / CONFIG_NAME, roots) as file:
-            raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
+            raw = read_exactly(
+                file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1), CONFIG_NAME
+            )
     except FileNotFoundError as error:
         raise AdapterInvalidError(
             f"{CONFIG_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "

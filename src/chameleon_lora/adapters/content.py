@@ -56,6 +56,7 @@ def read_fingerprint(folder: Path, roots: Iterable[Path] = ()) -> str:
         with open_regular(folder / WEIGHTS_NAME, roots) as weights:
             return fingerprint_of(raw_config, weights)
     except FileNotFoundError as error:
-        raise AdapterInvalidError(no_weights(folder)) from error
+        raise AdapterInvalidError(f"adapter {folder.name!r}: {no_weights(folder)}") from error
     except OSError as error:
-        raise AdapterUnreadableError(unreadable(WEIGHTS_NAME, error)) from error
+        reason = unreadable(WEIGHTS_NAME, error)
+        raise AdapterUnreadableError(f"adapter {folder.name!r}: {reason}") from error

@@ -14,8 +14,8 @@ from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
-from chameleon_lora.adapters.untrusted import quoted
-from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError
+from chameleon_lora.adapters.untrusted import leads_nowhere, quoted, unreadable
+from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError, AdapterUnreadableError
 
 MAX_NAME_BYTES = 255
 MOST_INNER = 100
@@ -56,28 +56,30 @@ class AdapterFolder:
 
     def try_path(self, name: str) -> Path | None:
         """The folder of that adapter, or None when there is none or the name is not allowed."""
-        if not _is_allowed(name):
-            return None
-        path = self.root / name
         try:
-            is_inside = not path.is_symlink() or self._holds(path)
-            return path if is_inside and (path / CONFIG_NAME).is_file() else None
-        except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+            return self._try_path(name)
+        except OSError:
             return None
 
     def try_stamp(self, name: str) -> str | None:
         """What changes when its files change; None if it has not both files, or may not be named. O(1).
 
         Looks at file status only (`stamp_of`).
+
+        Raises:
+            AdapterUnreadableError: its files cannot be looked at.
         """
-        path = self.try_path(name)
-        if path is None:
-            return None
         try:
-            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)]
-        except OSError:
-            return None
-        return stamp_of(*files) if all(stat.S_ISREG(file.st_mode) for file in files) else None
+            path = self._try_path(name)
+            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)] if path else []
+        except OSError as error:
+            if leads_nowhere(error):
+                return None
+            raise AdapterUnreadableError(
+                f"adapter {name!r}: {unreadable('its folder', error)}"
+            ) from error
+        is_whole = files and all(stat.S_ISREG(file.st_mode) for file in files)
+        return stamp_of(*files) if is_whole else None
 
     def try_status(self, name: str) -> tuple[int, ...] | None:
         """What changes when something comes into that folder or goes; None if the name is nobody's. O(1)."""
@@ -88,6 +90,16 @@ class AdapterFolder:
         except (OSError, ValueError):
             return None
         return status.st_mtime_ns, status.st_ino, status.st_mode
+
+    def _try_path(self, name: str) -> Path | None:
+        if not _is_allowed(name):
+            return None
+        path = self.root / name
+        try:
+            is_inside = not path.is_symlink() or self._holds(path)
+            return path if is_inside and (path / CONFIG_NAME).is_file() else None
+        except (ValueError, RuntimeError):  # RuntimeError: links in a circle
+            return None
 
     def why_left_out(self, name: str) -> str | None:
         """Why an entry that has no stamp is no adapter, if it seems to be meant for one."""
@@ -123,7 +135,7 @@ class AdapterFolder:
             with os.scandir(self.root) as entries:
                 return {entry.name: entry.is_symlink() for entry in entries}
         except (OSError, ValueError) as error:
-            raise self._away(error) from error
+            raise self._unlisted(error) from error
 
     def place(self) -> tuple[int, int]:
         """What changes when another folder takes the name of this one.
@@ -134,10 +146,10 @@ class AdapterFolder:
         try:
             status = self.root.stat()
         except (OSError, ValueError) as error:
-            raise self._away(error) from error
+            raise self._unlisted(error) from error
         return status.st_dev, status.st_ino
 
-    def _away(self, error: Exception) -> AdapterNotFoundError:
+    def _unlisted(self, error: Exception) -> AdapterNotFoundError:
         return AdapterNotFoundError(
             f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
             "way out: create it, or give the folder that holds the adapters"

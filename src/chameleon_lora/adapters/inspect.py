@@ -19,6 +19,7 @@ from chameleon_lora.errors import (
     AdapterInvalidError,
     AdapterNotFoundError,
     AdapterTooLargeError,
+    AdapterUnreadableError,
     ConfigError,
 )
 
@@ -103,7 +104,10 @@ def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterI
 
     Reads the configuration and the safetensors header, never the weights.
     """
-    info, over = _inspect(path, limits, ())
+    try:
+        info, over = _inspect(path, limits, ())
+    except AdapterUnreadableError as error:
+        return _info(path, _NO_CONFIG, _Weights((), (str(error),)))
     return dataclasses.replace(info, problems=(*info.problems, *over))
 
 
@@ -121,10 +125,14 @@ def require_servable(
         AdapterNotFoundError: `path` is no folder.
         AdapterInvalidError: it has problems; the message lists them all.
         AdapterTooLargeError: its rank or its bytes are above the limits, and that alone is wrong.
+        AdapterUnreadableError: its files cannot be read at the moment.
     """
-    if not is_folder(path):
-        raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
-    info, over = _inspect(path, limits, roots)
+    try:
+        if not is_folder(path):
+            raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
+        info, over = _inspect(path, limits, roots)
+    except AdapterUnreadableError as error:
+        raise AdapterUnreadableError(f"adapter {name or path.name!r}: {error}") from error
     if info.problems:
         raise AdapterInvalidError(f"adapter {name or info.name!r}: {' | '.join(info.problems)}")
     if over:

@@ -18,6 +18,8 @@ from inotify_simple import INotify, flags
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.folder import AdapterFolder, shown
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.looks import Look
+from chameleon_lora.errors import AdapterUnreadableError
 
 LOCAL = frozenset(
     {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "tmpfs", "xfs", "zfs"}
@@ -114,7 +116,8 @@ class FolderWatch:
         self._recent: set[str] = set()  # something was done to them just before the last look
         self._untold: set[str] = set()  # events do not tell of them
         self._is_full = False  # no watch was left
-        self._stamps: dict[str, str] = {}
+        self._stamps: dict[str, str | None] = {}
+        self._look: Look | None = None
         self._others: dict[str, tuple[object, str | None]] = {}  # what they were, why they are none
 
     def due(self, now_s: float) -> list[str]:
@@ -138,30 +141,36 @@ class FolderWatch:
     def look_at(self, name: str) -> None:
         """Take up what an entry is now."""
         is_told = self._is_told(name)  # first: what happens after the look is an event
-        stamp = self._folder.try_stamp(name)
-        if stamp is None:
+        try:
+            stamp, is_readable = self._folder.try_stamp(name), True
+        except AdapterUnreadableError:
+            stamp, is_readable = None, False
+        if stamp is None and is_readable:
             self._stamps.pop(name, None)
+        else:
+            self._stamps[name] = stamp
+        if stamp is None:
             self._look_at_other(name)
         else:
             self._others.pop(name, None)
-            self._stamps[name] = stamp
         (self._untold.discard if is_told else self._untold.add)(name)
-        self._owed.discard(name)
+        if is_readable:
+            self._owed.discard(name)
+        self._look = None
 
     def may_hang(self, name: str) -> bool:
         """Whether a look at it may lead to another disk than that of the folder."""
         return name in self._untold
 
-    @property
-    def stamps(self) -> dict[str, str]:
-        """Name -> what changes when its files change, for folders that hold both files."""
-        return self._stamps.copy()
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Name -> why it is no adapter, for others that seem to be meant for one; quoted if need be."""
-        others = self._others.copy()
-        return {shown(name): why for name, (_, why) in others.items() if why is not None}
+    def look(self) -> Look:
+        """What all looks found, the same object while nothing was looked at."""
+        look = self._look
+        if look is None or look.root != self._place:
+            stamps, others = self._stamps.copy(), self._others.copy()
+            left_out = {shown(name): why for name, (_, why) in others.items() if why is not None}
+            assert self._place is not None
+            look = self._look = Look(self._place, stamps, left_out, frozenset((*stamps, *others)))
+        return look
 
     def _look_at_other(self, name: str) -> None:
         """Why it is no adapter is found out where the folder itself changed, and once in a round."""

@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_lora.adapters import AdapterFolder, require_servable
 from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.engine_vllm.api import registry
+from chameleon_lora.engine_vllm.api import checks, registry
 from chameleon_lora.engine_vllm.api.patience import PatientWork
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
@@ -59,7 +59,7 @@ def hanging(
     if request.param == "status":
         monkeypatch.setattr(AdapterFolder, "try_stamp", stamp)
     else:
-        monkeypatch.setattr(f"{registry.__name__}.require_servable", check)
+        monkeypatch.setattr(f"{checks.__name__}.require_servable", check)
     served.registry._patient = PatientWork(patience_s=SOON_S)
     yield hang
     hang.set()
@@ -113,7 +113,7 @@ def test_a_request_for_one_does_not_wait_for_the_others(
             let_go.wait()
         return require_servable(path, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(f"{registry.__name__}.require_servable", check)
+    monkeypatch.setattr(f"{checks.__name__}.require_servable", check)
 
     async def ask() -> None:
         look = asyncio.create_task(served.registry._refresh_all())

@@ -9,9 +9,11 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Container, Iterable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from chameleon_lora.adapters.folder import shown
+from chameleon_lora.adapters.looks import Look
 from chameleon_lora.adapters.watching import FolderWatch
 from chameleon_lora.errors import AdapterNotFoundError
 
@@ -112,12 +114,8 @@ class PatientWork:
         return len(part.names)
 
 
-async def look(
-    watch: FolderWatch, patient: PatientWork, known: Container[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The adapters' stamps, and why others are left out, as far as the disk answers.
-
-    An adapter that is known and hangs is as it was.
+async def look(watch: FolderWatch, patient: PatientWork, known: Container[str]) -> Look:
+    """What the folder holds, as far as the disk answers. An adapter that is known and hangs is as it was.
 
     Raises:
         AdapterNotFoundError: the folder cannot be listed, or hangs.
@@ -128,5 +126,6 @@ async def look(
         raise AdapterNotFoundError(f"the adapter folder {str(watch.root)!r} hangs: {HANGS}")
     async for _ in patient.each(watch.look_at, due, LOOKED_AT):
         pass
+    found = watch.look()
     hung = {shown(name): HANGS for name in patient.hung if name not in known}
-    return watch.stamps, watch.left_out | hung
+    return replace(found, left_out=found.left_out | hung) if hung else found

@@ -9,9 +9,8 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from chameleon_lora.adapters import (
@@ -19,16 +18,14 @@ from chameleon_lora.adapters import (
     AdapterInfo,
     AdapterLimits,
     read_fingerprint,
-    require_servable,
 )
+from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
 from chameleon_lora.adapters.watching import FolderWatch
+from chameleon_lora.engine_vllm.api.checks import Checked, check_folder, check_path
 from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
-from chameleon_lora.errors import (
-    AdapterError,
-    AdapterUnreadableError,
-)
+from chameleon_lora.engine_vllm.sources import largest_bytes
+from chameleon_lora.errors import AdapterError, AdapterUnreadableError
 
 T = TypeVar("T")
 REGISTRY = "chameleon_registry"
@@ -69,10 +66,12 @@ class AdapterRegistry:
         self._patient = PatientWork(self._followed.may_hang if self._followed else None)
         self._patient_load = PatientWork(patience_s=LOAD_PATIENCE_S)
         self._scan_s = scan_s
-        self._stamps: dict[str, str | None] = {}  # None where the next look is to be a thorough one
+        self._settled: Look | None = None  # there is nothing to be done about it any more
+        self._known = KnownAdapters()
+        self._unread: dict[str, str] = {}  # of what is offered: why its changed files are not known
         self._fingerprints: dict[str, str] = {}  # of what is offered, once somebody asked for it
         self._reading: dict[str, asyncio.Task[None]] = {}
-        self._readers = ThreadPoolExecutor(MOST_READ_AT_ONCE, "chameleon-content")
+        self._turns = asyncio.Semaphore(MOST_READ_AT_ONCE)
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
@@ -98,8 +97,9 @@ class AdapterRegistry:
 
     def found_changed(self, lora_request: Any) -> None:
         """The engine found other files than it was told of: whatever their stamp, they are looked into."""
-        if lora_request.lora_name in self._stamps:
-            self._stamps[lora_request.lora_name] = None
+        if lora_request.lora_name in self._known.stamps:
+            self._known.stamps[lora_request.lora_name] = None
+            self._settled = None
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
@@ -131,7 +131,7 @@ class AdapterRegistry:
         Raises:
             AdapterError: naming the adapter and what is wrong.
         """
-        work = functools.partial(_check, path, limits=self._limits)
+        work = functools.partial(check_path, path, limits=self._limits)
         return await self._patiently(work, name)
 
     async def publish(
@@ -143,8 +143,8 @@ class AdapterRegistry:
             AdapterError: its files cannot be read.
         """
         fingerprint = await self._patiently(lambda _: read_fingerprint(info.path), name)
-        found = _Found(info, fingerprint)
-        await self._announce([_announcement(name, path, found, is_3d)])
+        found = Checked(info, fingerprint)
+        await self._announce([found.announcement(name, path, is_3d=is_3d)])
 
     async def _patiently(self, work: Callable[[str], T], name: str) -> T:
         found = await self._patient_load.one(work, name)
@@ -164,19 +164,26 @@ class AdapterRegistry:
         """
         if self._folder is None or self._models.is_base_model(name):
             return
-        if name in self._models.lora_requests:
-            await self._look_into(name)
+        if name not in self._models.lora_requests:
+            await self._look_for(self._folder, name)
+        await self._look_into(name)
+
+    async def _look_for(self, folder: AdapterFolder, name: str) -> None:
+        """Publish what a folder of that name holds, or note why there is nothing to publish."""
+        try:
+            stamp = await self._patient.one(folder.try_stamp, name)
+        except AdapterUnreadableError as error:
+            self.refused[name] = str(error)
             return
-        stamp = await self._patient.one(self._folder.try_stamp, name)
         if stamp is not None:
             await self._refresh_one(name, stamp)
-        if name in self._stamps:
+        if name in self._known.stamps:
             return
         self.refused.pop(name, None)  # half a folder, or none
         if name in self._patient.hung:
             self.refused[name] = f"adapter {name!r}: {HANGS}"
-        elif await self._patient.one(self._folder.try_path, name) is not None:
-            found = await self._patient.one(self._check_folder, name)
+        elif await self._patient.one(folder.try_path, name) is not None:
+            found = await self._patient.one(self._check, name)
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
 
@@ -185,7 +192,7 @@ class AdapterRegistry:
 
         Once for each adapter: reading all of them at the start would take too long.
         """
-        if name in self._fingerprints or name not in self._stamps:
+        if name in self._fingerprints or not self._is_own(name):
             return
         if name not in self._reading:
             self._reading[name] = asyncio.create_task(self._read(name))
@@ -193,15 +200,22 @@ class AdapterRegistry:
 
     async def _read(self, name: str) -> None:
         try:
-            stamp, loop = self._stamps[name], asyncio.get_running_loop()
-            work = functools.partial(self._check_folder, name, reads=True)
-            found = await loop.run_in_executor(self._readers, work)
-            is_current = self._stamps.get(name) == stamp and name in self._models.lora_requests
-            if isinstance(found, _Found) and found.fingerprint is not None and is_current:
+            stamp, work = self._known.stamps[name], functools.partial(self._check, reads=True)
+            async with self._turns:
+                found = await self._patient_load.one(work, name)
+            is_current = self._known.stamps.get(name) == stamp and self._is_own(name)
+            if isinstance(found, Checked) and found.fingerprint is not None and is_current:
                 self._fingerprints[name] = found.fingerprint
                 await self._announce([self._announcement(name, found)])
         finally:
             del self._reading[name]
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the folder's adapter is served by that name, and not one loaded by request."""
+        served = self._models.lora_requests.get(name)
+        is_there = served is not None and served.lora_path == str(self._folder.root / name)  # type: ignore[union-attr]
+        is_3d = getattr(served, "is_3d_lora_weight", False)
+        return is_there and name in self._known.stamps and not is_3d
 
     async def _watch_forever(self) -> None:
         while True:
@@ -222,36 +236,46 @@ class AdapterRegistry:
 
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
-        if self._stamps.get(name) != stamp:
+        if self._known.is_news(name, stamp):
             await self._publish_all({name: stamp})
+            self._known.looked_into([name])
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
         try:
-            seen, left_out = await look(self._followed, self._patient, self._stamps)  # type: ignore[arg-type]
+            seen = await look(self._followed, self._patient, self._known.stamps)  # type: ignore[arg-type]
+            if seen is self._settled:
+                return
+            changes = self._known.compare(seen)
         except AdapterError as error:
             if self._is_news(str(error)):
                 _logger.warning("%s; adapters offered before stay offered", error)
             return
-        news: dict[str, str] = {}
-        if seen != self._stamps:
-            await self._withdraw_gone(seen)
-            news = {name: stamp for name, stamp in seen.items() if self._stamps.get(name) != stamp}
-            await self._publish_all(news)
-        self._explain(left_out | {n: _SHADOWED for n in news if self._models.is_base_model(n)})
+        self.refused = {name: why for name, why in self.refused.items() if name in seen.stamps}
+        await self._withdraw_gone(changes)
+        is_base = self._models.is_base_model
+        news = {name: seen.stamps[name] for name in changes.changed if not is_base(name)}
+        unread = await self._publish_all(news)
+        self._explain(seen.left_out | {n: _SHADOWED for n in seen.stamps if is_base(n)})
+        hung = self._patient.hung | self._patient_load.hung
+        done = replace(changes, changed=[n for n in changes.changed if n not in hung])
+        self._known.accept(seen, done, unread)  # last: a look that failed is made again
+        is_done = self._known.is_settled and self.unfit == self._left_out
+        self._settled = seen if is_done else None
         if self._is_news(""):
             _logger.info("Looking for adapters works again")
 
-    async def _withdraw_gone(self, seen: dict[str, str]) -> None:
+    async def _withdraw_gone(self, changes: Changes) -> None:
+        for name in changes.gone:
+            if name in self._models.lora_requests:
+                _logger.info("Adapter %r removed: its files have gone", name)
         async with self._lock:
-            gone = [name for name in self._stamps if name not in seen]
-            self.refused = {name: why for name, why in self.refused.items() if name in seen}
-            for name in gone:
-                if name in self._models.lora_requests:
-                    _logger.info("Adapter %r removed: its files have gone", name)
-            await self._withdraw_all(gone)
-            for name in gone:
-                del self._stamps[name]
+            await self._withdraw_all(changes.gone)
+        if changes.awaited:
+            _logger.warning(
+                "The files of %d adapters are not there, the first is %r; if they are not at the next "
+                "look, it is served no longer", len(changes.awaited), changes.awaited[0],
+            )  # fmt: skip
 
     def _explain(self, left_out: dict[str, str]) -> None:
         """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
@@ -262,66 +286,73 @@ class AdapterRegistry:
                 _logger.warning("Adapter not served: adapter %r: %s", name, why)
         self._left_out, self.unfit = left_out, unfit
 
-    async def _publish_all(self, stamps: dict[str, str]) -> None:
-        """Offer what is sound of these, a few at a time, as it was when it had these stamps.
+    async def _publish_all(self, stamps: Mapping[str, str | None]) -> set[str]:
+        """Offer what these hold now, a few at a time; answers those whose files could not be read.
 
         What was read before is read again, after all others.
         """
-        names = [name for name in stamps if not self._models.is_base_model(name)]
-        to_read = {name for name in names if name in self._fingerprints}
-        rest = [name for name in names if name not in to_read]
+        unread = set(stamps)
+        to_read = [name for name in stamps if name in self._fingerprints]
         at_once = CHECKED if self._watching else CHECKED_AT_START
-        async for checked in self._patient.each(self._check_folder, rest, at_once):
-            await self._take_up(checked, stamps)
-        work = functools.partial(self._check_folder, reads=True)
-        async for checked in self._patient_load.each(work, sorted(to_read), 1):
-            await self._take_up(checked, stamps)
+        rest = [name for name in stamps if name not in self._fingerprints]
+        async for checked in self._patient.each(self._check, rest, at_once):
+            for name in checked:  # read meanwhile, maybe before the change
+                self._fingerprints.pop(name, None)
+            unread -= await self._take_up(checked, stamps)
+        work = functools.partial(self._check, reads=True)
+        async for checked in self._patient_load.each(work, to_read, 1):
+            unread -= await self._take_up(checked, stamps)
+        return unread
 
     async def _take_up(
-        self, checked: dict[str, "_Found | AdapterError"], stamps: dict[str, str]
-    ) -> None:
+        self, checked: dict[str, Checked | AdapterError], stamps: Mapping[str, str | None]
+    ) -> set[str]:
+        """Offer what is sound of these; answers those that could be read."""
         async with self._lock:
-            self._note_refused(checked)
-            sound = {name: it for name, it in checked.items() if isinstance(it, _Found)}
-            good = {name: it for name, it in sound.items() if not self._is_offered(name, it)}
-            broken = checked.keys() - sound.keys()
-            await self._withdraw_all([n for n in broken if n in self._models.lora_requests])
-            await self._announce([self._announcement(name, found) for name, found in good.items()])
-            for name, found in good.items():
-                done = "replaced" if name in self._models.lora_requests else "added"
-                told = (name, done, found.info.rank, found.info.nbytes)
-                if self._watching is not None:  # at the start they are counted
-                    _logger.info("Adapter %r %s: rank %d, %d bytes", *told)
-                self._fingerprints.pop(
-                    name, None
-                )  # read meanwhile, who knows whether before the change
-                if found.fingerprint is not None:
-                    self._fingerprints[name] = found.fingerprint
-                self._list(name)
-            self._stamps |= {
-                name: stamps[name] for name in checked
-            }  # last: what failed is done again
+            known = self._known.stamps
+            checked = {name: it for name, it in checked.items() if known.get(name) != stamps[name]}
+            await self._offer_sound(checked)
+            unread = {n for n, it in checked.items() if isinstance(it, AdapterUnreadableError)}
+            for name in checked:
+                self._known.stamps[name] = None if name in unread else stamps[name]
+        return stamps.keys() & self._known.stamps.keys() - unread
 
-    def _note_refused(self, checked: dict[str, "_Found | AdapterError"]) -> None:
+    async def _offer_sound(self, checked: dict[str, Checked | AdapterError]) -> None:
+        good = {
+            name: found
+            for name, found in checked.items()
+            if isinstance(found, Checked) and not self._is_offered(name, found)
+        }
+        self._tell(checked)
+        broken = [name for name in checked if name in self.refused]
+        await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
+        await self._announce([self._announcement(name, found) for name, found in good.items()])
+        for name, found in good.items():
+            done = "replaced" if name in self._models.lora_requests else "added"
+            told = (name, done, found.info.rank, found.info.nbytes)
+            if self._watching is not None:  # at the start they are counted
+                _logger.info("Adapter %r %s: rank %d, %d bytes", *told)
+            if found.fingerprint is not None:
+                self._fingerprints[name] = found.fingerprint
+            self._list(name)
+
+    def _check(self, name: str, *, reads: bool = False) -> Checked | AdapterError:
+        return check_folder(self._folder, name, self._limits, reads=reads)  # type: ignore[arg-type]
+
+    def _tell(self, checked: dict[str, Checked | AdapterError]) -> None:
+        """Say of each why it is not served, or why what was offered before stays so; once in the log."""
         for name, found in checked.items():
-            before = self.refused.pop(name, None)
-            if isinstance(found, AdapterError):
-                self.refused[name] = str(found)
-                if before != str(found):
-                    _logger.warning("Adapter not served: %s", found)
+            before = self.refused.pop(name, None) or self._unread.pop(name, None)
+            if not isinstance(found, AdapterError):
+                continue
+            is_unread = isinstance(found, AdapterUnreadableError)
+            stays = is_unread and name in self._models.lora_requests
+            (self._unread if stays else self.refused)[name] = str(found)
+            if before != str(found):
+                effect = "Adapter stays what it was" if stays else "Adapter not served"
+                _logger.warning("%s: %s", effect, found)
 
-    def _check_folder(self, name: str, *, reads: bool = False) -> "_Found | AdapterError":
-        """What is in a folder, its content if that is to be read; for a thread."""
-        folder = self._folder
-        assert folder is not None
-        path, roots = folder.root / name, folder.real_roots
-        try:
-            info = require_servable(path, self._limits, roots)
-            return _Found(info, read_fingerprint(path, roots) if reads else None)
-        except AdapterError as error:
-            return error
-
-    def _is_offered(self, name: str, found: "_Found") -> bool:
+    def _is_offered(self, name: str, found: Checked) -> bool:
         """Whether only the files' times or rights are others, or these very bytes were written again."""
         former = self._fingerprints.get(name)
         return former is not None and former == found.fingerprint
@@ -330,6 +361,7 @@ class AdapterRegistry:
         for name in names:
             self._models.lora_requests.pop(name, None)
             self._fingerprints.pop(name, None)
+            self._unread.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 
@@ -337,8 +369,8 @@ class AdapterRegistry:
         if sources:
             await self._engine.call_utility_async(ANNOUNCE, [asdict(s) for s in sources])
 
-    def _announcement(self, name: str, found: "_Found") -> Announcement:
-        return _announcement(name, str(self._folder.root / name), found, is_3d=False)  # type: ignore[union-attr]
+    def _announcement(self, name: str, found: Checked) -> Announcement:
+        return found.announcement(name, str(self._folder.root / name))  # type: ignore[union-attr]
 
     def _list(self, name: str) -> None:
         from vllm.lora.request import LoRARequest
@@ -353,20 +385,3 @@ def has_head(model_config: Any) -> bool:
     """Whether the model is a classifier, whose head an adapter may replace; as vLLM decides it."""
     score_type = getattr(model_config, "score_type", None)  # vLLM 0.26 replaces no heads
     return bool(model_config.runner_type == "pooling" and score_type == "cross-encoder")
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A sound adapter, and the fingerprint of its bytes if they were read."""
-
-    info: AdapterInfo
-    fingerprint: str | None
-
-
-def _announcement(name: str, path: str, found: _Found, is_3d: bool) -> Announcement:
-    info = found.info
-    return Announcement(name, path, found.fingerprint, info.nbytes, info.rank, is_3d)
-
-
-def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
-    return require_servable(resolved(path, name), limits, name=name)

@@ -46,7 +46,12 @@ from chameleon_lora.engine_vllm.errors import (
     openai_error,
 )
 from chameleon_lora.engine_vllm.hooks import require_hooks
-from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterRequestsError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterNotFoundError,
+    AdapterRequestsError,
+    AdapterUnreadableError,
+)
 from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import parse_settings
 
@@ -119,6 +124,9 @@ def checking(stock: Any) -> Any:
             info = await registry.check(request.lora_path, request.lora_name)
         except AdapterNotFoundError as error:
             return openai_error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
+        except AdapterUnreadableError as error:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            return openai_error(str(error), "InternalServerError", status)
         except AdapterError as error:
             return openai_error(str(error), "BadRequestError", HTTPStatus.BAD_REQUEST)
         token = _CHECKED.set(info)

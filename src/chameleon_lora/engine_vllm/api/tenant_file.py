@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.untrusted import open_regular
-from chameleon_lora.errors import AdapterInvalidError, ConfigError
+from chameleon_lora.errors import AdapterInvalidError, AdapterUnreadableError, ConfigError
 from chameleon_lora.tenants import KeyHash, TenantRegistry, parse_tenants
 
 LOOK_S = 2.0  # that a request waits for a look, at the most; a disk may hang
@@ -98,7 +98,7 @@ def _read(path: Path) -> tuple[str, TenantRegistry]:
         return stamp, parse_tenants(text, str(path))
     except OSError as error:
         raise ConfigError(f"tenants file {path} cannot be read: {error.strerror}") from error
-    except AdapterInvalidError as error:
+    except (AdapterInvalidError, AdapterUnreadableError) as error:
         raise ConfigError(f"tenants file {path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"tenants file {path} is not UTF-8: {error}") from error
