@@ -5,6 +5,7 @@ ChameleonError
 ├── AdapterError           an adapter cannot be served
 │   ├── AdapterNotFoundError
 │   ├── AdapterInvalidError    its files are broken, incomplete or of an unsupported kind
+│   ├── AdapterUnreadableError its files cannot be read now; what is in them is not known
 │   ├── AdapterUnfitError      its files are sound, but what is in them will not do for this model
 │   ├── AdapterRequestsError   requests of vLLM's LLM class ended without an answer
 │   └── AdapterTooLargeError   its rank or its bytes are above the limit
@@ -37,6 +38,10 @@ class AdapterNotFoundError(AdapterError):
 
 class AdapterInvalidError(AdapterError):
     """The adapter's files are broken, incomplete or of an unsupported kind."""
+
+
+class AdapterUnreadableError(AdapterError):
+    """The adapter's files cannot be read at the moment, by the fault of a disk, rights or limits."""
 
 
 class AdapterUnfitError(AdapterError):

@@ -31,7 +31,9 @@ class ServingSettings:
         adapters: folder whose sub-folders are served as adapters.
         trusted_roots: folders besides, as absolute paths, that links in that folder may lead into: a hub's
             cache, say, or where runs are saved. Whoever may write there is an author of adapters.
-        scan_s: time between two looks at that folder.
+        scan_s: time between two looks at that folder; on a local disk each is at what changed only.
+        scan_all_s: time between two looks at all of its adapters where the system tells which changed; 0 for
+            no such telling, so each look is at all.
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         serves_partial: serve an adapter although some of its weights find no layer of the model, with a
             warning in the log, as vLLM does without one; else it is refused, with their names.
@@ -57,6 +59,7 @@ class ServingSettings:
     adapters: str | None = None
     trusted_roots: tuple[str, ...] = ()
     scan_s: float = 1.0
+    scan_all_s: float = 60.0
     trusts_hints: bool = False
     serves_partial: bool = False
     slot_parts: int = 4
@@ -70,6 +73,8 @@ class ServingSettings:
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
             raise ConfigError(f"serving.scan_s is {self.scan_s}; use 0.1 seconds or more")
+        if self.scan_all_s < 0:
+            raise ConfigError(f"serving.scan_all_s is {self.scan_all_s}; use 0 (no events) or more")
         for root in self.trusted_roots:
             if not Path(root).is_absolute():
                 raise ConfigError(f"serving.trusted_roots holds {root!r}; use absolute paths")

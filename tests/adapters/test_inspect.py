@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +74,6 @@ def test_a_sound_adapter_is_described_in_full(adapter: Path) -> None:
     assert ("tiny-llama", ("q_proj", "v_proj")) == (info.base_model, info.target_modules)
     assert (8, 4 * weights, "float32") == (info.num_tensors, info.nbytes, info.dtype)
     assert () == info.problems
-    assert len(info.fingerprint) == 16
 
 
 def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
@@ -348,32 +346,6 @@ def test_all_problems_are_listed_at_once(adapter: Path) -> None:
     set_config(adapter, use_dora=True, bias="all", r=0)
     (adapter / WEIGHTS_NAME).unlink()
     assert 4 == len(inspect_adapter(adapter, AdapterLimits(max_rank=2)).problems)
-
-
-def test_a_fingerprint_stays_while_the_files_stay(adapter: Path) -> None:
-    """Two looks at the same files agree."""
-    assert inspect_adapter(adapter).fingerprint == inspect_adapter(adapter).fingerprint
-
-
-@pytest.mark.parametrize("change", ["config", "weights", "touched", "replaced", "truncated"])
-def test_a_fingerprint_changes_with_the_files(adapter: Path, change: str) -> None:
-    """Other content, another time and another inode each give another fingerprint."""
-    before = inspect_adapter(adapter).fingerprint
-    weights = adapter / WEIGHTS_NAME
-    status = weights.stat()
-    match change:
-        case "config":
-            set_config(adapter, lora_alpha=3)
-        case "weights":
-            set_tensors(adapter, widen)
-        case "touched":
-            os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        case "replaced":
-            shutil.copy2(weights, adapter / "copy")
-            (adapter / "copy").replace(weights)
-        case _:
-            os.truncate(weights, 20)
-    assert before != inspect_adapter(adapter).fingerprint
 
 
 def test_the_weights_are_never_read(adapter: Path) -> None:

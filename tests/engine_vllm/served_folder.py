@@ -11,7 +11,8 @@ from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, NameLocks
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.api.serving import NameLocks
 
 BASE = "base-model"
 MAX_RANK = 8

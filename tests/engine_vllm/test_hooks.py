@@ -228,11 +228,11 @@ def test_a_vllm_that_cannot_keep_tenants_apart_serves_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The message names what is missing; without keys nothing of it is needed."""
-    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-    monkeypatch.delattr(OpenAIServingModels, "show_available_models")
+    monkeypatch.delattr(AsyncLLM, "add_request")
     for serving in (WITH_TENANTS, WITH_ADMIN):
-        with pytest.raises(UnsupportedEngineError, match="show_available_models"):
+        with pytest.raises(UnsupportedEngineError, match=r"AsyncLLM\.add_request"):
             require_hooks(serving)
     require_hooks(OPEN)
 

@@ -9,7 +9,7 @@ pattern may be is in `patterns`.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class PeftConfig:
         return lambda module: self.r if (key := find(module)) is None else ranks[key]
 
 
-def read_config_bytes(folder: Path, roots: Sequence[Path] = ()) -> bytes:
+def read_config_bytes(folder: Path, roots: Iterable[Path] = ()) -> bytes:
     """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `roots`, a file below one.
 
     Raises:
@@ -76,7 +76,9 @@ def read_config_bytes(folder: Path, roots: Sequence[Path] = ()) -> bytes:
     """
     try:
         with open_regular(folder / CONFIG_NAME, roots) as file:
-            raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
+            raw = read_exactly(
+                file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1), CONFIG_NAME
+            )
     except FileNotFoundError as error:
         raise AdapterInvalidError(
             f"{CONFIG_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "

@@ -1,9 +1,8 @@
 """One adapter folder: what it holds, and why it cannot be served if it cannot."""
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from chameleon_lora.errors import (
     AdapterInvalidError,
     AdapterNotFoundError,
     AdapterTooLargeError,
+    AdapterUnreadableError,
     ConfigError,
 )
 
@@ -66,7 +66,6 @@ class AdapterInfo:
         num_tensors: LoRA tensors, two a module.
         nbytes: their bytes in the file, in the file's dtype; the engine may hold another dtype.
         dtype: "float32" and the like, joined by "+" when mixed.
-        fingerprint: 16 hex digits; other content, another file or a newer one changes it.
         problems: why it cannot be served, each with its way out; empty when it can.
     """
 
@@ -79,14 +78,12 @@ class AdapterInfo:
     num_tensors: int
     nbytes: int
     dtype: str | None
-    fingerprint: str
     problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
     tensors: tuple[TensorEntry, ...]
-    identity: tuple[bytes, ...]
     problems: tuple[str, ...]
 
 
@@ -107,14 +104,17 @@ def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterI
 
     Reads the configuration and the safetensors header, never the weights.
     """
-    info, over = _inspect(path, limits, ())
+    try:
+        info, over = _inspect(path, limits, ())
+    except AdapterUnreadableError as error:
+        return _info(path, _NO_CONFIG, _Weights((), (str(error),)))
     return dataclasses.replace(info, problems=(*info.problems, *over))
 
 
 def require_servable(
     path: Path,
     limits: AdapterLimits | None = None,
-    roots: Sequence[Path] = (),
+    roots: Iterable[Path] = (),
     name: str | None = None,
 ) -> AdapterInfo:
     """The adapter, which has no problems and is within the limits; read below `roots` if there are any.
@@ -125,10 +125,14 @@ def require_servable(
         AdapterNotFoundError: `path` is no folder.
         AdapterInvalidError: it has problems; the message lists them all.
         AdapterTooLargeError: its rank or its bytes are above the limits, and that alone is wrong.
+        AdapterUnreadableError: its files cannot be read at the moment.
     """
-    if not is_folder(path):
-        raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
-    info, over = _inspect(path, limits, roots)
+    try:
+        if not is_folder(path):
+            raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
+        info, over = _inspect(path, limits, roots)
+    except AdapterUnreadableError as error:
+        raise AdapterUnreadableError(f"adapter {name or path.name!r}: {error}") from error
     if info.problems:
         raise AdapterInvalidError(f"adapter {name or info.name!r}: {' | '.join(info.problems)}")
     if over:
@@ -137,28 +141,27 @@ def require_servable(
 
 
 def _inspect(
-    path: Path, limits: AdapterLimits | None, roots: Sequence[Path]
+    path: Path, limits: AdapterLimits | None, roots: Iterable[Path]
 ) -> tuple[AdapterInfo, list[str]]:
     """The adapter with its problems, and which limits it is above."""
     if not is_folder(path):
-        return _info(path, _NO_CONFIG, _Weights((), (), (_no_folder(path),)), b""), []
-    raw, config = b"", _NO_CONFIG
+        return _info(path, _NO_CONFIG, _Weights((), (_no_folder(path),))), []
+    config = _NO_CONFIG
     problems: tuple[str, ...] = ()
     try:
-        raw = read_config_bytes(path, roots)
-        config = parse_config(raw)
+        config = parse_config(read_config_bytes(path, roots))
     except AdapterInvalidError as error:
         problems = (str(error),)
     found = _read_weights(path, roots)
     if limits is not None and not limits.has_head:
         problems = (*problems, *head_problems(found.tensors, config))
-    weights = _Weights(found.tensors, found.identity, problems + found.problems)
+    weights = _Weights(found.tensors, problems + found.problems)
     file_bytes = sum(entry.nbytes for entry in found.tensors)
     over = _over_limits(config.max_rank, file_bytes, limits)
-    return _info(path, config, weights, raw), over
+    return _info(path, config, weights), over
 
 
-def _info(path: Path, config: PeftConfig, weights: _Weights, raw: bytes) -> AdapterInfo:
+def _info(path: Path, config: PeftConfig, weights: _Weights) -> AdapterInfo:
     tensors = lora_tensors(weights.tensors)
     problems = [*weights.problems, *config.problems]
     if not weights.problems:
@@ -174,34 +177,21 @@ def _info(path: Path, config: PeftConfig, weights: _Weights, raw: bytes) -> Adap
         num_tensors=len(tensors),
         nbytes=sum(entry.nbytes for entry in tensors),
         dtype="+".join(dtypes) or None,
-        fingerprint=_digest(raw, *weights.identity),
         problems=tuple(problems),
     )
 
 
-def fingerprint_of(raw_config: bytes, status: os.stat_result, raw_header: bytes) -> str:
-    """The AdapterInfo.fingerprint of a sound adapter with these bytes and a weights file so."""
-    return _digest(raw_config, _stamp(status), raw_header)
-
-
-def _stamp(status: os.stat_result) -> bytes:
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()
-
-
-def _read_weights(folder: Path, roots: Sequence[Path]) -> _Weights:
-    identity: tuple[bytes, ...] = ()
+def _read_weights(folder: Path, roots: Iterable[Path]) -> _Weights:
     try:
         with open_regular(folder / WEIGHTS_NAME, roots) as file:
-            status = os.fstat(file.fileno())
-            identity = (_stamp(status),)
+            file_bytes = os.fstat(file.fileno()).st_size
             raw = read_header_bytes(file)
-        identity = (_stamp(status), raw)
-        tensors = parse_header(raw, weights_bytes=status.st_size - 8 - len(raw))
+        tensors = parse_header(raw, weights_bytes=file_bytes - 8 - len(raw))
     except FileNotFoundError:
-        return _Weights((), (), (no_weights(folder),))
+        return _Weights((), (no_weights(folder),))
     except AdapterInvalidError as error:
-        return _Weights((), identity, (str(error),))
-    return _Weights(tensors, identity, ())
+        return _Weights((), (str(error),))
+    return _Weights(tensors, ())
 
 
 def _no_folder(path: Path) -> str:
@@ -242,11 +232,3 @@ def _over_limits(rank: int, file_bytes: int, limits: AdapterLimits | None) -> li
             "as float16, or serve it from a machine with more memory"
         )
     return over
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()[:16]

@@ -100,6 +100,7 @@ ADAPTERS = (
     Hook(_API, _POOLING, "PoolingBaseServing._check_model", "api.serving.explaining_by_raising", ("request",)),
     Hook(_API, _CLIENT, "AsyncLLM.add_lora", "api.serving.publishing", ("lora_request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.is_base_model", None, ("model_name",)),
+    Hook(_API, _MODELS, "OpenAIServingModels.show_available_models"),
     *_each(
         _API, _MODELS, "OpenAIServingModels", "lora_requests", "lora_id_counter", "lora_resolvers", "lora_resolver_lock",
     ),

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.api.registry import NameLocks
-from chameleon_lora.engine_vllm.api.serving import resolving
+from chameleon_lora.engine_vllm.api.serving import NameLocks, resolving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

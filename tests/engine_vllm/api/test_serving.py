@@ -56,12 +56,12 @@ def load(served: ServedFolder, name: str) -> Any:
 
 
 def test_an_adapter_loaded_by_request_is_looked_at_once(tmp_path: Path) -> None:
-    """Its header is read once, and the engine is told what was found."""
+    """It is checked once and its bytes are read once, and the engine is told what was found."""
     pytest.importorskip("vllm")
     served = ServedFolder(tmp_path / "adapters")
     served.add("a", rank=4)
     opened = opened_by(lambda: load(served, "a"))
-    assert 1 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
+    assert 2 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
     [(method, [source])] = served.engine.calls
     assert ("chameleon_announce", "a", 4) == (method, source["name"], source["rank"])
 

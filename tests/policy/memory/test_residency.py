@@ -1,5 +1,6 @@
 """Which adapter is where, and who goes to make room."""
 
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -256,3 +257,14 @@ def test_forgetting_an_adapter_removes_it() -> None:
     residency, (a,) = make(1)
     residency.forget(a)
     assert AdapterId(0) not in residency.entries
+
+
+def test_an_adapter_that_nobody_asks_for_takes_little_memory() -> None:
+    """There may be tens of thousands; only those that are used remember when."""
+    _, (unused,) = make(1)
+    parts = [getattr(unused, name) for name in Entry.__slots__]
+    own = [part for part in parts if not isinstance(part, int | float | str | None)]
+    assert sum(map(sys.getsizeof, own)) < 200
+    assert 0 == unused.uses_since(0.0)
+    unused.used(1.0, 10.0)
+    assert 1 == unused.uses_since(0.0)

@@ -4,26 +4,32 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import asyncio
 import bisect
 import difflib
 import json
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.adapters import AdapterFolder, AdapterInfo, is_name, leads_on
+from chameleon_lora.adapters import (
+    AdapterFolder,
+    AdapterInfo,
+    is_name,
+    leads_on,
+    require_name,
+)
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
 from chameleon_lora.engine_vllm.api import auth, body, routes, shutdown
 from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
     AdapterRegistry,
-    NameLocks,
     registry_of,
-    require_name,
 )
 from chameleon_lora.engine_vllm.config import (
     CONFIG_KEY,
@@ -41,7 +47,12 @@ from chameleon_lora.engine_vllm.errors import (
 )
 from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.log_limit import limit_log_records
-from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterRequestsError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterNotFoundError,
+    AdapterRequestsError,
+    AdapterUnreadableError,
+)
 from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import parse_settings
 
@@ -51,6 +62,22 @@ MOST_REASONS = 5  # of different ones, in the message of one error
 TROUBLE = "chameleon_trouble"  # on the models: the kind of error that their resolvers had last
 MOST_COMPARED = 20  # on either side of a name's place among the adapters': it takes milliseconds
 _logger = logging.getLogger(f"vllm.{__name__}")
+
+
+class NameLocks:
+    """A lock for each name, which lives while somebody uses it. Its length is how many do."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def __len__(self) -> int:
+        return len(self._locks)
 
 
 def with_registry(stock: Any) -> Any:
@@ -65,7 +92,7 @@ def with_registry(stock: Any) -> Any:
         root = Path(serving.adapters).absolute() if serving.adapters else None
         folder = AdapterFolder(root, serving.trusted_roots) if root else None
         if config.lora_config is not None:
-            registry = AdapterRegistry(models, folder, serving.scan_s)
+            registry = AdapterRegistry(models, folder, serving.scan_s, serving.scan_all_s)
             models.lora_resolver_lock = NameLocks()
             setattr(models, REGISTRY, registry)
             setattr(models.engine_client, REGISTRY, registry)
@@ -98,6 +125,9 @@ def checking(stock: Any) -> Any:
             info = await registry.check(request.lora_path, request.lora_name)
         except AdapterNotFoundError as error:
             return openai_error(str(error), "NotFoundError", HTTPStatus.NOT_FOUND)
+        except AdapterUnreadableError as error:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            return openai_error(str(error), "InternalServerError", status)
         except AdapterError as error:
             return openai_error(str(error), "BadRequestError", HTTPStatus.BAD_REQUEST)
         token = _CHECKED.set(info)
@@ -240,6 +270,8 @@ def raising(stock: Any) -> Any:
             registry = registry_of(processor)
             if registry is not None and fault is Fault.CONTENT:
                 registry.found_unfit(state.lora_request, reason)
+            if registry is not None and fault is Fault.FILES:
+                registry.found_changed(state.lora_request)
         return processed
 
     return process_outputs

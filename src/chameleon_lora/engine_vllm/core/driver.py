@@ -168,7 +168,7 @@ class Driver:
         source = version.source
         if version.id not in self.policy.adapters:
             rank, nbytes = source.rank or 1, source.nbytes or 1
-            self.policy.registered(Adapter(version.id, version.inner_name, rank, nbytes))
+            self.policy.registered(Adapter(version.id, source.name, rank, nbytes))
         if former is not None:
             is_pinned = self.policy.adapter(former.id).is_pinned
             self.policy.pin(version.id, is_pinned=is_pinned)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from chameleon_lora import __version__
-from chameleon_lora.adapters import AdapterLimits, require_servable
+from chameleon_lora.adapters import AdapterLimits, read_fingerprint, require_servable
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks, block_bytes_of
@@ -327,11 +327,10 @@ def add_adapter(driver: Driver, adapter: Any, limits: AdapterLimits) -> None:
     """
     version = version_meant(driver, adapter)
     if not driver.has_api_server and (version is None or version.source.path == adapter.lora_path):
-        info = require_servable(
-            resolved(adapter.lora_path, adapter.lora_name), limits, name=adapter.lora_name
-        )
-        found = {"fingerprint": info.fingerprint, "nbytes": info.nbytes, "rank": info.rank}
-        version = announce_unseen(driver, adapter, **found)
+        folder = resolved(adapter.lora_path, adapter.lora_name)
+        info = require_servable(folder, limits, name=adapter.lora_name)
+        found = {"nbytes": info.nbytes, "rank": info.rank}
+        version = announce_unseen(driver, adapter, fingerprint=read_fingerprint(folder), **found)
     if version is not None:  # else it was unloaded meanwhile
         driver.known_as(adapter.lora_int_id, version.source.name)
 

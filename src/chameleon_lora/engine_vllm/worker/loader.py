@@ -27,7 +27,12 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     pack,
 )
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
-from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterUnfitError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterInvalidError,
+    AdapterUnfitError,
+    AdapterUnreadableError,
+)
 from chameleon_lora.policy.plan import Fault
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -211,7 +216,8 @@ def _fault_of(command: LoadAdapter, error: Exception) -> Fault:
 
 def _is_of_machine(error: Exception) -> bool:
     """Whether a disk or memory may have failed: RuntimeErrors are torch's, as for want of memory."""
-    kinds, cause = (OSError, MemoryError, RuntimeError), error.__cause__
+    kinds = (OSError, MemoryError, RuntimeError, AdapterUnreadableError)
+    cause = error.__cause__
     if isinstance(error, AdapterInvalidError) and isinstance(cause, FileNotFoundError):
         return False  # a file that is gone is the adapter's
     return isinstance(error, kinds) or isinstance(cause, OSError) or "os error" in str(error)

@@ -15,18 +15,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from chameleon_lora.adapters import AdapterLimits, require_servable
 from chameleon_lora.adapters.config import CONFIG_NAME, read_config_bytes, without_expressions
+from chameleon_lora.adapters.content import fingerprint_of, stamp_of
 from chameleon_lora.adapters.header import (
     MAX_HEADER_BYTES,
     WEIGHTS_NAME,
     parse_header,
     read_header_bytes,
 )
-from chameleon_lora.adapters.inspect import fingerprint_of
 from chameleon_lora.adapters.pairs import pattern_names
 from chameleon_lora.adapters.untrusted import open_regular
 from chameleon_lora.errors import AdapterInvalidError
@@ -77,8 +77,9 @@ def sealed_copy(
         raw_config = read_config_bytes(folder)
         _copy(weights, copy, before.st_size)
         raw_header = read_header_bytes(copy)
-        found = fingerprint_of(raw_config, before, raw_header)
-        if _times(before) != _times(os.fstat(weights.fileno())) or fingerprint not in (None, found):
+        found = fingerprint_of(raw_config, copy)
+        is_torn = stamp_of(before) != stamp_of(os.fstat(weights.fileno()))
+        if is_torn if fingerprint is None else fingerprint != found:
             require_servable(folder, limits)  # what is there now may tell more
             raise AdapterInvalidError(CHANGED)
         private = Path(staging) / (folder.absolute().name or "adapter")
@@ -100,7 +101,7 @@ def _staging() -> AbstractContextManager[str]:
         return tempfile.TemporaryDirectory(prefix=_STAGING)
 
 
-def _weights_of(folder: Path) -> AbstractContextManager[BinaryIO]:
+def _weights_of(folder: Path) -> AbstractContextManager[FileIO]:
     try:
         return open_regular(folder / WEIGHTS_NAME)
     except FileNotFoundError:
@@ -117,7 +118,7 @@ def _require_room(folder: Path, file_bytes: int, limits: AdapterLimits) -> None:
         raise AdapterInvalidError(CHANGED)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, nbytes: int) -> None:
+def _copy(source: FileIO, target: FileIO, nbytes: int) -> None:
     """Afterwards the target holds these bytes, or as many as are left, and cannot change."""
     os.ftruncate(target.fileno(), nbytes)
     os.lseek(target.fileno(), 0, os.SEEK_SET)
@@ -131,7 +132,3 @@ def _copy(source: BinaryIO, target: BinaryIO, nbytes: int) -> None:
         missing -= count
     os.lseek(target.fileno(), 0, os.SEEK_SET)
     fcntl.fcntl(target.fileno(), fcntl.F_ADD_SEALS, _SEALS)
-
-
-def _times(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
