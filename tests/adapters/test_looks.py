@@ -77,7 +77,7 @@ def test_what_cannot_be_looked_at_is_as_before(known: KnownAdapters) -> None:
 def test_what_could_not_be_read_is_looked_into_again(known: KnownAdapters) -> None:
     """At the next looks, though nothing else happens to it."""
     seen = look({"a": "2", "b": "1", "c": "1"})
-    for _ in range(2):
+    for _ in range(3 * FREE_CHANGES):
         assert Changes(["a"], [], []) == after(known, seen, unread="a")
     assert Changes(["a"], [], []) == after(known, seen)
     assert Changes([], [], []) == after(known, seen)

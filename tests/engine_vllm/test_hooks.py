@@ -211,7 +211,6 @@ def test_a_target_that_is_gone_takes_no_other_with_it(
     """It is told by name as an error; tenants are kept apart; who asked for it gets no engine."""
     from vllm.v1.engine.core import EngineCore
 
-    monkeypatch.setenv("CHAMELEON_STEPS", "steps.jsonl")
     monkeypatch.delattr(EngineCore, "preprocess_add_request")
     with caplog.at_level(logging.ERROR):
         install()
@@ -219,8 +218,17 @@ def test_a_target_that_is_gone_takes_no_other_with_it(
     assert "EngineCore.preprocess_add_request" in caplog.text
     with pytest.raises(UnsupportedEngineError, match=r"lacks .*EngineCore\.preprocess_add_request"):
         require_hooks(WITH_TENANTS)
-    monkeypatch.delenv("CHAMELEON_STEPS")
+
+
+def test_what_only_the_step_log_needs_is_missed_by_nobody_else(
+    hooked: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hooks were put in before anybody asked for the log: who asks gets no engine, others do."""
     require_hooks(WITH_TENANTS)
+    monkeypatch.setenv("CHAMELEON_STEPS", "steps.jsonl")
+    with pytest.raises(UnsupportedEngineError, match=r"not in place at .*Scheduler\.__init__"):
+        require_hooks(WITH_TENANTS)
 
 
 def test_a_vllm_that_cannot_keep_tenants_apart_serves_none(

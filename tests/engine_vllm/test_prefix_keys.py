@@ -9,6 +9,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.scheduler import name_version
+from chameleon_lora.engine_vllm.core.utilities import keying
 from tests.engine_vllm.fake_requests import announced, make_driver
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -60,6 +61,43 @@ def test_one_content_of_one_adapter_has_one_key() -> None:
     first = keys(driver, "a")
     driver.announce(announced("a"))
     assert first == keys(driver, "a")
+
+
+def test_blocks_are_keyed_once_and_by_the_inner_name() -> None:
+    """Where the request comes in; again only if the adapter has become another before it is added."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    hashed: list[str] = []
+    hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
+
+    def stock(_engine: Any, came: Any) -> tuple[Any, int]:
+        def count(request: Any) -> Any:
+            hashed.append(request.lora_request.lora_name)
+            return hasher(request)
+
+        params = SamplingParams(max_tokens=1)
+        adapter = came.lora_request
+        return Request("r", PROMPT, params, None, lora_request=adapter, block_hasher=count), 0
+
+    driver = make_driver()
+    engine = SimpleNamespace(scheduler=SimpleNamespace(chameleon=driver))
+    driver.announce(announced("a", "1"))
+    adapter = LoRARequest("a", 1, "/adapters/a")
+    found = []
+    for fingerprint in ("1", "2"):
+        request, _ = keying(stock)(engine, SimpleNamespace(lora_request=adapter))
+        assert adapter is request.lora_request
+        driver.announce(announced("a", fingerprint))
+        name_version(driver, request)
+        found.append((request.lora_request.lora_name, tuple(request.block_hashes)))
+    assert ["a@1", "a@1", "a@2"] == hashed
+    assert "a@1" == found[0][0]
+    assert ("a@2", keys(driver, "a")) == found[1]
 
 
 def test_adapters_and_the_base_model_share_nothing() -> None:

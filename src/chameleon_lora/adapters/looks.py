@@ -118,7 +118,7 @@ class KnownAdapters:
         gone = frozenset(changes.gone)
         known = {name: stamp for name, stamp in self.stamps.items() if name not in gone}
         known |= {name: None if name in unread else look.stamps[name] for name in changes.changed}
-        self.looked_into(changes.changed)
+        self.looked_into(frozenset(changes.changed) - frozenset(unread))
         self.stamps, self._root, self._missing = known, look.root, frozenset(changes.awaited)
         self._looks += 1
         self._unrest = {name: it for name, it in self._unrest.items() if not self._is_calm(it)}

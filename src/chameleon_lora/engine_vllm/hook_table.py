@@ -180,6 +180,7 @@ ENGINE_CORE = (
     Hook(_CORE, _ENGINE, f"EngineCore.{METRICS}", "core.utilities.metrics", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{ARRIVALS}", "core.utilities.arrivals", is_new=True),
     Hook(_CORE, _ENGINE, "EngineCoreProc._process_input_queue", "core.utilities.waking"),
+    Hook(_CORE, _ENGINE, "EngineCore.preprocess_add_request", "core.utilities.keying", ("request",)),
     *_each(_CORE, _ENGINE, "", "EngineCore.is_sleeping", "EngineCoreProc.input_queue"),
     Hook(_CORE, "vllm.v1.engine", "EngineCoreRequestType.WAKEUP"),
     Hook(_CORE, "vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),

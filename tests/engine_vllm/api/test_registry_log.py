@@ -52,7 +52,7 @@ def test_each_change_is_a_line(served: ServedFolder, caplog: pytest.LogCaptureFi
     assert [[added], ["Adapter 'c' replaced"], [refused], [added], [removed]] == told
 
 
-def test_many_adapters_are_one_call_and_one_line(
+def test_many_adapters_are_each_told_once_and_one_line(
     served: ServedFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Five hundred that are there at the start, and all go again, with the files of one."""
@@ -60,11 +60,14 @@ def test_many_adapters_are_one_call_and_one_line(
     for name in names:
         shutil.copytree(served.root / "a", served.root / name, copy_function=os.link)
     asyncio.run(served.registry.start())
-    assert [("announce", ["a", "b", *names])] == served.told()
+    told = served.told()
+    assert {"announce"} == {verb for verb, _ in told}
+    assert ["a", "b", *names] == [name for _, some in told for name in some]
     (record,) = caplog.records
     assert record.getMessage().startswith("Chameleon serves 502 adapters of ")
     for name in names:
         shutil.rmtree(served.root / name)
+    served.refresh_all()  # so many at once may be a disk that is away
     served.refresh_all()
     assert [("withdraw", names)] == served.told()
 

@@ -196,7 +196,10 @@ class AdapterRegistry:
             return
         if name not in self._reading:
             self._reading[name] = asyncio.create_task(self._read(name))
-        await asyncio.wait({self._reading[name]}, timeout=PATIENCE_S)
+        reading = self._reading[name]
+        await asyncio.wait({reading}, timeout=PATIENCE_S)
+        if reading.done():
+            reading.result()  # raises what the engine's client raised
 
     async def _read(self, name: str) -> None:
         try:
@@ -207,6 +210,9 @@ class AdapterRegistry:
             if isinstance(found, Checked) and found.fingerprint is not None and is_current:
                 self._fingerprints[name] = found.fingerprint
                 await self._announce([self._announcement(name, found)])
+        except Exception:
+            self._fingerprints.pop(name, None)
+            raise
         finally:
             del self._reading[name]
 
@@ -237,8 +243,8 @@ class AdapterRegistry:
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
         if self._known.is_news(name, stamp):
-            await self._publish_all({name: stamp})
-            self._known.looked_into([name])
+            unread = await self._publish_all({name: stamp})
+            self._known.looked_into({name} - unread)
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""

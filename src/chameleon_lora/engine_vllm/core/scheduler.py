@@ -37,6 +37,7 @@ from chameleon_lora.policy.settings import EngineLimits
 from chameleon_lora.settings import Settings
 
 IDLE_S = 0.001
+KEYED_BY = "chameleon_keyed_by"  # on a request: the inner name by which its blocks are keyed
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -278,8 +279,8 @@ def name_version(driver: Driver, request: Any) -> Version | None:
     request.lora_request = msgspec.structs.replace(
         adapter, lora_name=version.inner_name, lora_int_id=version.id, load_inplace=False
     )
-    if version.inner_name != adapter.lora_name:
-        request.block_hashes.clear()  # they were keyed by the outer name
+    if version.inner_name != getattr(request, KEYED_BY, adapter.lora_name):
+        request.block_hashes.clear()  # they were keyed by another name
         request.update_block_hashes()
     return version if is_passing else None
 
