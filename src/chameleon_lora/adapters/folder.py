@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.convert import is_only_pickled, pickled_file
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
 from chameleon_lora.adapters.untrusted import quoted
@@ -25,9 +26,12 @@ class AdapterFolder:
     Invariant: no answer names a path whose real place is outside the root and the trusted roots.
     """
 
-    def __init__(self, root: Path, trusted: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, trusted: Sequence[str] = (), *, converts_bin: bool = False
+    ) -> None:
         self.root = root
         self._trusted = trusted
+        self._converts_bin = converts_bin  # so a folder of pickled weights is one of the adapters
 
     @property
     def real_roots(self) -> tuple[Path, ...]:
@@ -58,7 +62,8 @@ class AdapterFolder:
         path = self.try_path(name)
         if path is None:
             return None
-        stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        pickled = self._converts_bin and is_only_pickled(path) and pickled_file(path)
+        stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, pickled or WEIGHTS_NAME)]
         return None if None in stamps else " ".join(filter(None, stamps))
 
     def scan(self) -> dict[str, str]:

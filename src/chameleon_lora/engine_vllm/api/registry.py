@@ -19,8 +19,10 @@ from chameleon_lora.adapters import (
     require_servable,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
+from chameleon_lora.adapters.inspect import largest_bytes
+from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.engine_vllm.sources import resolved
 from chameleon_lora.errors import AdapterError, AdapterInvalidError
 
 REGISTRY = "chameleon_registry"
@@ -48,7 +50,10 @@ class AdapterRegistry:
         self._engine = models.engine_client.engine_core
         config = models.engine_client.vllm_config
         self._limits = AdapterLimits(
-            config.lora_config.max_lora_rank, largest_bytes(), has_head(config.model_config)
+            config.lora_config.max_lora_rank,
+            largest_bytes(),
+            has_head(config.model_config),
+            converts_bin=settings_of(config).serving.converts_bin,
         )
         self._folder = folder
         self._scan_s = scan_s

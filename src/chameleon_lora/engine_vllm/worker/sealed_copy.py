@@ -41,10 +41,11 @@ CHANGED = (
 
 @dataclass(frozen=True, slots=True)
 class SealedCopy:
-    """One adapter's files, copied and checked, and the fingerprint of what was copied."""
+    """One adapter's files, copied and checked, the fingerprint of what was copied, and its modules' names."""
 
     folder: Path
     fingerprint: str
+    modules: tuple[str, ...]
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def sealed_copy(
     """
     with (
         tempfile.TemporaryDirectory(prefix="chameleon-load-") as staging,
-        _weights_of(folder) as weights,
+        _weights_of(folder, limits) as weights,
         os.fdopen(os.memfd_create(WEIGHTS_NAME, os.MFD_ALLOW_SEALING), "rb", buffering=0) as copy,
     ):
         os.posix_fadvise(weights.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -85,15 +86,17 @@ def sealed_copy(
         require_servable(private, limits)
         modules = pattern_names(parse_header(raw_header, before.st_size - 8 - len(raw_header)))
         (private / CONFIG_NAME).write_bytes(without_expressions(raw_config, modules))
-        yield SealedCopy(private, found)
+        yield SealedCopy(private, found, tuple(modules))
 
 
-def _weights_of(folder: Path) -> AbstractContextManager[BinaryIO]:
+def _weights_of(folder: Path, limits: AdapterLimits) -> AbstractContextManager[BinaryIO]:
     try:
         return open_regular(folder / WEIGHTS_NAME)
     except FileNotFoundError:
-        require_servable(folder)  # it tells what is missing, and why
-        raise
+        require_servable(
+            folder, limits
+        )  # it tells what is missing, and why, or makes it of a pickle
+        return open_regular(folder / WEIGHTS_NAME)
 
 
 def _require_room(folder: Path, file_bytes: int, limits: AdapterLimits) -> None:
