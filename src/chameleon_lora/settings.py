@@ -37,6 +37,9 @@ class ServingSettings:
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         serves_partial: serve an adapter although some of its weights find no layer of the model, with a
             warning in the log, as vLLM does without one; else it is refused, with their names.
+        converts_bin: write weights that are pickled alone, adapter_model.bin, as safetensors into the
+            adapter's folder when it is offered or loaded: read by torch with weights_only in a process of
+            its own. Some seconds each, in which no other new folder is looked at.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
@@ -62,6 +65,7 @@ class ServingSettings:
     scan_all_s: float = 60.0
     trusts_hints: bool = False
     serves_partial: bool = False
+    converts_bin: bool = False
     slot_parts: int = 4
     disk_cache_bytes: int = 1 << 30
     disk_cache_dir: str | None = None

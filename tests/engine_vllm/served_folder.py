@@ -16,7 +16,7 @@ from chameleon_lora.engine_vllm.api.serving import NameLocks
 
 BASE = "base-model"
 MAX_RANK = 8
-NEVER_S = 3600.0
+NEVER_S, LOOK_S = 3600.0, 0.05
 DIMS = ModelDims(
     hidden_size=8,
     intermediate_size=8,
@@ -70,6 +70,7 @@ class FakeModelConfig:
 class FakeConfig:
     lora_config: FakeLoraConfig = field(default_factory=FakeLoraConfig)
     model_config: FakeModelConfig = field(default_factory=FakeModelConfig)
+    additional_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,10 +99,14 @@ class ServedFolder:
     root: Path
     models: FakeModels = field(default_factory=FakeModels)
     scan_s: float = NEVER_S
+    converts_bin: bool = False
 
     def __post_init__(self) -> None:
         self.locks = NameLocks()
-        self.registry = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
+        serving = {"serving": {"converts_bin": self.converts_bin}}
+        self.models.engine_client.vllm_config.additional_config["chameleon"] = serving
+        folder = AdapterFolder(self.root, converts_bin=self.converts_bin)
+        self.registry = AdapterRegistry(self.models, folder, self.scan_s)
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
         """Put a sound adapter into the folder, in place of one of that name."""
@@ -115,6 +120,16 @@ class ServedFolder:
     def refresh_all(self) -> None:
         """The registry looks at the folder, as it does every `scan_s`."""
         asyncio.run(self.registry._refresh_all())
+
+    def refresh_until(self, is_so: Callable[[], bool]) -> None:
+        """The registry looks until it is so, as where files take longer than one look waits for them."""
+
+        async def look() -> None:
+            while not is_so():
+                await self.registry._refresh_all()
+                await asyncio.sleep(LOOK_S)
+
+        asyncio.run(look())
 
     @property
     def engine(self) -> FakeEngine:

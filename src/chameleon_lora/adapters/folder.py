@@ -12,6 +12,7 @@ from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.content import stamp_of
+from chameleon_lora.adapters.convert import is_only_pickled, pickled_file
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
 from chameleon_lora.adapters.untrusted import leads_nowhere, quoted, unreadable
@@ -37,9 +38,12 @@ class AdapterFolder:
     Invariant: no answer names a path whose real place is outside the root and the trusted roots.
     """
 
-    def __init__(self, root: Path, trusted: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, trusted: Sequence[str] = (), *, converts_bin: bool = False
+    ) -> None:
         self.root = root
         self._trusted = trusted
+        self._converts_bin = converts_bin  # so a folder of pickled weights is one of the adapters
 
     @property
     def real_roots(self) -> "RealRoots":
@@ -71,7 +75,7 @@ class AdapterFolder:
         """
         try:
             path = self._try_path(name)
-            files = [(path / file).stat() for file in (CONFIG_NAME, WEIGHTS_NAME)] if path else []
+            files = [] if path is None else [(path / file).stat() for file in self._files(path)]
         except OSError as error:
             if leads_nowhere(error):
                 return None
@@ -80,6 +84,10 @@ class AdapterFolder:
             ) from error
         is_whole = files and all(stat.S_ISREG(file.st_mode) for file in files)
         return stamp_of(*files) if is_whole else None
+
+    def _files(self, path: Path) -> tuple[str, str]:
+        pickled = pickled_file(path) if self._converts_bin and is_only_pickled(path) else None
+        return CONFIG_NAME, pickled or WEIGHTS_NAME
 
     def try_status(self, name: str) -> tuple[int, ...] | None:
         """What changes when something comes into that folder or goes; None if the name is nobody's. O(1)."""

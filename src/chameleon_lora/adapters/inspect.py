@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.adapters.config import PeftConfig, parse_config, read_config_bytes
+from chameleon_lora.adapters.convert import convert, is_only_pickled, pickled_file
 from chameleon_lora.adapters.header import (
     WEIGHTS_NAME,
     TensorEntry,
     parse_header,
     read_header_bytes,
 )
-from chameleon_lora.adapters.pairs import head_problems, lora_tensors, pair_problems
+from chameleon_lora.adapters.pairs import (
+    head_problems,
+    layer_problems,
+    lora_tensors,
+    pair_problems,
+    pattern_names,
+)
 from chameleon_lora.adapters.untrusted import is_folder, open_regular
 from chameleon_lora.errors import (
+    AdapterError,
     AdapterInvalidError,
     AdapterNotFoundError,
     AdapterTooLargeError,
     AdapterUnreadableError,
     ConfigError,
 )
-
-_PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 
@@ -37,11 +43,15 @@ class AdapterLimits:
         max_bytes: of the weights' file, whose bytes need not be there: a sparse file claims as many
             as it likes. None for any size.
         has_head: its model classifies, so an adapter may bring a head of its own.
+        layers: of its base model, by name; weights for others are a problem. None for any.
+        converts_bin: weights that are pickled alone may be written beside as safetensors (`convert`).
     """
 
     max_rank: int | None = None
     max_bytes: int | None = None
     has_head: bool = True
+    converts_bin: bool = False
+    layers: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
@@ -63,6 +73,8 @@ class AdapterInfo:
     Attributes:
         name: the folder's name.
         rank: the largest rank of any module: what a slot needs.
+        target_modules: as the configuration has them; what there are weights for is in `modules`.
+        modules: the last parts of their names, each once.
         num_tensors: LoRA tensors, two a module.
         nbytes: their bytes in the file, in the file's dtype; the engine may hold another dtype.
         dtype: "float32" and the like, joined by "+" when mixed.
@@ -75,6 +87,7 @@ class AdapterInfo:
     alpha: float
     base_model: str | None
     target_modules: tuple[str, ...]
+    modules: tuple[str, ...]
     num_tensors: int
     nbytes: int
     dtype: str | None
@@ -99,16 +112,23 @@ _NO_CONFIG = PeftConfig(
 )
 
 
-def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
+def inspect_adapter(
+    path: Path, limits: AdapterLimits | None = None, roots: Iterable[Path] = ()
+) -> AdapterInfo:
     """What the folder holds, with every problem found; never raises for what is on disk.
 
-    Reads the configuration and the safetensors header, never the weights.
+    Reads the configuration and the safetensors header, never the weights; below `roots` if there are any.
     """
     try:
-        info, over = _inspect(path, limits, ())
+        info, over = _inspect(path, limits, roots)
     except AdapterUnreadableError as error:
         return _info(path, _NO_CONFIG, _Weights((), (str(error),)))
     return dataclasses.replace(info, problems=(*info.problems, *over))
+
+
+def without_adapter(path: Path, reason: str) -> AdapterInfo:
+    """What is known of a folder that is no adapter, for that reason."""
+    return _info(path, _NO_CONFIG, _Weights((), (reason,)))
 
 
 def require_servable(
@@ -130,6 +150,8 @@ def require_servable(
     try:
         if not is_folder(path):
             raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
+        if limits is not None and limits.converts_bin and is_only_pickled(path):
+            _convert(path, limits, roots, name)
         info, over = _inspect(path, limits, roots)
     except AdapterUnreadableError as error:
         raise AdapterUnreadableError(f"adapter {name or path.name!r}: {error}") from error
@@ -138,6 +160,15 @@ def require_servable(
     if over:
         raise AdapterTooLargeError(f"adapter {name or info.name!r}: {' | '.join(over)}")
     return info
+
+
+def _convert(path: Path, limits: AdapterLimits, roots: Iterable[Path], name: str | None) -> None:
+    try:
+        convert(path, limits.max_bytes, tuple(roots))
+    except AdapterUnreadableError:
+        raise
+    except AdapterError as error:
+        raise type(error)(f"adapter {name or path.absolute().name!r}: {error}") from error
 
 
 def _inspect(
@@ -155,6 +186,8 @@ def _inspect(
     found = _read_weights(path, roots)
     if limits is not None and not limits.has_head:
         problems = (*problems, *head_problems(found.tensors, config))
+    if limits is not None and limits.layers is not None:
+        problems = (*problems, *layer_problems(found.tensors, limits.layers))
     weights = _Weights(found.tensors, problems + found.problems)
     file_bytes = sum(entry.nbytes for entry in found.tensors)
     over = _over_limits(config.max_rank, file_bytes, limits)
@@ -174,6 +207,7 @@ def _info(path: Path, config: PeftConfig, weights: _Weights) -> AdapterInfo:
         alpha=config.alpha,
         base_model=config.base_model,
         target_modules=config.target_modules,
+        modules=tuple(dict.fromkeys(n.rpartition(".")[2] for n in pattern_names(tensors))),
         num_tensors=len(tensors),
         nbytes=sum(entry.nbytes for entry in tensors),
         dtype="+".join(dtypes) or None,
@@ -200,16 +234,21 @@ def _no_folder(path: Path) -> str:
 
 def no_weights(folder: Path) -> str:
     """Why a folder without the file of weights is not served."""
-    for name in _PICKLED_NAMES:
-        if os.path.lexists(folder / name):
-            return (
-                f"{name} is pickled, and only {WEIGHTS_NAME} is served; way out: load it with "
-                "torch.load(weights_only=True) and write it with safetensors.torch.save_file"
-            )
+    name = pickled_file(folder)
+    if name is not None:
+        return (
+            f"{name} is pickled, and only {WEIGHTS_NAME} is served; way out: `chameleon adapters convert` "
+            "with this folder, or set serving.converts_bin and the server does that itself"
+        )
     return (
         f"{WEIGHTS_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "
         "wrote"
     )
+
+
+def largest_bytes() -> int:
+    """The most a file of weights may have on this machine: a quarter of its memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def fitting_rank(largest: int) -> int:

@@ -33,7 +33,7 @@ def open_regular(path: Path, roots: Iterable[Path] = ()) -> AbstractContextManag
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _require_regular(os.fstat(descriptor).st_mode, path)  # it may be another file by now
-            _require_inside(descriptor, path, roots)
+            require_inside(descriptor, path, roots)
         except (AdapterInvalidError, OSError):
             os.close(descriptor)
             raise
@@ -162,8 +162,14 @@ def _require_regular(mode: int, path: Path) -> None:
         )
 
 
-def _require_inside(descriptor: int, path: Path, roots: Iterable[Path]) -> None:
-    """Asks the kernel where the open file is: a link may have changed since its name was read."""
+def require_inside(descriptor: int, path: Path, roots: Iterable[Path]) -> None:
+    """Nothing if what was opened lies below one of the roots, or there are none.
+
+    Asks the kernel where it is: a link may have changed since its name was read.
+
+    Raises:
+        AdapterInvalidError: it lies elsewhere.
+    """
     place = Path(f"/proc/self/fd/{descriptor}").readlink()
     if roots and not any(root in place.parents for root in roots):
         raise AdapterInvalidError(

@@ -1,16 +1,10 @@
-"""Which folder the path of an adapter means, and how large an adapter may be on this machine."""
+"""Which folder the path of an adapter means."""
 
-import os
 from pathlib import Path
 
 from chameleon_lora.errors import AdapterNotFoundError
 
 MAX_PATH_CHARS = 4096
-
-
-def largest_bytes() -> int:
-    """The most a file of weights may have on this machine: a quarter of its memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def resolved(path: str, name: str) -> Path:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
@@ -166,3 +167,26 @@ def test_the_start_says_what_is_served_and_what_is_not(
     )
     assert "'wide-09' and 2 more; reasons above" in message
     assert 13 == len(caplog.records)
+
+
+def test_pickled_weights_are_converted_where_that_is_set(tmp_path: Path) -> None:
+    """At the next look, once; one that is refused is so with its own reason, until its files change."""
+    torch = pytest.importorskip("torch")
+    served = ServedFolder(tmp_path / "adapters", converts_bin=True)
+    for name in ("a", "hostile"):
+        served.add(name)
+        weights = served.root / name / WEIGHTS_NAME
+        tensors = {key: torch.from_numpy(value) for key, value in load_file(weights).items()}
+        torch.save(tensors if name == "a" else [tensors], weights.with_suffix(".bin"))
+        weights.unlink()
+    registry = served.registry
+    served.refresh_until(lambda: bool(served.engine.calls) and "hostile" in registry.refused)
+    assert [("announce", ["a"])] == served.told()
+    assert {"hostile"} == served.registry.refused.keys()
+    assert "adapter 'hostile': adapter_model.bin is no file" in served.registry.refused["hostile"]
+    served.refresh_all()
+    assert (served.root / "a" / WEIGHTS_NAME).is_file()
+    assert {"hostile"} == served.registry.refused.keys()
+    unset = ServedFolder(served.root)
+    unset.refresh_all()
+    assert "serving.converts_bin" in unset.registry.unfit["hostile"]

@@ -19,12 +19,13 @@ from chameleon_lora.adapters import (
     AdapterLimits,
     read_fingerprint,
 )
+from chameleon_lora.adapters.inspect import largest_bytes
 from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
 from chameleon_lora.adapters.watching import FolderWatch
 from chameleon_lora.engine_vllm.api.checks import Checked, check_folder, check_path
 from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
+from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, WITHDRAW, Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes
 from chameleon_lora.errors import AdapterError, AdapterUnreadableError
 
 T = TypeVar("T")
@@ -59,7 +60,10 @@ class AdapterRegistry:
         self._engine = models.engine_client.engine_core
         config = models.engine_client.vllm_config
         self._limits = AdapterLimits(
-            config.lora_config.max_lora_rank, largest_bytes(), has_head(config.model_config)
+            config.lora_config.max_lora_rank,
+            largest_bytes(),
+            has_head(config.model_config),
+            converts_bin=settings_of(config).serving.converts_bin,
         )
         self._folder = folder
         self._followed = FolderWatch(folder, scan_all_s) if folder else None

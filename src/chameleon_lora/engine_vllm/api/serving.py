@@ -90,7 +90,8 @@ def with_registry(stock: Any) -> Any:
             return
         serving = settings_of(config).serving
         root = Path(serving.adapters).absolute() if serving.adapters else None
-        folder = AdapterFolder(root, serving.trusted_roots) if root else None
+        trusted, may = serving.trusted_roots, serving.converts_bin
+        folder = AdapterFolder(root, trusted, converts_bin=may) if root else None
         if config.lora_config is not None:
             registry = AdapterRegistry(models, folder, serving.scan_s, serving.scan_all_s)
             models.lora_resolver_lock = NameLocks()
@@ -211,7 +212,13 @@ def explaining_by_raising(stock: Any) -> Any:
         refusal = await _refusal(serving, request)
         if refusal is not None:
             raise http_error(refusal.error.message, HTTPStatus(refusal.error.code))
-        return await stock(serving, request)
+        answer = await stock(serving, request)
+        try:
+            serving._maybe_get_adapters(request)
+        except Exception as error:  # whatever this vLLM has for a model that is not there
+            message = unknown_model(serving.models, request.model, str(error))
+            raise type(error)(message) from error
+        return answer
 
     return check_model
 

@@ -67,7 +67,7 @@ class Driver:
         self.telemetry = Telemetry()
         self.arrivals = ArrivalLog()
         self.planned: deque[Any] = deque()
-        self._serving = serving
+        self.serving = serving
         self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
         self._requests: dict[RequestId, Any] = {}
         self._has_news = False  # for the policy to act upon, since the last step
@@ -203,7 +203,7 @@ class Driver:
                 self._absent.setdefault(known.adapter.id, {})[request_id] = self._now_s
         if self.loans is not None:
             self.loans.arrived(request.block_hashes, self._now_s)
-        fact = arrival_of(request, self._serving, reads_prompt=self._reads_prompts)
+        fact = arrival_of(request, self.serving, reads_prompt=self._reads_prompts)
         self.policy.arrived(fact, self._now_s)
 
     def returned(self, request: Any) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from chameleon_lora.adapters import AdapterLimits
+from chameleon_lora.adapters.inspect import largest_bytes
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.scheduler import KEYED_BY, add_adapter
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
 from chameleon_lora.engine_vllm.messages import Announcement
-from chameleon_lora.engine_vllm.sources import largest_bytes
 
 
 def adding(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +29,9 @@ def adding(stock: Callable[..., Any]) -> Callable[..., Any]:
         if driver is None:
             return stock(engine, lora_request)
         max_rank = engine.scheduler.lora_config.max_lora_rank
-        add_adapter(driver, lora_request, AdapterLimits(max_rank, largest_bytes()))
+        may = driver.serving.converts_bin
+        limits = AdapterLimits(max_rank, largest_bytes(), converts_bin=may)
+        add_adapter(driver, lora_request, limits)
         return True
 
     return add_lora

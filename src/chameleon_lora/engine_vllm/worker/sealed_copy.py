@@ -43,10 +43,11 @@ CHANGED = (
 
 @dataclass(frozen=True, slots=True)
 class SealedCopy:
-    """One adapter's files, copied and checked, and the fingerprint of what was copied."""
+    """One adapter's files, copied and checked, the fingerprint of what was copied, and its modules' names."""
 
     folder: Path
     fingerprint: str
+    modules: tuple[str, ...]
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def sealed_copy(
         AdapterError: the files are not sound, above the limits, or not those that were announced.
     """
     with (
-        _weights_of(folder) as weights,
+        _weights_of(folder, limits) as weights,
         os.fdopen(os.memfd_create(WEIGHTS_NAME, os.MFD_ALLOW_SEALING), "rb", buffering=0) as copy,
         os.fdopen(os.memfd_create(CONFIG_NAME), "wb", buffering=0) as config,
         _staging() as staging,
@@ -90,7 +91,7 @@ def sealed_copy(
         require_servable(private, limits)
         modules = pattern_names(parse_header(raw_header, before.st_size - 8 - len(raw_header)))
         (private / CONFIG_NAME).write_bytes(without_expressions(raw_config, modules))
-        yield SealedCopy(private, found)
+        yield SealedCopy(private, found, tuple(modules))
 
 
 def _staging() -> AbstractContextManager[str]:
@@ -101,12 +102,14 @@ def _staging() -> AbstractContextManager[str]:
         return tempfile.TemporaryDirectory(prefix=_STAGING)
 
 
-def _weights_of(folder: Path) -> AbstractContextManager[FileIO]:
+def _weights_of(folder: Path, limits: AdapterLimits) -> AbstractContextManager[FileIO]:
     try:
         return open_regular(folder / WEIGHTS_NAME)
     except FileNotFoundError:
-        require_servable(folder)  # it tells what is missing, and why
-        raise
+        require_servable(
+            folder, limits
+        )  # it tells what is missing, and why, or makes it of a pickle
+        return open_regular(folder / WEIGHTS_NAME)
 
 
 def _require_room(folder: Path, file_bytes: int, limits: AdapterLimits) -> None:
