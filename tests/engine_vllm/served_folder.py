@@ -16,7 +16,7 @@ from chameleon_lora.engine_vllm.api.serving import NameLocks
 
 BASE = "base-model"
 MAX_RANK = 8
-NEVER_S, LOOK_S = 3600.0, 0.05
+NEVER_S = 3600.0
 DIMS = ModelDims(
     hidden_size=8,
     intermediate_size=8,
@@ -120,16 +120,6 @@ class ServedFolder:
     def refresh_all(self) -> None:
         """The registry looks at the folder, as it does every `scan_s`."""
         asyncio.run(self.registry._refresh_all())
-
-    def refresh_until(self, is_so: Callable[[], bool]) -> None:
-        """The registry looks until it is so, as where files take longer than one look waits for them."""
-
-        async def look() -> None:
-            while not is_so():
-                await self.registry._refresh_all()
-                await asyncio.sleep(LOOK_S)
-
-        asyncio.run(look())
 
     @property
     def engine(self) -> FakeEngine:

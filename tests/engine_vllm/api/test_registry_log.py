@@ -179,8 +179,7 @@ def test_pickled_weights_are_converted_where_that_is_set(tmp_path: Path) -> None
         tensors = {key: torch.from_numpy(value) for key, value in load_file(weights).items()}
         torch.save(tensors if name == "a" else [tensors], weights.with_suffix(".bin"))
         weights.unlink()
-    registry = served.registry
-    served.refresh_until(lambda: bool(served.engine.calls) and "hostile" in registry.refused)
+    served.refresh_all()
     assert [("announce", ["a"])] == served.told()
     assert {"hostile"} == served.registry.refused.keys()
     assert "adapter 'hostile': adapter_model.bin is no file" in served.registry.refused["hostile"]

@@ -305,7 +305,10 @@ class AdapterRegistry:
         to_read = [name for name in stamps if name in self._fingerprints]
         at_once = CHECKED if self._watching else CHECKED_AT_START
         rest = [name for name in stamps if name not in self._fingerprints]
-        async for checked in self._patient.each(self._check, rest, at_once):
+        patient = (
+            self._patient_load if self._limits.converts_bin else self._patient
+        )  # takes seconds
+        async for checked in patient.each(self._check, rest, at_once):
             for name in checked:  # read meanwhile, maybe before the change
                 self._fingerprints.pop(name, None)
             unread -= await self._take_up(checked, stamps)
