@@ -3,15 +3,14 @@
 import ast
 import functools
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm import scheduler
 from chameleon_lora.engine_vllm.hook_table import HOOKS, SCHEDULER, TESTED, Hook, Part
 from chameleon_lora.engine_vllm.hooks import (
     _is_expected,
@@ -23,6 +22,7 @@ from chameleon_lora.engine_vllm.hooks import (
 )
 from chameleon_lora.errors import UnsupportedEngineError
 from chameleon_lora.settings import ServingSettings
+from tests.engine_vllm.hooked import vllm_unhooked
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -237,28 +237,16 @@ def test_a_vllm_that_cannot_keep_tenants_apart_serves_none(
     require_hooks(OPEN)
 
 
-UNREGISTERED = """
-from types import SimpleNamespace
-from chameleon_lora.engine_vllm import scheduler
-from chameleon_lora.errors import UnsupportedEngineError
-config = SimpleNamespace(
-    additional_config={"chameleon": {"serving": {"tenants": "tenants.toml"}}},
-    scheduler_config=SimpleNamespace(async_scheduling=False),
-)
-try:
-    scheduler(config)
-except UnsupportedEngineError as error:
-    print(error)
-"""
-
-
-def test_without_its_plugin_chameleon_does_not_start() -> None:
+def test_without_its_plugin_chameleon_does_not_start(
+    hooked: None,  # noqa: ARG001  # as an engine in this process may have left it
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Plain `vllm serve` whose VLLM_PLUGINS names others: no key would be asked for."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", UNREGISTERED],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "VLLM_PLUGINS": "lora_filesystem_resolver"},
-    )  # fmt: skip
-    assert "plugin is not loaded (VLLM_PLUGINS is 'lora_filesystem_resolver')" in done.stdout, (
-        done.stderr[-2000:]
+    monkeypatch.setenv("VLLM_PLUGINS", "lora_filesystem_resolver")
+    config = SimpleNamespace(
+        additional_config={"chameleon": {"serving": {"tenants": "tenants.toml"}}},
+        scheduler_config=SimpleNamespace(async_scheduling=False),
     )
+    not_loaded = r"plugin is not loaded \(VLLM_PLUGINS is 'lora_filesystem_resolver'\)"
+    with vllm_unhooked(), pytest.raises(UnsupportedEngineError, match=not_loaded):
+        scheduler(config)

@@ -12,7 +12,10 @@ from faults.servers import RunningServer
 from faults.trial import FaultRow, try_fault
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
-LONG = ("2,000 requests at once", "KV cache full, preemptions", "worker killed")
+LONG = (
+    *("5,000 adapters registered", "2,000 requests at once"),
+    *("KV cache full, preemptions", "worker killed"),
+)
 
 
 def params(faults: Iterable[Fault]) -> list[Any]:

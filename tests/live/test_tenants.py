@@ -316,7 +316,7 @@ def test_one_that_floods_does_not_keep_another_waiting(server: Server) -> None:
     """Of one seat, bob's few requests get every other turn, though acme's many came before.
 
     Of acme's 20 that were there first all would end before bob's, if each waited for those before. On
-    a busy machine bob's may be held up on their way to the engine, so the better of two goes counts.
+    a busy machine bob's may be held up on their way to the engine, so one good go of two is enough.
     """
     ended: list[str] = []
 
@@ -348,4 +348,4 @@ def test_one_that_floods_does_not_keep_another_waiting(server: Server) -> None:
         await asyncio.gather(*floods, return_exceptions=True)
         return found
 
-    assert min(server.run(None, work) for _ in range(2)) < 15
+    assert any(server.run(None, work) < 15 for _ in range(2))

@@ -1,6 +1,7 @@
 """What the operator is told of a folder of adapters: lines in the log, state and metrics."""
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_each_change_is_a_line(served: ServedFolder, caplog: pytest.LogCaptureFi
     added, removed = "Adapter 'c' added", "Adapter 'c' removed"
     refused = "Adapter not served"
     assert [[added], ["Adapter 'c' replaced"], [refused], [added], [removed]] == told
+
+
+def test_many_adapters_are_one_call_and_one_line(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five hundred that are there at the start, and all go again, with the files of one."""
+    names = [f"many-{number:03d}" for number in range(500)]
+    for name in names:
+        shutil.copytree(served.root / "a", served.root / name, copy_function=os.link)
+    asyncio.run(served.registry.start())
+    assert [("announce", ["a", "b", *names])] == served.told()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Chameleon serves 502 adapters of ")
+    for name in names:
+        shutil.rmtree(served.root / name)
+    served.refresh_all()
+    assert [("withdraw", names)] == served.told()
 
 
 @pytest.mark.usefixtures("started")
