@@ -8,6 +8,8 @@ from chameleon_lora.policy.memory.entry import Entry
 from chameleon_lora.policy.memory.slots import SlotTable
 from chameleon_lora.policy.plan import overlap
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from tests.policy.engine_model import adapter
 
 
@@ -120,3 +122,17 @@ def test_overlap_is_of_half_open_ranges() -> None:
     """0..2 and 2..4 share nothing."""
     assert not overlap(range(2), range(2, 4))
     assert overlap(range(3), range(2, 4))
+
+
+@pytest.mark.parametrize("kind", ["table", "pages"])
+def test_with_or_without_slots_an_empty_engine_answers_alike(kind: str) -> None:
+    """There is a place for anybody, nobody is in it, and nothing is about to come free."""
+    limits = EngineLimits(
+        seats=1, slots=1, kv_tokens=160, kv_bytes_per_token=1, is_paged=kind == "pages"
+    )
+    slots = Scheduler(PolicySettings(), limits)._residency.slots
+    left_tokens = slots.by_cell({})
+    assert 0 == slots.try_find(slots.needed(8), [], equal)
+    assert ([], []) == (slots.in_use(), slots.at(range(1)))
+    assert not any(left_tokens)
+    assert None is slots.first_to_end(1, left_tokens, [range(1)])
