@@ -85,14 +85,14 @@ class TestWayOfARequest:
         """Only outputs of requests that ended well count for the estimate."""
         model = make()
         probe = request("probe", output=0, limit=1 << 30)
-        before = model.policy._estimator.lengths.predict(probe)
+        before = model.policy._estimator.lengths.predict_tokens(probe)
         model.arrive(request("a", output=900), 900)
         model.step()
         model.abort(request("a").id)
-        assert before == model.policy._estimator.lengths.predict(probe)
+        assert before == model.policy._estimator.lengths.predict_tokens(probe)
         model.arrive(request("b", output=900), 900)
         model.run_until_idle()
-        assert before < model.policy._estimator.lengths.predict(probe)
+        assert before < model.policy._estimator.lengths.predict_tokens(probe)
 
     def test_wait_is_measured_once(self) -> None:
         """A preempted request does not count as one that waited since its arrival."""

@@ -46,7 +46,7 @@ class WaveAdapters(Enum):
     SOME = "some"  # a third without an adapter, the others as SLOTS
 
 
-def send_alone(target: Target) -> float:
+def measure_gap_s(target: Target) -> float:
     """Sends ALONE requests to the base model one after the other; median time between two tokens.
 
     Raises:
