@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import chameleon_lora
+from chameleon_lora import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "chameleon_lora"
@@ -51,6 +52,7 @@ FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAKE_CALL = re.compile(r"^\s*(?:\$ )?make +([a-z][\w-]*)", re.MULTILINE)
 MAKE_TARGET = re.compile(r"^([a-z][\w-]*):(?!=)", re.MULTILINE)
 METHOD = re.compile(r"`([A-Z]\w+)\.(\w+)`")
+DRAWN = re.compile(r"^([│├└─ ]*)(\w+Error)\b", re.MULTILINE)
 LINKED = re.compile(r"\[`([A-Z]\w+)\.(\w+)`\]\(([\w./]+)\)")
 PROCESS_WIDE = re.compile(  # what outlives a call and has no owner but the process
     r"^@functools\.(lru_)?cache|ContextVar\(|os\.environ\[[^]]+\] =|\(os\.environ\)|\bsignal\.signal\b|setrlimit\(|setswitchinterval\(|"
@@ -313,6 +315,25 @@ def test_no_class_name_is_defined_twice() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(shown(path))
     assert {} == {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_each_error_is_drawn_below_its_base() -> None:
+    """In the tree at the top of errors.py, wherever it is defined."""
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for branch, name in DRAWN.findall(errors.__doc__ or ""):
+        depth = len(branch) // 4
+        above[depth:] = [name]
+        drawn |= {name: above[depth - 1]} if depth else {}
+    derived = {
+        node.name: base.id
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if isinstance(base, ast.Name) and base.id in {*above[:1], *drawn}
+    }
+    assert derived == drawn
 
 
 def test_docstrings_begin_with_a_sentence() -> None:
