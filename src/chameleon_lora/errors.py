@@ -2,6 +2,7 @@
 
 ChameleonError
 ├── ConfigError            a setting is unknown, of the wrong type or out of range
+│   └── NoLoadError            no load meets the objective (`planning/planning.py`)
 ├── AdapterError           an adapter cannot be served
 │   ├── AdapterNotFoundError
 │   ├── AdapterInvalidError    its files are broken, incomplete or of an unsupported kind
@@ -13,6 +14,7 @@ ChameleonError
 ├── UnsupportedLayoutError this model's KV cache cannot hold adapters
 ├── EngineGoneError        the engine of a server ended by itself
 └── BenchError             a server did not start, or answered what no OpenAI server answers
+    └── UnreachableError       nobody answers there (`bench/discovery.py`)
 
 Each message gives the value, the limit and the way out.
 """

@@ -46,7 +46,7 @@ class WaveAdapters(Enum):
     SOME = "some"  # a third without an adapter, the others as SLOTS
 
 
-def send_alone(target: Target) -> float:
+def measure_token_s(target: Target) -> float:
     """Sends ALONE requests to the base model one after the other; median time of a token, seconds.
 
     Of whole answers: a client that is held up reads several tokens at once, and by a time of 0
