@@ -23,9 +23,11 @@ fast: setup
 test: check
 	$(bin)/pytest -n 2
 
-# Before a release: all of it, with many and fresh examples; coverage goes to build/coverage.
+# Before a release: all of it, with many and fresh examples; coverage goes to build/coverage, and the
+# policy's is all of it.
 test-long: check
 	$(bin)/pytest -n 2 -m "" --hypothesis-profile=long --cov --cov-report=
+	$(bin)/coverage report --include='src/chameleon_lora/policy/*' --fail-under=100
 
 # What goes wrong in production, done to real servers; `test` leaves out the faults that take longest.
 faults: setup

@@ -53,7 +53,7 @@ def main() -> int:
 def rows_of(kind: ServerKind, faults: Sequence[Fault]) -> Iterator[FaultRow]:
     """A row for each fault that this server can have."""
     left = [fault for fault in faults if not (fault.needs_folder and kind.is_stock)]
-    with tempfile.TemporaryDirectory(prefix="chameleon-faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="faults-chameleon-") as folder:
         model = ensure_tiny_model(default_cache_dir())
         fixtures = AdapterFixtures.make(model, Path(folder) / "fixtures", len(SERVED))
         for number in range(len(left)):

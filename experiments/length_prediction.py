@@ -102,10 +102,10 @@ class Trial:
         begun_ns = process_time_ns()
         request = replace(request, words=excerpt(arm.words(row)))
         if arm.guess is None:
-            predicted = estimator.predict(request)
+            predicted = estimator.predict_tokens(request)
         else:
             predicted = arm.guess(row.output_tokens, self._rng)
-        reserved = estimator.reserve(request, predicted)
+        reserved = estimator.reserve_tokens(request, predicted)
         estimator.observe(request, predicted, row.output_tokens)
         self.spent_ns += process_time_ns() - begun_ns
         return Outcome(row.task, row.output_tokens, predicted, reserved)

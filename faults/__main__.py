@@ -57,7 +57,7 @@ def soak_command(args: argparse.Namespace) -> int:
         print(f"faults: {error}", file=sys.stderr)
         return 2
     try:
-        with tempfile.TemporaryDirectory(prefix="chameleon-soak-") as folder:
+        with tempfile.TemporaryDirectory(prefix="soak-chameleon-") as folder:
             cache = default_cache_dir()
             fixtures = AdapterFixtures.make(
                 ensure_tiny_model(cache), Path(folder) / "fixtures", len(SERVED)

@@ -88,6 +88,11 @@ class Client:
         """Share of the KV cache that requests hold, in [0, 1]."""
         return read_gauges(await self._page("/metrics")).kv_usage or 0.0
 
+    async def series(self) -> int:
+        """How many lines GET /metrics has for values: each set of labels is one."""
+        lines = (await self._page("/metrics")).splitlines()
+        return sum(not line.startswith(b"#") for line in lines)
+
     async def metric(self, name: str) -> float:
         """The sum over all series of this name in GET /metrics."""
         lines = (await self._page("/metrics")).decode().splitlines()

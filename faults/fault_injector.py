@@ -1,4 +1,4 @@
-"""A server's disk that stalls or fails, and its clock that jumps, at our word.
+"""A server's disk that stalls, fails or is full, and its clock that jumps, at our word.
 
 A small library is put before the C library's own calls of the server and its children (LD_PRELOAD),
 so the server's code, stock vLLM's too, meets the same errors as from a real disk.
@@ -19,7 +19,7 @@ from pathlib import Path
 from chameleon_lora.errors import BenchError
 
 SOURCE = Path(__file__).with_name("fault_injector.c")
-_CONTROL = struct.Struct("<ddi236s")  # as in fault_injector.c
+_CONTROL = struct.Struct("<ddii232s")  # as in fault_injector.c
 COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -55,10 +55,17 @@ class FaultInjector:
             yield
 
     @contextlib.contextmanager
-    def failing(self, match: str) -> Iterator[None]:
-        """While the block runs, reading a file whose path holds `match` fails with EIO."""
-        with self._set(0.0, 0.0, errno.EIO, match):
+    def failing(self, match: str, error: int = errno.EIO) -> Iterator[None]:
+        """While the block runs, a file whose path holds `match` cannot be used.
+
+        EIO comes from reading it, ENOSPC from writing or making it, EMFILE from opening it.
+        """
+        with self._set(0.0, 0.0, error, match):
             yield
+
+    def trim(self) -> None:
+        """Within a second or two each process of the server gives back memory that it does not use."""
+        self._write(trims=self._trims + 1)
 
     @contextlib.contextmanager
     def clock_jumped(self, seconds: float) -> Iterator[None]:
@@ -68,11 +75,27 @@ class FaultInjector:
 
     @contextlib.contextmanager
     def _set(self, jump_s: float, stall_s: float, error: int, match: str) -> Iterator[None]:
-        self._control[:] = _CONTROL.pack(jump_s, stall_s, error, match.encode())
+        self._write(jump_s, stall_s, error, match)
         try:
             yield
         finally:
-            self._control[:] = bytes(_CONTROL.size)
+            self._write()
+
+    @property
+    def _trims(self) -> int:
+        """How often it was asked for."""
+        return int(_CONTROL.unpack(self._control[:])[3])
+
+    def _write(
+        self,
+        jump_s: float = 0.0,
+        stall_s: float = 0.0,
+        error: int = 0,
+        match: str = "",
+        trims: int | None = None,
+    ) -> None:
+        trims = self._trims if trims is None else trims
+        self._control[:] = _CONTROL.pack(jump_s, stall_s, error, trims, match.encode())
 
 
 def _library(cache_dir: Path) -> Path:

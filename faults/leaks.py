@@ -1,6 +1,6 @@
 """Does a server grow? Its memory, descriptors, threads and KV memory at moments when it is idle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -18,7 +18,10 @@ class LeakSample:
 
     Attributes:
         at_s: since the first sample.
+        rss_bytes: of all of them.
         kv_usage: share of the KV cache that is not free, in [0, 1].
+        series: lines on the metrics page.
+        rss_by_process: by their titles.
     """
 
     at_s: float
@@ -26,6 +29,8 @@ class LeakSample:
     descriptors: int
     threads: int
     kv_usage: float
+    series: int
+    rss_by_process: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +47,25 @@ class Slope:
         return self.low > 0.0
 
 
-def sample(process: psutil.Process, at_s: float, kv_usage: float) -> LeakSample:
+def sample(process: psutil.Process, at_s: float, kv_usage: float, series: int) -> LeakSample:
     """What the process and its children hold now."""
     family = [process, *process.children(recursive=True)]
+    rss_by_process = {_title(member): member.memory_info().rss for member in family}
     return LeakSample(
         at_s,
-        sum(member.memory_info().rss for member in family),
+        sum(rss_by_process.values()),
         sum(member.num_fds() for member in family),
         sum(member.num_threads() for member in family),
         kv_usage,
+        series,
+        rss_by_process,
     )
+
+
+def _title(process: psutil.Process) -> str:
+    """What is unlike for each: vLLM gives its processes titles; others have numbers."""
+    title = " ".join(process.cmdline()[:1])  # none of one that has just ended
+    return title if title.startswith("VLLM::") else f"{process.name()} {process.pid}"
 
 
 def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:

@@ -1,5 +1,6 @@
 """Load for a long time, with one random fault after the other, and what leaked meanwhile."""
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from faults.trial import FaultRow, try_fault
 
 MIB = 1 << 20
 SLACK = 2  # descriptors and threads may differ by so many: connections that just close
+SERIES_SLACK = 64  # vLLM's gauge of adapters has as many, more or fewer by what ran last
+TRIM_S = 2.5  # each process of the server looks once a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Soaked:
     """What a soak showed.
 
     Attributes:
-        samples: one after each row's fault, with the server idle.
+        samples: one after each row's fault, with the server idle and its free memory given back.
         warm_up: how many of them do not count for growth: until every kind of fault was there once,
             pools and caches fill.
     """
@@ -38,8 +41,20 @@ class Soaked:
         """Growth of resident memory, MiB an hour; None if the soak ended too early to tell."""
         if len(self.settled) < LEAST_SAMPLES:
             return None
+        return self._slope_of([sample.rss_bytes for sample in self.settled])
+
+    @property
+    def memory_by_process(self) -> dict[str, Slope]:
+        """The same for each process that was there all the time."""
+        lasting = set.intersection(*(set(sample.rss_by_process) for sample in self.settled))
+        return {
+            title: self._slope_of([sample.rss_by_process[title] for sample in self.settled])
+            for title in sorted(lasting)
+        }
+
+    def _slope_of(self, values_bytes: Sequence[int]) -> Slope:
         at_s = [sample.at_s for sample in self.settled]
-        return slope(at_s, [sample.rss_bytes / MIB for sample in self.settled])
+        return slope(at_s, [value / MIB for value in values_bytes])
 
     def troubles(self) -> list[str]:
         """What is wrong; empty if nothing is."""
@@ -58,6 +73,8 @@ class Soaked:
             found.append(f"descriptors grew from {first.descriptors} to {last.descriptors}")
         if last.threads > first.threads + SLACK:
             found.append(f"threads grew from {first.threads} to {last.threads}")
+        if last.series > first.series + SERIES_SLACK:
+            found.append(f"series of metrics grew from {first.series} to {last.series}")
         if last.kv_usage > 0.0:
             found.append(f"{last.kv_usage:.1%} of the KV cache is held by nobody")
         return found
@@ -84,9 +101,17 @@ async def soak(
         rows.append(row)
         if not row.is_clean:
             break
-        samples.append(sample(context.process, now_s() - began_s, await context.client.kv_usage()))
+        samples.append(await _sampled(context, now_s() - began_s))
         on_row(row, samples[-1])
     return Soaked(tuple(rows), tuple(samples), len(faults))
+
+
+async def _sampled(context: FaultContext, at_s: float) -> LeakSample:
+    """Without the memory that the C library keeps for later, which hides growth."""
+    context.injector.trim()
+    await asyncio.sleep(TRIM_S)
+    client = context.client
+    return sample(context.process, at_s, await client.kv_usage(), await client.series())
 
 
 def report(soaked: Soaked) -> str:
@@ -106,8 +131,14 @@ def report(soaked: Soaked) -> str:
             f"time                  {last.at_s / 60:.1f} min, of which {first.at_s / 60:.1f} warm-up",
             f"resident memory       {first.rss_bytes / MIB:.0f} -> {last.rss_bytes / MIB:.0f} MiB, "
             f"slope {_shown(soaked.memory)}",
+            *(
+                f"  of {title:<18} {first.rss_by_process[title] / MIB:.0f} -> "
+                f"{last.rss_by_process[title] / MIB:.0f} MiB, slope {_shown(slope)}"
+                for title, slope in soaked.memory_by_process.items()
+            ),
             f"file descriptors      {first.descriptors} -> {last.descriptors}",
             f"threads               {first.threads} -> {last.threads}",
+            f"series of metrics     {first.series} -> {last.series}",
             f"KV cache held, idle   {last.kv_usage:.1%}",
         ]
     return "\n".join(lines)

@@ -3,11 +3,13 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import chameleon_lora
+from chameleon_lora import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "chameleon_lora"
@@ -50,6 +52,13 @@ FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAKE_CALL = re.compile(r"^\s*(?:\$ )?make +([a-z][\w-]*)", re.MULTILINE)
 MAKE_TARGET = re.compile(r"^([a-z][\w-]*):(?!=)", re.MULTILINE)
 METHOD = re.compile(r"`([A-Z]\w+)\.(\w+)`")
+DRAWN = re.compile(r"^([│├└─ ]*)(\w+Error)\b", re.MULTILINE)
+LINKED = re.compile(r"\[`([A-Z]\w+)\.(\w+)`\]\(([\w./]+)\)")
+PROCESS_WIDE = re.compile(  # what outlives a call and has no owner but the process
+    r"^@functools\.(lru_)?cache|ContextVar\(|os\.environ\[[^]]+\] =|\(os\.environ\)|\bsignal\.signal\b|setrlimit\(|setswitchinterval\(|setLogRecordFactory\(|"
+    r"torch\.(manual_seed|set_num_threads)\(|\b(gc|warnings|locale)\.(freeze|disable|simplefilter|setlocale)\(",
+    re.MULTILINE,
+)
 EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED_FILE = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|md|toml|sh|c))(?:::[\w:]+)?`")
 
@@ -59,8 +68,9 @@ def shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """The syntax tree of a file, which nobody changes."""
     return ast.parse(path.read_text(encoding="utf-8"), shown(path))
 
 
@@ -259,6 +269,35 @@ def test_the_architecture_names_methods_that_exist() -> None:
     assert [] == [f"{c}.{m}" for c, m in named if c in classes and m not in classes[c]]
 
 
+def test_the_line_that_admits_is_one_file_from_the_readme() -> None:
+    """README.md links a method's name to the file that defines it."""
+    linked = LINKED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [("AdmissionStep", "_try")] == [(name, method) for name, method, _ in linked]
+    for name, method, file in linked:
+        defined = {
+            (node.name, inner.name)
+            for node in ast.walk(parsed(ROOT / file))
+            if isinstance(node, ast.ClassDef)
+            for inner in functions(ast.Module(node.body, []))
+        }
+        assert (name, method) in defined
+
+
+def test_the_architecture_names_each_file_with_process_wide_state() -> None:
+    """Caches, context variables, the environment, signals and limits are in its list, and nowhere else."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = page.partition("Process-wide, and nothing else")[2].partition("Ids are counted")[0]
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in SOURCES
+        if PROCESS_WIDE.search(path.read_text(encoding="utf-8"))
+    }
+    assert set() == {name for name in found if f"`{name}`" not in listed}
+    assert found | {
+        name.split()[0].removeprefix("src/chameleon_lora/") for name in PROCESS_STATE
+    } == {name for name in NAMED_FILE.findall(listed) if not name.startswith("tests/")}
+
+
 def test_the_architectures_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints what stands behind each `print`, before the colon."""
     (block,) = EXAMPLE.findall((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
@@ -276,6 +315,25 @@ def test_no_class_name_is_defined_twice() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(shown(path))
     assert {} == {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_each_error_is_drawn_below_its_base() -> None:
+    """In the tree at the top of errors.py, wherever it is defined."""
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for branch, name in DRAWN.findall(errors.__doc__ or ""):
+        depth = len(branch) // 4
+        above[depth:] = [name]
+        drawn |= {name: above[depth - 1]} if depth else {}
+    derived = {
+        node.name: base.id
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if isinstance(base, ast.Name) and base.id in {*above[:1], *drawn}
+    }
+    assert derived == drawn
 
 
 def test_docstrings_begin_with_a_sentence() -> None:

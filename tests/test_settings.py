@@ -164,6 +164,7 @@ def test_a_float_is_finite(value: float) -> None:
         ({"serving": {"scan_s": 0.01}}, ("serving.scan_s is 0.01", "0.1 seconds or more")),
         ({"serving": {"trusted_roots": ["/a", "b"]}}, ("serving.trusted_roots holds 'b'", "absolute paths")),
         ({"serving": {"trusted_roots": "/a"}}, ("'serving.trusted_roots' is '/a'", "a list of values of type str")),
+        ({"serving": {"max_body_bytes": 100}}, ("serving.max_body_bytes is 100", "1024 or more")),
         ({"serving": {"trusted_roots": [5]}}, ("'serving.trusted_roots' is [5]", "a list of values of type str")),
         ({"serving": {"slot_parts": 3}}, ("serving.slot_parts is 3", "1, 2, 4, 8 or 16")),
     ],

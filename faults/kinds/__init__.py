@@ -2,12 +2,13 @@
 
 from chameleon_lora.errors import ConfigError
 from faults.fault import Fault
-from faults.kinds import broken_adapters, crowds, deaths, slow_disks
+from faults.kinds import broken_adapters, crowds, deaths, rude_clients, slow_disks
 
 FAULTS: tuple[Fault, ...] = (
     *broken_adapters.FAULTS,
     *slow_disks.FAULTS,
     *crowds.FAULTS,
+    *rude_clients.FAULTS,
     *deaths.FAULTS,
 )
 

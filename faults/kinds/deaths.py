@@ -1,10 +1,8 @@
 """Faults of the server's processes and of its clock."""
 
 import asyncio
-import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
 from functools import partial
 
 import psutil
@@ -13,6 +11,7 @@ from faults.adapter_fixtures import SERVED
 from faults.client import until
 from faults.context import ANY, FaultContext
 from faults.fault import RIGHT, Fault, FaultOutcome
+from faults.kinds.rude_clients import unfinished_body
 
 ENGINE, WORKER = "VLLM::Engine", "VLLM::Worker"  # as vLLM names its processes
 EXIT_LIMIT_S = 60.0
@@ -30,22 +29,25 @@ async def kill(title: str, context: FaultContext) -> FaultOutcome:
     return await _ended([context.process, *family])
 
 
-async def terminate(context: FaultContext) -> FaultOutcome:
-    """SIGTERM with streams in flight: they end whole, and then the server does.
+async def kill_first(context: FaultContext) -> FaultOutcome:
+    """The API server is killed, as for want of memory: nobody can be told, and the others must end."""
+    family = context.process.children(recursive=True)
+    context.process.kill()
+    return await _ended([context.process, *family])
 
-    Beside them a client has announced a body that never comes, which may not hold the end up.
+
+async def end(number: signal.Signals, context: FaultContext, *, tells_all: bool) -> FaultOutcome:
+    """It is told to end with streams in flight: they end whole, and then it does.
+
+    Beside them a client has announced a body that never comes, which may not hold the end up. A terminal
+    tells all processes of a server, as systemd does unless told otherwise; a container the first.
     """
     family = context.process.children(recursive=True)
-    async with _unfinished_body(context.client.url):
-        context.process.send_signal(signal.SIGTERM)
-        return await _ended([context.process, *family])
-
-
-async def interrupt(context: FaultContext) -> FaultOutcome:
-    """The same by Ctrl-C at a terminal, which signals all processes of the server."""
-    family = context.process.children(recursive=True)
-    async with _unfinished_body(context.client.url):
-        os.killpg(context.process.pid, signal.SIGINT)
+    async with unfinished_body(context.client.url):
+        if tells_all:
+            os.killpg(context.process.pid, number)
+        else:
+            context.process.send_signal(number)
         return await _ended([context.process, *family])
 
 
@@ -55,22 +57,6 @@ async def jump(context: FaultContext) -> FaultOutcome:
         with context.injector.clock_jumped(seconds):
             await asyncio.sleep(JUMP_LASTS_S)
     return FaultOutcome(recovery_s=await until(partial(context.is_right, ANY, SERVED[ANY])))
-
-
-@contextlib.asynccontextmanager
-async def _unfinished_body(url: str) -> AsyncIterator[None]:
-    """A request that the server has begun to read, and whose rest does not come."""
-    host, _, port = url.rpartition("/")[2].partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n"
-    )
-    await reader.readline()  # that it may go on
-    try:
-        yield
-    finally:
-        writer.close()
 
 
 async def _ended(family: list[psutil.Process]) -> FaultOutcome:
@@ -98,6 +84,14 @@ FAULTS = (
     Fault("clock jumps a day", jump, RIGHT),
     Fault("worker killed", partial(kill, WORKER), ends_server=True),
     Fault("engine killed", partial(kill, ENGINE), ends_server=True),
-    Fault("SIGTERM with streams", terminate, ends_server=True, drains=True),
-    Fault("Ctrl-C with streams", interrupt, ends_server=True, drains=True),
+    Fault("API server killed", kill_first, ends_server=True),
+    *(
+        Fault(name, partial(end, number, tells_all=tells_all), ends_server=True, drains=True)
+        for name, number, tells_all in (
+            ("SIGTERM with streams", signal.SIGTERM, False),
+            ("Ctrl-C with streams", signal.SIGINT, True),
+            ("SIGHUP with streams", signal.SIGHUP, True),
+            ("SIGTERM to all with streams", signal.SIGTERM, True),
+        )
+    ),
 )

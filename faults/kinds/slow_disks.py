@@ -1,15 +1,22 @@
-"""Faults of the disk that adapters lie on."""
+"""Faults of the disk that adapters lie on, and of the one for temporary files."""
 
 import asyncio
+import errno
+import shutil
+import tempfile
 from functools import partial
 
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from faults.adapter_fixtures import SERVED
 from faults.client import now_s, until
-from faults.context import OTHER, SEEDS, TOKENS, VICTIM, FaultContext
+from faults.context import ANY, OTHER, SEEDS, TOKENS, VICTIM, FaultContext
 from faults.fault import EITHER, RIGHT, Fault, FaultOutcome, first_error
 from faults.greedy_request import GreedyRequest, RequestEnd
 
 STALL_S = 10.0
+AWAY_S = 4.0  # a server looks at its folder once a second
+RECOVERY_LIMIT_S = 30.0
+TEMPORARY = "chameleon-"  # what the server's own files are called there
 
 
 async def stall(context: FaultContext) -> FaultOutcome:
@@ -44,15 +51,81 @@ async def fail(context: FaultContext) -> FaultOutcome:
     with context.injector.failing(str(path / WEIGHTS_NAME)):
         replies = await context.client.ask_all(questions)
     ends = tuple(context.end(reply, (VICTIM,)) for reply in replies)
-    try:
-        recovery_s = await until(partial(context.is_right, name, VICTIM), limit_s=30.0)
-    except TimeoutError:
-        recovery_s = None
+    recovery_s = await _recovery_s(context, name)
     await context.client.unload(name)
     return FaultOutcome(ends, recovery_s, first_error(replies))
+
+
+async def fail_at_a_look(error: int, context: FaultContext) -> FaultOutcome:
+    """A served adapter is replaced by its like, and cannot be read while the server looks at it.
+
+    It is served again once that is over, though nobody touches it any more.
+    """
+    assert context.adapters is not None
+    name = context.fresh_name()
+    path = context.fixtures.place(VICTIM, context.adapters / name)
+    await until(partial(context.is_right, name, VICTIM), RECOVERY_LIMIT_S)
+    with context.injector.failing(str(path / WEIGHTS_NAME), error):
+        context.fixtures.replace_weights(VICTIM, path)
+        await asyncio.sleep(AWAY_S)
+        replies = await context.client.ask_all(GreedyRequest(name, s, TOKENS) for s in SEEDS)
+    ends = tuple(context.end(reply, (VICTIM,)) for reply in replies)
+    recovery_s = await _recovery_s(context, name)
+    shutil.rmtree(path)
+    return FaultOutcome(ends, recovery_s, first_error(replies))
+
+
+async def unmount(context: FaultContext) -> FaultOutcome:
+    """The served folder is an empty one for a while, as where its disk was mounted; then it is back.
+
+    What is in memory, or in the server's own disk cache, is served meanwhile.
+    """
+    assert context.adapters is not None
+    away = context.adapters.rename(context.adapters.with_name("away"))
+    context.adapters.mkdir()
+    try:
+        await asyncio.sleep(AWAY_S)
+        replies = await context.client.ask_all(
+            GreedyRequest(name, SEEDS[0], TOKENS) for name in SERVED
+        )
+    finally:
+        context.adapters.rmdir()
+        away.rename(context.adapters)
+    ends = tuple(context.end(reply, (SERVED[reply.asked.model],)) for reply in replies)
+    return FaultOutcome(ends, await _recovery_s(context, ANY), first_error(replies))
+
+
+async def fill(context: FaultContext) -> FaultOutcome:
+    """Nothing more fits on the disk for temporary files, while adapters are read and packed."""
+    offered = [(*await context.offered(number), number) for number in (VICTIM, OTHER)]
+    with context.injector.failing(f"{tempfile.gettempdir()}/{TEMPORARY}", errno.ENOSPC):
+        replies = await context.client.ask_all(
+            GreedyRequest(name, SEEDS[0], TOKENS) for name, _, _ in offered
+        )
+    ends = tuple(
+        context.end(reply, (number,))
+        for reply, (_, _, number) in zip(replies, offered, strict=True)
+    )
+    recovery_s = await _recovery_s(context, offered[0][0])
+    for name, _, _ in offered:
+        await context.client.unload(name)
+    return FaultOutcome(ends, recovery_s, first_error(replies))
+
+
+async def _recovery_s(context: FaultContext, name: str) -> float | None:
+    """Until the adapter, one of the victim's weights or a served one, is answered right."""
+    number = SERVED.get(name, VICTIM)
+    try:
+        return await until(partial(context.is_right, name, number), RECOVERY_LIMIT_S)
+    except TimeoutError:
+        return None
 
 
 FAULTS = (
     Fault("disk stalls for 10 s", stall, RIGHT),
     Fault("disk fails with EIO", fail, EITHER),
+    Fault("one EIO", partial(fail_at_a_look, errno.EIO), EITHER, needs_folder=True),
+    Fault("out of descriptors", partial(fail_at_a_look, errno.EMFILE), EITHER, needs_folder=True),
+    Fault("folder unmounted", unmount, RIGHT, needs_folder=True),
+    Fault("disk full", fill, RIGHT),
 )

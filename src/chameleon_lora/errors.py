@@ -2,16 +2,20 @@
 
 ChameleonError
 ├── ConfigError            a setting is unknown, of the wrong type or out of range
+│   └── NoLoadError            no load meets the objective (`planning/planning.py`)
 ├── AdapterError           an adapter cannot be served
 │   ├── AdapterNotFoundError
 │   ├── AdapterInvalidError    its files are broken, incomplete or of an unsupported kind
+│   ├── AdapterUnreadableError its files cannot be read now; what is in them is not known
 │   ├── AdapterUnfitError      its files are sound, but what is in them will not do for this model
+│   ├── LoadFailedError        the engine tried to load it and could not (`engine_vllm/errors.py`)
 │   ├── AdapterRequestsError   requests of vLLM's LLM class ended without an answer
 │   └── AdapterTooLargeError   its rank or its bytes are above the limit
 ├── UnsupportedEngineError the installed vLLM lacks something Chameleon stands on
 ├── UnsupportedLayoutError this model's KV cache cannot hold adapters
 ├── EngineGoneError        the engine of a server ended by itself
 └── BenchError             a server did not start, or answered what no OpenAI server answers
+    └── UnreachableError       nobody answers there (`bench/discovery.py`)
 
 Each message gives the value, the limit and the way out.
 """
@@ -37,6 +41,10 @@ class AdapterNotFoundError(AdapterError):
 
 class AdapterInvalidError(AdapterError):
     """The adapter's files are broken, incomplete or of an unsupported kind."""
+
+
+class AdapterUnreadableError(AdapterError):
+    """The adapter's files cannot be read at the moment, by the fault of a disk, rights or limits."""
 
 
 class AdapterUnfitError(AdapterError):

@@ -31,10 +31,15 @@ class ServingSettings:
         adapters: folder whose sub-folders are served as adapters.
         trusted_roots: folders besides, as absolute paths, that links in that folder may lead into: a hub's
             cache, say, or where runs are saved. Whoever may write there is an author of adapters.
-        scan_s: time between two looks at that folder.
+        scan_s: time between two looks at that folder; on a local disk each is at what changed only.
+        scan_all_s: time between two looks at all of its adapters where the system tells which changed; 0 for
+            no such telling, so each look is at all.
         trusts_hints: take a request's `vllm_xargs: {"output_tokens": n}` as its output length.
         serves_partial: serve an adapter although some of its weights find no layer of the model, with a
             warning in the log, as vLLM does without one; else it is refused, with their names.
+        converts_bin: write weights that are pickled alone, adapter_model.bin, as safetensors into the
+            adapter's folder when it is offered or loaded: read by torch with weights_only in a process of
+            its own. Some seconds each, in which no other new folder is looked at.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
@@ -49,23 +54,31 @@ class ServingSettings:
             unloading and pinning adapters and Chameleon's own pages need that key.
         tenants: file of tenants in TOML (docs/tenants.md); with one, whoever asks needs a tenant's key
             or the admin's.
+        max_body_bytes: of a request's body; above it, 413. Unset: 256 MiB without tenants; with them 64
+            bytes for each token of the model's context, but at least 2 MiB, or 32 MiB if it takes images,
+            sound or video.
     """
 
     adapters: str | None = None
     trusted_roots: tuple[str, ...] = ()
     scan_s: float = 1.0
+    scan_all_s: float = 60.0
     trusts_hints: bool = False
     serves_partial: bool = False
+    converts_bin: bool = False
     slot_parts: int = 4
     disk_cache_bytes: int = 1 << 30
     disk_cache_dir: str | None = None
     debug_checks: bool = False
     admin_key_hash: str | None = None
     tenants: str | None = None
+    max_body_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
             raise ConfigError(f"serving.scan_s is {self.scan_s}; use 0.1 seconds or more")
+        if self.scan_all_s < 0:
+            raise ConfigError(f"serving.scan_all_s is {self.scan_all_s}; use 0 (no events) or more")
         for root in self.trusted_roots:
             if not Path(root).is_absolute():
                 raise ConfigError(f"serving.trusted_roots holds {root!r}; use absolute paths")
@@ -75,6 +88,8 @@ class ServingSettings:
             raise ConfigError(
                 f"serving.disk_cache_bytes is {self.disk_cache_bytes}; use 0 (none) or more"
             )
+        if self.max_body_bytes is not None and self.max_body_bytes < 1024:
+            raise ConfigError(f"serving.max_body_bytes is {self.max_body_bytes}; use 1024 or more")
         if self.admin_key_hash and not KEY_HASH.fullmatch(self.admin_key_hash):
             raise ConfigError(
                 f"serving.admin_key_hash has {len(self.admin_key_hash)} characters and is no sha256: "

@@ -113,7 +113,7 @@ def test_a_configuration_that_is_no_json_object_is_a_problem(
         ("target_modules", "q\x1b[2J", "target_modules is 'q\\x1b[2J'"),
         ("target_modules", [["q_proj"]], "target_modules is [['q_proj']]"),
         ("use_dora", True, "vLLM 0.32 refuses DoRA"),
-        ("bias", "all", "bias is 'all': vLLM 0.32 refuses all but 'none'"),
+        ("bias", "some", "bias is 'some', it must be one of none, all, lora_only"),
         ("bias", None, "bias is None"),
         ("lora_bias", True, "vLLM 0.32 refuses LoRA bias"),
         ("modules_to_save", ["lm_head"], "modules_to_save is ['lm_head']: vLLM 0.32 takes whole"),

@@ -49,6 +49,9 @@ def test_metadata_and_padding_are_allowed() -> None:
     """__metadata__ of strings is no tensor, and blanks may follow the JSON."""
     raw = json.dumps({"__metadata__": {"format": "pt"}, **SOUND}).encode() + b"   "
     assert 2 == len(parse_header(raw, weights_bytes=32))
+    spread = json.dumps({"__metadata__": {"a": "}" * 60_000}, **SOUND}, indent="\t").encode()
+    assert 2 == len(parse_header(spread + b"\r\n", weights_bytes=32))
+    assert () == parse_header(b"{ }", weights_bytes=0)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,15 @@ def test_metadata_and_padding_are_allowed() -> None:
         (json.dumps({"a." * 40: {}}).encode(), 0, "in 32 parts"),
         (b'{"__metadata__": {"a": 1}}', 0, "__metadata__"),
         (b'{"__metadata__": []}', 0, "__metadata__"),
+        (b'{"__metadata__": {"a": "' + b"x" * (64 << 10) + b'"}}', 0, "is not JSON"),
+        (changed(dtype="x" * 1000), 32, "is not JSON"),
+        (SOUND_BYTES + b"}", 32, "more behind its end"),
+        (SOUND_BYTES[:-1] + b",}", 32, "no key at character"),
+        (SOUND_BYTES[:-1] + b";", 32, "no '}' at character"),
+        (b'{"a" {}}', 0, "no ':' at character 5"),
+        (b'{"a": NaN}', 0, "NaN is no JSON number"),
+        (b"{", 0, "no key at character 1"),
+        (b'{"a": {"b": 1, "b": 1}}', 0, "a key is given twice"),
         (changed(dtype="F17"), 32, "unknown dtype 'F17'"),
         (changed(dtype=["F16"]), 32, "unknown dtype"),
         (changed(shape=[5, -2]), 32, "has shape [5, -2]"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +74,6 @@ def test_a_sound_adapter_is_described_in_full(adapter: Path) -> None:
     assert ("tiny-llama", ("q_proj", "v_proj")) == (info.base_model, info.target_modules)
     assert (8, 4 * weights, "float32") == (info.num_tensors, info.nbytes, info.dtype)
     assert () == info.problems
-    assert len(info.fingerprint) == 16
 
 
 def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
@@ -152,7 +150,7 @@ def test_pickled_weights_are_refused(adapter: Path, name: str) -> None:
     (adapter / WEIGHTS_NAME).rename(adapter / name)
     problem = only_problem(adapter)
     assert f"{name} is pickled" in problem
-    assert "safetensors.torch.save_file" in problem
+    assert "`chameleon adapters convert`" in problem
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, -1])
@@ -345,35 +343,9 @@ def test_mixed_dtypes_are_told(adapter: Path) -> None:
 
 def test_all_problems_are_listed_at_once(adapter: Path) -> None:
     """A user mends an adapter in one round."""
-    set_config(adapter, use_dora=True, bias="all", r=0)
+    set_config(adapter, use_dora=True, bias="some", r=0)
     (adapter / WEIGHTS_NAME).unlink()
     assert 4 == len(inspect_adapter(adapter, AdapterLimits(max_rank=2)).problems)
-
-
-def test_a_fingerprint_stays_while_the_files_stay(adapter: Path) -> None:
-    """Two looks at the same files agree."""
-    assert inspect_adapter(adapter).fingerprint == inspect_adapter(adapter).fingerprint
-
-
-@pytest.mark.parametrize("change", ["config", "weights", "touched", "replaced", "truncated"])
-def test_a_fingerprint_changes_with_the_files(adapter: Path, change: str) -> None:
-    """Other content, another time and another inode each give another fingerprint."""
-    before = inspect_adapter(adapter).fingerprint
-    weights = adapter / WEIGHTS_NAME
-    status = weights.stat()
-    match change:
-        case "config":
-            set_config(adapter, lora_alpha=3)
-        case "weights":
-            set_tensors(adapter, widen)
-        case "touched":
-            os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        case "replaced":
-            shutil.copy2(weights, adapter / "copy")
-            (adapter / "copy").replace(weights)
-        case _:
-            os.truncate(weights, 20)
-    assert before != inspect_adapter(adapter).fingerprint
 
 
 def test_the_weights_are_never_read(adapter: Path) -> None:

@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, load_file, save_file
 
+from chameleon_lora.adapters.base_model import INDEX_NAME
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.cli.main import main
@@ -58,13 +62,113 @@ def test_one_adapter_may_be_inspected(root: Path, capsys: pytest.CaptureFixture[
 def test_problems_are_told_and_give_exit_code_one(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The limit and a broken file show below the table, one line each."""
-    (root / "adapter-000-r2" / WEIGHTS_NAME).unlink()
+    """The limit and a broken file stand in the table, a line each."""
+    path = root / "adapter-000-r2" / CONFIG_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    path.with_name(WEIGHTS_NAME).unlink()
     capsys.readouterr()
     assert 1 == run("inspect", root, "--max-lora-rank", "2")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[3].startswith("adapter-000-r2: adapter_model.safetensors is missing")
-    assert lines[4].startswith("adapter-001-r4: its rank is 4, the limit is 2")
+    _, first, second, third = capsys.readouterr().out.splitlines()
+    place = first.index("adapter_model.safetensors is missing")
+    assert "adapter-000-r2" == first.split()[0]
+    assert second[:place].isspace()
+    assert second[place:].startswith("use_dora is True")
+    assert third[place:].startswith("its rank is 4, the limit is 2; way out")
+
+
+def test_modules_are_those_that_have_weights(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Configurations promise many, by expressions too."""
+    path = root / "adapter-000-r2" / CONFIG_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "all-linear"}))
+    (root / "adapter-001-r4").rename(root / ".hidden")
+    capsys.readouterr()
+    assert 0 == run("inspect", root)
+    _, line = capsys.readouterr().out.splitlines()
+    assert {"q_proj", "down_proj"} <= set(line.split()[2].split(","))
+
+
+def test_what_the_server_leaves_out_is_listed_with_its_reason(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Links to elsewhere, which trusted roots mend; checkpoints one level down; files that are links."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (root / "adapter-000-r2").rename(runs / "a")
+    (root / "linked").symlink_to(runs / "a")
+    (root / "files").mkdir()
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (root / "files" / name).symlink_to(runs / "a" / name)
+    (root / "task").mkdir()
+    (root / "adapter-001-r4").rename(root / "task" / "checkpoint-500")
+    capsys.readouterr()
+    assert 1 == run("inspect", root)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "adapter_config.json leads out of the folder of adapters" in lines["files"]
+    assert "leads out of the folder of adapters; way out" in lines["linked"]
+    assert "its sub-folder 'checkpoint-500' does; way out" in lines["task"]
+    (root / "task" / "checkpoint-500").rename(root / "adapter")
+    (root / "task").rmdir()
+    assert 0 == run("inspect", root, "--trusted-root", runs)
+    (root / "task").mkdir()
+    (root / "adapter").rename(root / "task" / "checkpoint-500")
+    capsys.readouterr()
+    assert 0 == run("inspect", root / "task")
+    assert "checkpoint-500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_weights_that_find_no_layer_are_told(
+    is_split: bool, root: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names in the model's files: one, or several with an index; a tied head has none."""
+    kinds = (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.up_proj",
+    )
+    layers = [
+        f"model.layers.{n}.{kind}.weight" for n in (0, 1) for kind in (*kinds, "mlp.gate_proj")
+    ]
+    layers += ["model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"]
+    if is_split:
+        (model / INDEX_NAME).write_text(json.dumps({"weight_map": dict.fromkeys(layers, "x")}))
+    else:
+        save_file(dict.fromkeys(layers, np.zeros(1)), model / "model.safetensors")
+    capsys.readouterr()
+    assert 1 == run("inspect", root, "--model", model)
+    _, first, second = capsys.readouterr().out.splitlines()
+    for line in first, second:
+        assert "its weights for 'model.layers.1.mlp.down_proj' find no layer among" in line
+    assert 2 == run("inspect", root, "--model", root)
+    assert "holds 0 safetensors files" in capsys.readouterr().err
+
+
+def test_pickled_weights_are_converted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that have no others; one that cannot be is told, and costs the others nothing."""
+    torch: Any = pytest.importorskip("torch")
+    weights = root / "adapter-000-r2" / WEIGHTS_NAME
+    torch.save(
+        {n: torch.from_numpy(v) for n, v in load_file(weights).items()}, weights.with_suffix(".bin")
+    )
+    before = weights.read_bytes()
+    weights.unlink()
+    broken = root / "broken"
+    broken.mkdir()
+    (broken / CONFIG_NAME).write_text("{}")
+    (broken / "adapter_model.bin").mkdir()
+    capsys.readouterr()
+    assert 1 == run("convert", root)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "adapter-000-r2: adapter_model.safetensors written" == first
+    assert second.startswith("broken: adapter_model.bin is not a regular file")
+    assert load_file(weights).keys() == load(before).keys()
+    assert 0 == run("inspect", root / "adapter-000-r2")
+    assert 2 == run("convert", root / "adapter-001-r4")
+    assert "holds 0 adapters whose weights are pickled alone" in capsys.readouterr().err
 
 
 def test_json_gives_every_field(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

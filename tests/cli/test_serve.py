@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import RANKS, fitting_rank
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.cli.main import main
@@ -144,6 +145,12 @@ def test_adapters_without_lora_are_refused(folder: Path) -> None:
 def test_an_empty_folder_gets_vllms_usual_width(tmp_path: Path) -> None:
     """Adapters may come later: without any, slots are 16 wide."""
     assert 16 == laid("--adapters", tmp_path).max_lora_rank
+
+
+def test_of_most_adapters_no_weights_are_looked_at(folder: Path) -> None:
+    """There may be thousands, and only the widest counts."""
+    opened = opened_by(lambda: laid("--adapters", folder))
+    assert ["r24"] == [Path(path).parent.name for path in opened if path.endswith(WEIGHTS_NAME)]
 
 
 def test_a_broken_adapter_does_not_count_for_the_width(folder: Path) -> None:

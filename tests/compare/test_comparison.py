@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -23,14 +24,17 @@ from chameleon_lora.compare.comparison_file import (
     ComparisonFile,
     read_comparison,
 )
+from chameleon_lora.compare.intervals import paired, percentile_ratio
 from chameleon_lora.compare.points import LoadPoints, Point, TrafficSpec
 from chameleon_lora.compare.ratios import SPECS
 from chameleon_lora.errors import BenchError
+from chameleon_lora.metrics.record import RequestRecord, token_gaps_s, ttfts_s
 from chameleon_lora.workload.named_adapters import NamedAdapter
 from chameleon_lora.workload.requests import TimedRequest
 from tests.bench import fake_openai
 
 FAKE = Path(fake_openai.__file__)
+DURATION_S, WARMUP_S = 0.5, 0.1
 ADAPTERS = (NamedAdapter("a", 4), NamedAdapter("b", 8), NamedAdapter("c", 8))
 
 
@@ -55,7 +59,7 @@ def arm(label: str, tokens_per_s: int, *more: str) -> Arm:
 
 def plan(folder: Path, **fields: Any) -> ComparisonPlan:
     """A slow server and one twice as fast, half a second each, at a capacity that is given."""
-    traffic = TrafficSpec(evenly, ADAPTERS, (3, 100), 0.5, 0.1, 0, {"kind": "even"})
+    traffic = TrafficSpec(evenly, ADAPTERS, (3, 100), DURATION_S, WARMUP_S, 0, {"kind": "even"})
     made = ComparisonPlan(
         arms=(arm("slow", 200), arm("fast", 400)),
         load_points=LoadPoints(adapters=3, slots=2, loads=(0.5, 1.0)),
@@ -92,8 +96,7 @@ class Done:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Two repeats of two arms at two loads."""
     folder = tmp_path_factory.mktemp("comparison")
-    arms = (arm("slow", 20), arm("fast", 400))
-    return Done(folder, *run(plan(folder, arms=arms, command="chameleon compare")))
+    return Done(folder, *run(plan(folder, command="chameleon compare")))
 
 
 def test_both_arms_get_the_same_requests_in_alternating_order(done: Done) -> None:
@@ -115,18 +118,48 @@ def test_both_arms_get_the_same_requests_in_alternating_order(done: Done) -> Non
     assert (0, ()) == (result.failed, result.troubles)
 
 
-def test_the_faster_server_has_the_shorter_gaps(done: Done) -> None:
-    """50 ms against 2.5 ms between tokens: the ratio of P99 is below 1, by two pairs, at both loads.
+def test_gaps_are_compared_by_pairs(done: Done) -> None:
+    """At both loads, two pairs. The usual gap tells which is slow: 50 ms against 2.5 ms.
 
-    Far enough apart for a machine that is busy with other things.
+    P99 of so few gaps is whatever the machine held up, whoever is faster.
     """
-    gaps = [ratio for ratio in done.result.ratios if ratio.figure == "itl_p99"]
-    assert [0.5, 1.0] == [ratio.point for ratio in gaps]
-    assert all(ratio.ratio < 1.0 and ratio.pairs == 2 for ratio in gaps)
-    for ratio in gaps:
+    ratios = [ratio for ratio in done.result.ratios if ratio.figure == "itl_p99"]
+    assert [(0.5, 2), (1.0, 2)] == [(ratio.point, ratio.pairs) for ratio in ratios]
+    for ratio in ratios:
         assert ratio.low is not None
         assert ratio.high is not None
-        assert ratio.low <= ratio.ratio <= ratio.high
+        assert 0.0 < ratio.low <= ratio.ratio <= ratio.high
+    for run_name in ("0-load-0.5", "1-load-0.5", "0-load-1", "1-load-1"):
+        slow, fast = (
+            median(token_gaps_s(read_records(done.folder / label / run_name)))
+            for label in ("slow", "fast")
+        )
+        assert fast < slow
+
+
+def test_a_ratio_is_that_of_the_runs_folders(done: Done) -> None:
+    """P99 time to first token of the fast arm over the slow one's, by two pairs, at both loads.
+
+    The folders have microseconds.
+    """
+
+    def counted(label: str, repeat: int, load: float) -> list[RequestRecord]:
+        records = read_records(done.folder / label / f"{repeat}-load-{load:g}")
+        return [record for record in records if WARMUP_S <= record.arrival_s < DURATION_S]
+
+    found = [ratio for ratio in done.result.ratios if ratio.figure == "ttft_p99"]
+    assert [0.5, 1.0] == [ratio.point for ratio in found]
+    for ratio in found:
+        pairs = [
+            paired(counted("slow", n, ratio.point), counted("fast", n, ratio.point), ttfts_s)
+            for n in (0, 1)
+        ]
+        expected = percentile_ratio(pairs, 99.0)
+        assert expected is not None
+        assert 2 == expected.pairs == ratio.pairs
+        assert [expected.low, expected.ratio, expected.high] == pytest.approx(
+            [ratio.low, ratio.ratio, ratio.high], rel=1e-2
+        )
 
 
 def test_each_run_is_a_folder_that_says_what_it_was(done: Done) -> None:
@@ -145,7 +178,7 @@ def test_comparison_json_says_what_differs(done: Done) -> None:
     fields = json.loads((done.folder / COMPARISON).read_text("utf8"))
     assert ("slow", "all repeats were made") == (fields["base"], fields["stopped"])
     differs = {each["label"]: each["differs"] for each in fields["arms"]}
-    assert {"slow": [], "fast": ["speed: 400 instead of 20"]} == differs
+    assert {"slow": [], "fast": ["speed: 400 instead of 200"]} == differs
     assert fields["machine"]
     assert {"fast"} == {ratio["label"] for ratio in fields["ratios"]}
 

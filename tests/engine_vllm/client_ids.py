@@ -30,6 +30,7 @@ ENGINE: dict[str, Any] = {
 }
 PROMPT = [5, 9, 17, 3, 33, 21]
 Asker = Callable[..., Awaitable[Any]]
+ENDINGS: list[Callable[[], object]] = []
 
 
 def sync_asker() -> Asker:
@@ -57,6 +58,9 @@ def async_asker() -> Asker:
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(model=sys.argv[2], scheduler_cls=SCHEDULER, **ENGINE)
     )
+
+    # This process ends without clearing up, and vLLM's others would outlive it.
+    ENDINGS.append(engine.shutdown)
 
     async def ask(method: str, *given: Any) -> Any:
         if method != "generate":
@@ -132,5 +136,7 @@ if __name__ == "__main__":
         Path(sys.argv[4]).write_text(json.dumps(await happen(ask)), encoding="utf-8")
 
     asyncio.run(main())
+    for end in ENDINGS:
+        end()
     sys.stderr.flush()
     os._exit(0)  # an engine's own end is others' business

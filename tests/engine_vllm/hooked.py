@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from chameleon_lora.engine_vllm.hook_table import HOOKS
-from chameleon_lora.engine_vllm.hooks import _owner
+from chameleon_lora.engine_vllm.hooks import _owner, is_installed
 
 
 @contextmanager
@@ -26,3 +26,19 @@ def vllm_restored() -> Iterator[None]:
                 setattr(owner, attribute, found[0])
             elif attribute in vars(owner):
                 delattr(owner, attribute)
+
+
+@contextmanager
+def vllm_unhooked() -> Iterator[None]:
+    """vLLM without Chameleon's hooks for a while, whatever an engine put there in this process."""
+    with vllm_restored():
+        for hook in HOOKS:
+            if hook.wrapper is None:
+                continue
+            owner, attribute = _owner(hook.module, hook.target)
+            while is_installed(hook):
+                if hook.is_new:
+                    delattr(owner, attribute)
+                else:
+                    setattr(owner, attribute, getattr(owner, attribute).__wrapped__)
+        yield

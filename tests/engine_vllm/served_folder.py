@@ -17,7 +17,8 @@ from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.engine_vllm.api.registry import AdapterRegistry, NameLocks
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.api.serving import NameLocks
 from chameleon_lora.engine_vllm.messages import TRY
 
 BASE = "base-model"
@@ -82,6 +83,7 @@ class FakeModelConfig:
 class FakeConfig:
     lora_config: FakeLoraConfig = field(default_factory=FakeLoraConfig)
     model_config: FakeModelConfig = field(default_factory=FakeModelConfig)
+    additional_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,10 +112,14 @@ class ServedFolder:
     root: Path
     models: FakeModels = field(default_factory=FakeModels)
     scan_s: float = NEVER_S
+    converts_bin: bool = False
 
     def __post_init__(self) -> None:
         self.locks = NameLocks()
-        self.registry = AdapterRegistry(self.models, AdapterFolder(self.root), self.scan_s)
+        serving = {"serving": {"converts_bin": self.converts_bin}}
+        self.models.engine_client.vllm_config.additional_config["chameleon"] = serving
+        folder = AdapterFolder(self.root, converts_bin=self.converts_bin)
+        self.registry = AdapterRegistry(self.models, folder, self.scan_s)
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
         """Put a sound adapter into the folder, in place of one of that name."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.engine_vllm.api.auth import AuthMiddleware, Message, Receive, Send
+from chameleon_lora.engine_vllm.api.auth import AuthMiddleware
+from chameleon_lora.engine_vllm.api.body import BodyLimits, Message, Receive, Send
 from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.engine_vllm.api.keys import ApiKeys
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
@@ -16,6 +17,7 @@ from tests.engine_vllm.asgi_client import Answer, ask
 ADMIN, ACME, BOB = "admin-key-0123456", "acme-key-01234567", "bob-key-012345678"
 LIMITS = "requests_per_s = 1.0\nburst = 2\noutput_tokens_per_minute = 600"
 SCAN_S = 1.0
+CONTEXT_TOKENS, MOST_BYTES = 500, 200_000
 
 
 def tenants_text(limits: str = "") -> str:
@@ -58,14 +60,15 @@ class Behind:
 
 @dataclass
 class GuardedApp:
-    """A middleware in front of `behind`, whose clock shows `now_s`."""
+    """A server's middleware in front of `behind`, whose clock shows `now_s`."""
 
     keys: ApiKeys
     now_s: float = 0.0
     behind: Behind = field(default_factory=Behind)
 
     def __post_init__(self) -> None:
-        self.middleware = AuthMiddleware(self.behind, self.keys, lambda: self.now_s)
+        auth = AuthMiddleware(self.behind, self.keys, lambda: CONTEXT_TOKENS, lambda: self.now_s)
+        self.middleware = BodyLimits(auth, lambda: MOST_BYTES, lambda: False)
 
     @classmethod
     def build(

@@ -38,7 +38,7 @@ def test_the_policy_counts_the_same_cells(parts: int, max_rank: int, rank: int) 
     max_rank *= parts
     table = EngineLimits(1, 1, 16, 1, slot_parts=parts, max_rank=max_rank).slot_table()
     assert table is not None
-    assert table.needed(rank) == Cells(1, parts, max_rank).needed(rank)
+    assert table.cells_for(rank) == Cells(1, parts, max_rank).needed(rank)
 
 
 @given(divisions())

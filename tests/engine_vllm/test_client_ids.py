@@ -15,7 +15,7 @@ from tests.engine_vllm.conftest import ENGINE_ENVIRONMENT
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("kind", ["llm", "async"])
+@pytest.mark.parametrize("kind", ["llm", pytest.param("async", marks=pytest.mark.long)])
 def test_ids_are_answered_as_by_stock_vllm(kind: str, stock: list[Any], happened: Any) -> None:
     """Added, listed, pinned, asked for by id, removed and replaced: the same answers, and tokens."""
     assert stock == happened(kind)

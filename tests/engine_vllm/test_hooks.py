@@ -3,15 +3,14 @@
 import ast
 import functools
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm import scheduler
 from chameleon_lora.engine_vllm.hook_table import HOOKS, SCHEDULER, TESTED, Hook, Part
 from chameleon_lora.engine_vllm.hooks import (
     _is_expected,
@@ -23,6 +22,7 @@ from chameleon_lora.engine_vllm.hooks import (
 )
 from chameleon_lora.errors import UnsupportedEngineError
 from chameleon_lora.settings import ServingSettings
+from tests.engine_vllm.hooked import vllm_unhooked
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -211,7 +211,6 @@ def test_a_target_that_is_gone_takes_no_other_with_it(
     """It is told by name as an error; tenants are kept apart; who asked for it gets no engine."""
     from vllm.v1.engine.core import EngineCore
 
-    monkeypatch.setenv("CHAMELEON_STEPS", "steps.jsonl")
     monkeypatch.delattr(EngineCore, "preprocess_add_request")
     with caplog.at_level(logging.ERROR):
         install()
@@ -219,8 +218,17 @@ def test_a_target_that_is_gone_takes_no_other_with_it(
     assert "EngineCore.preprocess_add_request" in caplog.text
     with pytest.raises(UnsupportedEngineError, match=r"lacks .*EngineCore\.preprocess_add_request"):
         require_hooks(WITH_TENANTS)
-    monkeypatch.delenv("CHAMELEON_STEPS")
+
+
+def test_what_only_the_step_log_needs_is_missed_by_nobody_else(
+    hooked: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hooks were put in before anybody asked for the log: who asks gets no engine, others do."""
     require_hooks(WITH_TENANTS)
+    monkeypatch.setenv("CHAMELEON_STEPS", "steps.jsonl")
+    with pytest.raises(UnsupportedEngineError, match=r"not in place at .*Scheduler\.__init__"):
+        require_hooks(WITH_TENANTS)
 
 
 def test_a_vllm_that_cannot_keep_tenants_apart_serves_none(
@@ -228,37 +236,25 @@ def test_a_vllm_that_cannot_keep_tenants_apart_serves_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The message names what is missing; without keys nothing of it is needed."""
-    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-    monkeypatch.delattr(BaseServing, "_maybe_get_adapters")
+    monkeypatch.delattr(AsyncLLM, "add_request")
     for serving in (WITH_TENANTS, WITH_ADMIN):
-        with pytest.raises(UnsupportedEngineError, match="_maybe_get_adapters"):
+        with pytest.raises(UnsupportedEngineError, match=r"AsyncLLM\.add_request"):
             require_hooks(serving)
     require_hooks(OPEN)
 
 
-UNREGISTERED = """
-from types import SimpleNamespace
-from chameleon_lora.engine_vllm import scheduler
-from chameleon_lora.errors import UnsupportedEngineError
-config = SimpleNamespace(
-    additional_config={"chameleon": {"serving": {"tenants": "tenants.toml"}}},
-    scheduler_config=SimpleNamespace(async_scheduling=False),
-)
-try:
-    scheduler(config)
-except UnsupportedEngineError as error:
-    print(error)
-"""
-
-
-def test_without_its_plugin_chameleon_does_not_start() -> None:
+def test_without_its_plugin_chameleon_does_not_start(
+    hooked: None,  # noqa: ARG001  # as an engine in this process may have left it
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Plain `vllm serve` whose VLLM_PLUGINS names others: no key would be asked for."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", UNREGISTERED],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "VLLM_PLUGINS": "lora_filesystem_resolver"},
-    )  # fmt: skip
-    assert "plugin is not loaded (VLLM_PLUGINS is 'lora_filesystem_resolver')" in done.stdout, (
-        done.stderr[-2000:]
+    monkeypatch.setenv("VLLM_PLUGINS", "lora_filesystem_resolver")
+    config = SimpleNamespace(
+        additional_config={"chameleon": {"serving": {"tenants": "tenants.toml"}}},
+        scheduler_config=SimpleNamespace(async_scheduling=False),
     )
+    not_loaded = r"plugin is not loaded \(VLLM_PLUGINS is 'lora_filesystem_resolver'\)"
+    with vllm_unhooked(), pytest.raises(UnsupportedEngineError, match=not_loaded):
+        scheduler(config)

@@ -1,5 +1,6 @@
 """Whose cached prefixes a request may read: those of its own adapter's own content, and no others."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.requested_version import name_version
+from chameleon_lora.engine_vllm.core.utilities import keying
 from tests.engine_vllm.fake_requests import announced, make_driver
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -61,6 +63,43 @@ def test_one_content_of_one_adapter_has_one_key() -> None:
     assert first == keys(driver, "a")
 
 
+def test_blocks_are_keyed_once_and_by_the_inner_name() -> None:
+    """Where the request comes in; again only if the adapter has become another before it is added."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    hashed: list[str] = []
+    hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
+
+    def stock(_engine: Any, came: Any) -> tuple[Any, int]:
+        def count(request: Any) -> Any:
+            hashed.append(request.lora_request.lora_name)
+            return hasher(request)
+
+        params = SamplingParams(max_tokens=1)
+        adapter = came.lora_request
+        return Request("r", PROMPT, params, None, lora_request=adapter, block_hasher=count), 0
+
+    driver = make_driver()
+    engine = SimpleNamespace(scheduler=SimpleNamespace(chameleon=driver))
+    driver.announce(announced("a", "1"))
+    adapter = LoRARequest("a", 1, "/adapters/a")
+    found = []
+    for fingerprint in ("1", "2"):
+        request, _ = keying(stock)(engine, SimpleNamespace(lora_request=adapter))
+        assert adapter is request.lora_request
+        driver.announce(announced("a", fingerprint))
+        name_version(driver, request)
+        found.append((request.lora_request.lora_name, tuple(request.block_hashes)))
+    assert ["a@1", "a@1", "a@2"] == hashed
+    assert "a@1" == found[0][0]
+    assert ("a@2", keys(driver, "a")) == found[1]
+
+
 def test_adapters_and_the_base_model_share_nothing() -> None:
     """The same prompt has other keys for each, block by block."""
     driver = make_driver()
@@ -72,28 +111,45 @@ def test_adapters_and_the_base_model_share_nothing() -> None:
 
 
 def test_contents_of_one_adapter_share_nothing() -> None:
-    """Replaced, replaced again, and put back as it was first: no content reads another's blocks."""
+    """Replaced, replaced again: no content reads another's blocks; put back as it was, it has its own."""
     driver = make_driver()
     found = []
     for fingerprint in ("1", "2", "3", "1"):
         driver.announce(announced("a", fingerprint))
         found.append(keys(driver, "a"))
-    for blocks in zip(*found, strict=True):
-        assert len(found) == len(set(blocks))
+    *different, last = found
+    for blocks in zip(*different, strict=True):
+        assert len(different) == len(set(blocks))
+    assert found[0] == last
 
 
-def test_an_adapter_that_went_and_came_shares_nothing_with_its_past() -> None:
-    """Withdrawn and announced anew, even with the same content."""
+def test_an_adapter_that_went_and_came_has_its_keys_if_it_has_its_bytes() -> None:
+    """Withdrawn and announced anew; with other bytes, or bytes that nobody knows, it shares nothing."""
     driver = make_driver()
     driver.announce(announced("a"))
     first = keys(driver, "a")
+    for source in (replace(announced("a"), fingerprint=None), announced("a", "2")):
+        driver.withdraw("a")
+        driver.announce(source)
+        assert not set(first) & set(keys(driver, "a"))
     driver.withdraw("a")
     driver.announce(announced("a"))
-    assert not set(first) & set(keys(driver, "a"))
+    assert first == keys(driver, "a")
+
+
+def test_one_content_has_one_key_in_all_engines() -> None:
+    """So prefixes kept outside of an engine, for others or for later, are those of the same bytes."""
+    found = []
+    for contents in ("1", "21"):
+        driver = make_driver()
+        for fingerprint in contents:
+            driver.announce(announced("a", fingerprint))
+        found.append(keys(driver, "a"))
+    assert found[0] == found[1]
 
 
 def test_an_adapter_called_like_anothers_version_shares_nothing_with_it() -> None:
-    """The second content of `a` is called a@2 inside; a client's own `a@2` is another."""
+    """The content 2 of `a` is called a@2 inside; a client's own `a@2` is another."""
     driver = make_driver()
     for source in (announced("a", "1"), announced("a", "2"), announced("a@2", "1")):
         driver.announce(source)

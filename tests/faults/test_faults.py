@@ -1,5 +1,6 @@
 """What goes wrong under a steady load costs nobody else anything, on a real server."""
 
+import signal
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -12,7 +13,11 @@ from faults.servers import RunningServer
 from faults.trial import FaultRow, try_fault
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
-LONG = ("2,000 requests at once", "KV cache full, preemptions", "worker killed")
+LONG = (
+    *("5,000 adapters registered", "2,000 requests at once"),
+    *("KV cache full, preemptions", "worker killed"),
+    *("unfinished bodies", "peers that never read", "one EIO", "out of descriptors"),
+)
 
 
 def params(faults: Iterable[Fault]) -> list[Any]:
@@ -24,8 +29,10 @@ def params(faults: Iterable[Fault]) -> list[Any]:
 
 
 SURVIVED = params(fault for fault in FAULTS if not fault.ends_server)
-DEADLY = params(named(["killed"]))
-SIGTERM, CTRL_C = named(["with streams"])
+DEADLY = params(named(["engine killed", "worker killed"]))
+(KILLED,) = named(["API server killed"])
+(CTRL_C,) = named(["Ctrl-C"])
+TOLD_OTHERWISE = [fault for fault in named(["with streams"]) if fault is not CTRL_C]
 
 
 def assert_nothing_is_lost(row: FaultRow) -> None:
@@ -68,8 +75,17 @@ def test_a_server_that_is_told_to_end_finishes_its_streams(server: RunningServer
 
 
 @pytest.mark.long
-def test_so_does_one_whose_first_process_alone_is_told(doomed_server: RunningServer) -> None:
-    """As by Kubernetes; Ctrl-C tells the others too."""
-    row = doomed_server.run(partial(try_fault, SIGTERM))
+@pytest.mark.parametrize("fault", TOLD_OTHERWISE, ids=lambda fault: fault.name)
+def test_so_does_one_that_is_told_otherwise(doomed_server: RunningServer, fault: Fault) -> None:
+    """By a container, which tells the first process alone, by a terminal that closes, by systemd."""
+    row = doomed_server.run(partial(try_fault, fault))
     assert_nothing_is_lost(row)
     assert 0 == row.exit_status
+
+
+@pytest.mark.long
+def test_a_killed_server_leaves_no_process(doomed_server: RunningServer) -> None:
+    """Streams are cut, for nobody is left to tell; engine and worker give their memory back."""
+    row = doomed_server.run(partial(try_fault, KILLED))
+    assert (0, -signal.SIGKILL) == (row.wrong, row.exit_status), row
+    assert row.is_clean, row

@@ -20,9 +20,10 @@ def soaked(mib_an_hour: float, last: dict[str, Any] | None = None, row: FaultRow
     rng = random.Random(1)
     samples = [
         LeakSample(
-            90.0 * i, int((900 + mib_an_hour * i / 40 + rng.gauss(0, 5)) * MIB), 100, 50, 0.0
+            90.0 * i, rss_bytes, 100, 50, 0.0, 300, {"VLLM::Worker": rss_bytes, f"gone {i}": 1}
         )
         for i in range(40)
+        for rss_bytes in [int((900 + mib_an_hour * i / 40 + rng.gauss(0, 5)) * MIB)]
     ]
     samples[-1] = dataclasses.replace(samples[-1], **(last or {}))
     return Soaked((row,) * 40, tuple(samples), warm_up=10)
@@ -53,11 +54,12 @@ def test_noise_is_no_leak_and_growth_is() -> None:
     [
         ({"descriptors": 103}, "descriptors grew from 100 to 103"),
         ({"threads": 60}, "threads grew from 50 to 60"),
+        ({"series": 400}, "series of metrics grew from 300 to 400"),
         ({"kv_usage": 0.25}, "25.0% of the KV cache is held by nobody"),
     ],
 )
 def test_what_is_left_over_at_the_end_is_a_leak(last: dict[str, Any], expected: str) -> None:
-    """Descriptors, threads, KV memory."""
+    """Descriptors, threads, series, KV memory."""
     assert [expected] == soaked(0.0, last).troubles()
 
 
@@ -84,16 +86,17 @@ def test_a_soak_that_ended_too_early_says_so() -> None:
 
 
 def test_the_report_adds_up() -> None:
-    """Requests of all rows, and the growth with its interval."""
+    """Requests of all rows, and the growth with its interval, also of each process that lasted."""
     text = report(soaked(0.0))
     assert "requests              1600: lost 0, wrong 0, disturbed 0" in text
     assert "file descriptors      100 -> 100" in text
-    assert "MiB an hour [" in text
+    assert 2 == text.count("MiB an hour [")
+    assert "of VLLM::Worker" in text
 
 
 def test_a_process_is_counted_with_its_children() -> None:
     """This one has memory, descriptors and a thread."""
-    found = sample(psutil.Process(), 1.0, 0.5)
+    found = sample(psutil.Process(), 1.0, 0.5, 300)
     assert 10 * MIB < found.rss_bytes
     assert 3 <= found.descriptors
     assert 1 <= found.threads

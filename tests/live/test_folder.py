@@ -1,9 +1,11 @@
 """The watched folder: what is put there is served, what is taken away is not, what changes changes."""
 
+import os
 import shutil
 
 import pytest
 
+from chameleon_lora.adapters.header import WEIGHTS_NAME
 from faults.adapter_fixtures import SERVED
 from tests.live.client import OK, Connection, Question, Reply, until
 from tests.live.servers import SHARED, Server
@@ -123,6 +125,31 @@ def test_replaced_weights_answer_from_then_on(
     turn = answers.index(expected_new)
     assert [expected_old] * turn == answers[:turn]
     assert [expected_new] * (len(answers) - turn) == answers[turn:]
+
+
+def test_weights_with_the_old_times_and_the_old_size_are_noticed(
+    server: Server, stock: Stock
+) -> None:
+    """Put over the old ones as `cp -p` and rsync do, both files as old as archives make them."""
+
+    async def copy_while_asking(client: Connection) -> bool:
+        before = await client.ask(question)
+        shutil.copy2(*weights)
+
+        async def is_new() -> bool:
+            return (await client.ask(question)).tokens == stock.answer(11, BOOK, ANSWER_TOKENS)
+
+        await until(is_new)
+        return before.tokens == stock.answer(2, BOOK, ANSWER_TOKENS)
+
+    name, other = server.put(2), server.put(2)
+    server.fixtures.replace_weights(11, server.adapters / other)
+    weights = [server.adapters / folder / WEIGHTS_NAME for folder in (other, name)]
+    for path in weights:
+        os.utime(path, ns=(0, 0))
+    assert weights[0].stat().st_size == weights[1].stat().st_size
+    question = Question(name, BOOK, ANSWER_TOKENS)
+    assert server.run(copy_while_asking)
 
 
 def test_replacing_weights_leaves_streams_under_way_as_they_are(

@@ -68,13 +68,15 @@ def test_a_broken_adapter_costs_its_own_requests(
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_new_folder_answers_the_first_request_for_it(server: Server, route: str) -> None:
-    """Though nobody has looked at the folder since; a name that nobody has is unknown."""
+    """Though nobody has looked at the folder since; a name that nobody has is unknown, a near one told."""
 
     async def ask_for_both(client: Connection) -> list[tuple[int, Any]]:
-        return [await ask(client, route, name) for name in (server.put(8), "nobody")]
+        return [await ask(client, route, name) for name in (server.put(8), "a1x")]
 
     found, unknown = server.run(ask_for_both)
     assert (OK, NOT_FOUND) == (found[0], unknown[0])
+    assert "adapters are served too" in unknown[1]["error"]["message"]
+    assert "Did you mean `a1`?" in unknown[1]["error"]["message"]
 
 
 def _values(answer: Any) -> str:

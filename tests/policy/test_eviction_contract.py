@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections import deque
 
 import pytest
 from hypothesis import given
@@ -28,7 +27,7 @@ def entry(
         last_use_s=last_use_s,
         inflation=inflation,
         next_use_s=next_use_s,
-        uses_s=deque([last_use_s] * use_count),
+        uses_s=[last_use_s] * use_count,
     )
 
 

@@ -139,3 +139,10 @@ def test_what_finds_no_room_beside_pinned_ones_ends_with_the_reason() -> None:
     policy.pin(ONE, is_pinned=False)
     policy.arrived(request("again", 3), 5.0)
     assert [3] == loads(policy.step(5.0, ROOM))
+
+
+def test_what_pins_would_take_is_known_before() -> None:
+    """Those that are pinned and one more; itself is counted once. Nothing is pinned by the question."""
+    policy = make()
+    assert [1000, 2000] == [policy.bytes_if_pinned(known) for known in (ONE, TWO)]
+    assert not policy.adapter(TWO).is_pinned

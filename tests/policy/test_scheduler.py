@@ -85,14 +85,14 @@ class TestWayOfARequest:
         """Only outputs of requests that ended well count for the estimate."""
         model = make()
         probe = request("probe", output=0, limit=1 << 30)
-        before = model.policy._estimator.lengths.predict(probe)
+        before = model.policy._estimator.lengths.predict_tokens(probe)
         model.arrive(request("a", output=900), 900)
         model.step()
         model.abort(request("a").id)
-        assert before == model.policy._estimator.lengths.predict(probe)
+        assert before == model.policy._estimator.lengths.predict_tokens(probe)
         model.arrive(request("b", output=900), 900)
         model.run_until_idle()
-        assert before < model.policy._estimator.lengths.predict(probe)
+        assert before < model.policy._estimator.lengths.predict_tokens(probe)
 
     def test_wait_is_measured_once(self) -> None:
         """A preempted request does not count as one that waited since its arrival."""
@@ -353,3 +353,21 @@ def test_a_failed_promotion_ends_the_tier_only_if_it_says_so() -> None:
         engine.now_s += 1.0
         assert limit == engine.policy.view(engine.now_s).device.limit_blocks
     assert 1 == engine.policy.view(engine.now_s).device.demotions[DemotionReason.FAILED]
+
+
+def test_what_is_known_can_be_looked_at() -> None:
+    """The adapters by id; a request's estimates, and since which step it runs."""
+    model = make()
+    assert {1, 2, 3} == set(model.policy.adapters)
+    asked = request("a", tokens=10, output=5)
+    model.arrive(asked, 5)
+    waits = model.policy.request(asked.id)
+    assert (asked, 10, None) == (waits.request, waits.prefill_tokens, waits.admitted_step)
+    model.step()
+    assert 1 == model.policy.request(asked.id).admitted_step
+
+
+def test_the_largest_copy_is_that_of_all_blocks_but_the_headroom() -> None:
+    """A tenth of 100 blocks of 1,600 bytes stays idle."""
+    view = EngineModel(PolicySettings(), ON_DEVICE).policy.device(0.0)
+    assert (90, 144_000) == (view.limit_blocks, view.limit_bytes)

@@ -40,7 +40,7 @@ class SlotTableMachine(RuleBasedStateMachine):
         """An adapter of this rank takes its cells, if there are any for it."""
         if entry.cell is not None:
             return
-        entry.cells = self.table.needed(rank)
+        entry.cells = self.table.cells_for(rank)
         cell = self.table.try_find(entry.cells, avoid, self.keep_score)
         if cell is None:
             return
@@ -54,7 +54,7 @@ class SlotTableMachine(RuleBasedStateMachine):
         entry = self.entries[number]
         if entry.cell is not None:
             if not entry.running:
-                self.table.busy(entry.cells)
+                self.table.add_busy(entry.cells)
             entry.running += 1
 
     @rule(number=st.integers(0, 11))
@@ -64,7 +64,7 @@ class SlotTableMachine(RuleBasedStateMachine):
         if entry.running:
             entry.running -= 1
             if not entry.running:
-                self.table.busy(-entry.cells)
+                self.table.add_busy(-entry.cells)
 
     @rule(number=st.integers(0, 11))
     def evict(self, number: int) -> None:

@@ -116,8 +116,10 @@ class BatchMachine(RuleBasedStateMachine):
         to_end = min(p.run.request.output_tokens - p.generated for p in decoding)
         assert to_end == self.batch.steps_to_end()
         steps = min(steps, to_end)
-        assert self.growth(decoding, steps) == self.batch.growth_in(steps)
-        assert self.growth(decoding, 1) == self.batch.growth() == self.batch.growth_in(1)
+        assert self.growth(decoding, steps) == self.batch.growth_blocks_in(steps)
+        assert (
+            self.growth(decoding, 1) == self.batch.growth_blocks() == self.batch.growth_blocks_in(1)
+        )
         self.batch.decode(steps)
         for plain in decoding:
             plain.tokens += steps

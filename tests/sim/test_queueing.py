@@ -15,7 +15,7 @@ from chameleon_lora.sim.run import simulate
 from chameleon_lora.workload.requests import TimedRequest
 from tests.sim.setups import ANY, FREE, ONE_SEAT, SECOND_A_STEP, profile, setup
 
-COUNT = 40_000
+COUNT = 20_000
 TICK_S = 1e-4
 BY_PROMPT = replace(FREE, prefill_token_s=TICK_S)  # a service of any length in one step
 ROOMY = replace(ONE_SEAT, batch_tokens=1 << 40, slots=0)
@@ -69,14 +69,14 @@ def test_exponential_service() -> None:
     """M/M/1: W = load / (1 - load) services, at half load 1."""
     services = exponentials(COUNT, random.Random(2))
     sizes = [(max(1, round(service / TICK_S)), 1) for service in services]
-    assert 1.0 == pytest.approx(waits(0.5, BY_PROMPT, sizes, 1.0), rel=0.02)
+    assert 1.0 == pytest.approx(waits(0.5, BY_PROMPT, sizes, 1.0), rel=0.03)
 
 
 @pytest.mark.slow
 def test_equal_service() -> None:
     """M/D/1: W = load / (2 (1 - load)) services, at a load of 0.6 3/4; a service is three steps."""
     sizes = [(1, 3)] * COUNT
-    assert 0.75 * 3.0 == pytest.approx(waits(0.6, SECOND_A_STEP, sizes, 3.0), rel=0.02)
+    assert 0.75 * 3.0 == pytest.approx(waits(0.6, SECOND_A_STEP, sizes, 3.0), rel=0.03)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_as_many_steps_as_tokens() -> None:
     mean, load = 5.0, 0.5
     sizes = [(1, tokens) for tokens in geometrics(COUNT, mean, random.Random(3))]
     expected_s = load / mean * (2.0 * mean * mean - mean) / (2.0 * (1.0 - load))
-    assert expected_s == pytest.approx(waits(load, SECOND_A_STEP, sizes, mean), rel=0.02)
+    assert expected_s == pytest.approx(waits(load, SECOND_A_STEP, sizes, mean), rel=0.03)
 
 
 def in_system_s(outcome: SimOutcome) -> float:

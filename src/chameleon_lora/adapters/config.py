@@ -9,7 +9,7 @@ pattern may be is in `patterns`.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ _REFUSED_WHEN_SET = {
 }
 _REQUIRED = frozenset({"r", "lora_alpha", "target_modules"})  # by them vLLM knows a LoRA adapter
 _HEADS = ("classifier", "score")
+_BIASES = ("none", "all", "lora_only")  # which of the base model's were trained; it may have none
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
@@ -68,7 +69,7 @@ class PeftConfig:
         return lambda module: self.r if (key := find(module)) is None else ranks[key]
 
 
-def read_config_bytes(folder: Path, roots: Sequence[Path] = ()) -> bytes:
+def read_config_bytes(folder: Path, roots: Iterable[Path] = ()) -> bytes:
     """The raw adapter_config.json, at most MAX_CONFIG_BYTES; with `roots`, a file below one.
 
     Raises:
@@ -76,7 +77,9 @@ def read_config_bytes(folder: Path, roots: Sequence[Path] = ()) -> bytes:
     """
     try:
         with open_regular(folder / CONFIG_NAME, roots) as file:
-            raw = read_exactly(file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1))
+            raw = read_exactly(
+                file, min(os.fstat(file.fileno()).st_size, MAX_CONFIG_BYTES + 1), CONFIG_NAME
+            )
     except FileNotFoundError as error:
         raise AdapterInvalidError(
             f"{CONFIG_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "
@@ -114,12 +117,14 @@ def parse_config(raw: bytes) -> PeftConfig:
 def without_expressions(raw: bytes, modules: Sequence[str]) -> bytes:
     """A configuration that says the same of these modules, for whoever runs its expressions.
 
-    For one without problems; the bytes themselves if it has no patterns and its rank is an int.
+    For one without problems, so no biases come with it. The bytes themselves if nothing is to be changed.
     """
     config, fields = parse_config(raw), parse_object(raw, CONFIG_NAME)
-    if not config.rank_pattern and not config.alpha_pattern and type(fields["r"]) is int:
+    has_patterns = bool(config.rank_pattern or config.alpha_pattern)
+    if not has_patterns and type(fields["r"]) is int and fields.get("bias", "none") == "none":
         return raw
     changed = {
+        "bias": "none",
         "r": config.r,
         "rank_pattern": exact_pattern(config.rank_pattern, modules),
         "alpha_pattern": exact_pattern(config.alpha_pattern, modules),
@@ -177,10 +182,10 @@ def _refused_features(fields: dict[str, object]) -> Iterator[str]:
             f"a classification's head alone, a list of {' or '.join(_HEADS)}; "
             f"way out: {_RETRAIN} the others"
         )
-    if fields.get("bias", "none") != "none":
+    if fields.get("bias", "none") not in _BIASES:
         yield (
-            f"bias is {quoted(fields['bias'])}: vLLM 0.32 refuses all but 'none'; "
-            f"way out: {_RETRAIN} bias"
+            f"bias is {quoted(fields['bias'])}, it must be one of {', '.join(_BIASES)}; "
+            f"way out: write what it was trained with into {CONFIG_NAME}"
         )
     init = fields.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in _PLAIN_INITS:

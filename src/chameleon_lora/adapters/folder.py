@@ -6,17 +6,30 @@ Names are compared sign by sign, and nothing is normalised: a look-alike is anot
 import itertools
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.content import stamp_of
+from chameleon_lora.adapters.convert import is_only_pickled, pickled_file
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import no_weights
-from chameleon_lora.adapters.untrusted import quoted
-from chameleon_lora.errors import AdapterNotFoundError
+from chameleon_lora.adapters.untrusted import leads_nowhere, quoted, unreadable
+from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError, AdapterUnreadableError
 
 MAX_NAME_BYTES = 255
 MOST_INNER = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RealRoots:
+    """Real paths of folders. Each is looked up when it is needed: a disk of which nothing is may hang."""
+
+    roots: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Path]:
+        return (root.resolve() for root in self.roots)
 
 
 class AdapterFolder:
@@ -25,14 +38,17 @@ class AdapterFolder:
     Invariant: no answer names a path whose real place is outside the root and the trusted roots.
     """
 
-    def __init__(self, root: Path, trusted: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, trusted: Sequence[str] = (), *, converts_bin: bool = False
+    ) -> None:
         self.root = root
         self._trusted = trusted
+        self._converts_bin = converts_bin  # so a folder of pickled weights is one of the adapters
 
     @property
-    def real_roots(self) -> tuple[Path, ...]:
+    def real_roots(self) -> "RealRoots":
         """Where files of adapters may really lie, whatever links led there."""
-        return self.root.resolve(), *(Path(root).resolve() for root in self._trusted)
+        return RealRoots((self.root, *map(Path, self._trusted)))
 
     def names(self) -> tuple[str, ...]:
         """Every sub-folder that holds a configuration, sorted; hidden and unnameable ones not.
@@ -40,48 +56,61 @@ class AdapterFolder:
         Raises:
             AdapterNotFoundError: the root itself cannot be listed.
         """
-        return tuple(name for name in self._entries() if self.try_path(name) is not None)
+        return tuple(name for name in sorted(self.entries()) if self.try_path(name) is not None)
 
     def try_path(self, name: str) -> Path | None:
         """The folder of that adapter, or None when there is none or the name is not allowed."""
+        try:
+            return self._try_path(name)
+        except OSError:
+            return None
+
+    def try_stamp(self, name: str) -> str | None:
+        """What changes when its files change; None if it has not both files, or may not be named. O(1).
+
+        Looks at file status only (`stamp_of`).
+
+        Raises:
+            AdapterUnreadableError: its files cannot be looked at.
+        """
+        try:
+            path = self._try_path(name)
+            files = [] if path is None else [(path / file).stat() for file in self._files(path)]
+        except OSError as error:
+            if leads_nowhere(error):
+                return None
+            raise AdapterUnreadableError(
+                f"adapter {name!r}: {unreadable('its folder', error)}"
+            ) from error
+        is_whole = files and all(stat.S_ISREG(file.st_mode) for file in files)
+        return stamp_of(*files) if is_whole else None
+
+    def _files(self, path: Path) -> tuple[str, str]:
+        pickled = pickled_file(path) if self._converts_bin and is_only_pickled(path) else None
+        return CONFIG_NAME, pickled or WEIGHTS_NAME
+
+    def try_status(self, name: str) -> tuple[int, ...] | None:
+        """What changes when something comes into that folder or goes; None if the name is nobody's. O(1)."""
+        path = self.root / name
+        try:
+            status = path.lstat()
+            status = path.stat() if stat.S_ISLNK(status.st_mode) and path.exists() else status
+        except (OSError, ValueError):
+            return None
+        return status.st_mtime_ns, status.st_ino, status.st_mode
+
+    def _try_path(self, name: str) -> Path | None:
         if not _is_allowed(name):
             return None
         path = self.root / name
         try:
             is_inside = not path.is_symlink() or self._holds(path)
             return path if is_inside and (path / CONFIG_NAME).is_file() else None
-        except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+        except (ValueError, RuntimeError):  # RuntimeError: links in a circle
             return None
 
-    def try_stamp(self, name: str) -> str | None:
-        """What `scan` says of that name, or None if it does not name it. O(1)."""
-        path = self.try_path(name)
-        if path is None:
-            return None
-        stamps = [_try_stamp(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
-        return None if None in stamps else " ".join(filter(None, stamps))
-
-    def scan(self) -> dict[str, str]:
-        """Name -> what changes when its files change, for folders that hold both files.
-
-        Looks at file status only: size, time of change and inode. One call is O(adapters).
-
-        Raises:
-            AdapterNotFoundError: the root itself cannot be listed. Not the same as an empty root.
-        """
-        stamps = ((name, self.try_stamp(name)) for name in self._entries())
-        return {name: stamp for name, stamp in stamps if stamp is not None}
-
-    def left_out(self, seen: Collection[str]) -> dict[str, str]:
-        """Name -> why it is no adapter, for folders `scan` leaves out that seem to be meant for one.
-
-        A name that cannot be printed is quoted. O(entries), and up to MOST_INNER for each left out.
-        """
-        others = [name for name in self._entries() if name not in seen and not name.startswith(".")]
-        found = {name: self._why_left_out(name) for name in others}
-        return {n if is_name(n) else quoted(n): why for n, why in found.items() if why is not None}
-
-    def _why_left_out(self, name: str) -> str | None:
+    def why_left_out(self, name: str) -> str | None:
+        """Why an entry that has no stamp is no adapter, if it seems to be meant for one."""
         path = self.root / name
         why = None
         try:
@@ -104,24 +133,64 @@ class AdapterFolder:
             why = "it cannot be looked into; way out: check its links and the server's rights"
         return why
 
-    def _entries(self) -> list[str]:
+    def entries(self) -> dict[str, bool]:
+        """Everything in the folder by name, and whether it is a link.
+
+        Raises:
+            AdapterNotFoundError: it cannot be listed. Not the same as an empty one.
+        """
         try:
-            return sorted(entry.name for entry in self.root.iterdir())
+            with os.scandir(self.root) as entries:
+                return {entry.name: entry.is_symlink() for entry in entries}
         except (OSError, ValueError) as error:
-            raise AdapterNotFoundError(
-                f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
-                "way out: create it, or give the folder that holds the adapters"
-            ) from error
+            raise self._unlisted(error) from error
+
+    def place(self) -> tuple[int, int]:
+        """What changes when another folder takes the name of this one.
+
+        Raises:
+            AdapterNotFoundError: there is none.
+        """
+        try:
+            status = self.root.stat()
+        except (OSError, ValueError) as error:
+            raise self._unlisted(error) from error
+        return status.st_dev, status.st_ino
+
+    def _unlisted(self, error: Exception) -> AdapterNotFoundError:
+        return AdapterNotFoundError(
+            f"the adapter folder {str(self.root)!r} cannot be listed ({error}); "
+            "way out: create it, or give the folder that holds the adapters"
+        )
 
     def _holds(self, path: Path) -> bool:
         place = path.resolve(strict=True)
-        root, *trusted = self.real_roots
-        return root in place.parents or any(r in (place, *place.parents) for r in trusted)
+        roots = iter(self.real_roots)
+        inside = next(roots) in place.parents
+        return inside or any(root in (place, *place.parents) for root in roots)
 
 
 def is_name(name: str) -> bool:
     """May an adapter be called so: printable, so no NUL, no line end, no broken UTF-8, and short."""
     return name != "" and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def require_name(name: str) -> None:
+    """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
+
+    Raises:
+        AdapterInvalidError: it is empty, too long or cannot be printed.
+    """
+    if not is_name(name):
+        raise AdapterInvalidError(
+            f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
+            f"{MAX_NAME_BYTES} bytes that can be printed"
+        )
+
+
+def shown(name: str) -> str:
+    """The name, quoted if it cannot be printed."""
+    return name if is_name(name) else quoted(name)
 
 
 def leads_on(name: str) -> bool:
@@ -145,13 +214,3 @@ def _inner_adapter(path: Path) -> str | None:
         f"it holds no {CONFIG_NAME}, but its sub-folder {newest!r} does; way out: move the folder "
         "you want up to where this one is"
     )
-
-
-def _try_stamp(path: Path) -> str | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"

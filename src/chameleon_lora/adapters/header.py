@@ -13,16 +13,19 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from chameleon_lora.adapters.untrusted import parse_object, quoted, read_exactly
+from chameleon_lora.adapters.untrusted import object_fields, quoted, read_exactly
 from chameleon_lora.errors import AdapterInvalidError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_BYTES = 24 << 20  # all experts of today's largest models, two matrices each, take 21 MiB
 MAX_HEADER_MARKS = 1_500_000  # about 180,000 tensors; each mark may cost 200 bytes of memory
+MAX_METADATA_CHARS = 64 << 10
+MAX_ENTRY_CHARS = 1 << 10
 MAX_DIMENSIONS = 8
 MAX_NAME_CHARS = 512
 MAX_NAME_PARTS = 32
 
+_METADATA = "__metadata__"
 _FLOATS = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -69,7 +72,7 @@ def read_header_bytes(file: BinaryIO) -> bytes:
         AdapterInvalidError: the file is shorter than its header, or the header above the cap.
     """
     file_bytes = os.fstat(file.fileno()).st_size
-    prefix = read_exactly(file, 8)
+    prefix = read_exactly(file, 8, WEIGHTS_NAME)
     if len(prefix) < 8:
         raise AdapterInvalidError(_broken(f"it has {file_bytes} bytes, the least is 8"))
     header_bytes = int.from_bytes(prefix, "little")
@@ -78,7 +81,7 @@ def read_header_bytes(file: BinaryIO) -> bytes:
         raise AdapterInvalidError(
             _broken(f"its header claims {header_bytes} bytes, the limit for this file is {limit}")
         )
-    raw = read_exactly(file, header_bytes)
+    raw = read_exactly(file, header_bytes, WEIGHTS_NAME)
     if len(raw) < header_bytes:
         raise AdapterInvalidError(
             _broken(f"only {len(raw)} of its header's {header_bytes} bytes can be read")
@@ -99,12 +102,22 @@ def parse_header(raw: bytes, weights_bytes: int) -> tuple[TensorEntry, ...]:
         raise AdapterInvalidError(
             _broken(f"its header has {marks} commas and brackets, the limit is {MAX_HEADER_MARKS}")
         )
-    fields = parse_object(raw, f"the header of {WEIGHTS_NAME}")
-    _check_metadata(fields.pop("__metadata__", {}))
+    fields: dict[str, object] = {}
+    for name, value in object_fields(raw, f"the header of {WEIGHTS_NAME}", _most_chars):
+        if name in fields:
+            raise AdapterInvalidError(
+                _broken(f"a key is given twice in its header: {quoted(name)}")
+            )
+        fields[name] = value
+    _check_metadata(fields.pop(_METADATA, {}))
     entries = [_entry(name, value) for name, value in fields.items()]
-    entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
+    entries.sort(key=lambda entry: entry.begin << 64 | entry.end)  # one number sorts fast
     _check_tiling(entries, weights_bytes)
     return tuple(entries)
+
+
+def _most_chars(name: str) -> int:
+    return MAX_METADATA_CHARS if name == _METADATA else MAX_ENTRY_CHARS
 
 
 def _entry(name: str, value: object) -> TensorEntry:

@@ -1,29 +1,35 @@
 """One adapter folder: what it holds, and why it cannot be served if it cannot."""
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_lora.adapters.config import PeftConfig, parse_config, read_config_bytes
+from chameleon_lora.adapters.convert import convert, is_only_pickled, pickled_file
 from chameleon_lora.adapters.header import (
     WEIGHTS_NAME,
     TensorEntry,
     parse_header,
     read_header_bytes,
 )
-from chameleon_lora.adapters.pairs import head_problems, lora_tensors, pair_problems
+from chameleon_lora.adapters.pairs import (
+    head_problems,
+    layer_problems,
+    lora_tensors,
+    pair_problems,
+    pattern_names,
+)
 from chameleon_lora.adapters.untrusted import is_folder, open_regular
 from chameleon_lora.errors import (
+    AdapterError,
     AdapterInvalidError,
     AdapterNotFoundError,
     AdapterTooLargeError,
+    AdapterUnreadableError,
     ConfigError,
 )
-
-_PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 
@@ -37,11 +43,15 @@ class AdapterLimits:
         max_bytes: of the weights' file, whose bytes need not be there: a sparse file claims as many
             as it likes. None for any size.
         has_head: its model classifies, so an adapter may bring a head of its own.
+        layers: of its base model, by name; weights for others are a problem. None for any.
+        converts_bin: weights that are pickled alone may be written beside as safetensors (`convert`).
     """
 
     max_rank: int | None = None
     max_bytes: int | None = None
     has_head: bool = True
+    converts_bin: bool = False
+    layers: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
@@ -63,10 +73,11 @@ class AdapterInfo:
     Attributes:
         name: the folder's name.
         rank: the largest rank of any module: what a slot needs.
+        target_modules: as the configuration has them; what there are weights for is in `modules`.
+        modules: the last parts of their names, each once.
         num_tensors: LoRA tensors, two a module.
         nbytes: their bytes in the file, in the file's dtype; the engine may hold another dtype.
         dtype: "float32" and the like, joined by "+" when mixed.
-        fingerprint: 16 hex digits; other content, another file or a newer one changes it.
         problems: why it cannot be served, each with its way out; empty when it can.
     """
 
@@ -76,17 +87,16 @@ class AdapterInfo:
     alpha: float
     base_model: str | None
     target_modules: tuple[str, ...]
+    modules: tuple[str, ...]
     num_tensors: int
     nbytes: int
     dtype: str | None
-    fingerprint: str
     problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
     tensors: tuple[TensorEntry, ...]
-    identity: tuple[bytes, ...]
     problems: tuple[str, ...]
 
 
@@ -102,19 +112,29 @@ _NO_CONFIG = PeftConfig(
 )
 
 
-def inspect_adapter(path: Path, limits: AdapterLimits | None = None) -> AdapterInfo:
+def inspect_adapter(
+    path: Path, limits: AdapterLimits | None = None, roots: Iterable[Path] = ()
+) -> AdapterInfo:
     """What the folder holds, with every problem found; never raises for what is on disk.
 
-    Reads the configuration and the safetensors header, never the weights.
+    Reads the configuration and the safetensors header, never the weights; below `roots` if there are any.
     """
-    info, over = _inspect(path, limits, ())
+    try:
+        info, over = _inspect(path, limits, roots)
+    except AdapterUnreadableError as error:
+        return _info(path, _NO_CONFIG, _Weights((), (str(error),)))
     return dataclasses.replace(info, problems=(*info.problems, *over))
+
+
+def without_adapter(path: Path, reason: str) -> AdapterInfo:
+    """What is known of a folder that is no adapter, for that reason."""
+    return _info(path, _NO_CONFIG, _Weights((), (reason,)))
 
 
 def require_servable(
     path: Path,
     limits: AdapterLimits | None = None,
-    roots: Sequence[Path] = (),
+    roots: Iterable[Path] = (),
     name: str | None = None,
 ) -> AdapterInfo:
     """The adapter, which has no problems and is within the limits; read below `roots` if there are any.
@@ -125,10 +145,16 @@ def require_servable(
         AdapterNotFoundError: `path` is no folder.
         AdapterInvalidError: it has problems; the message lists them all.
         AdapterTooLargeError: its rank or its bytes are above the limits, and that alone is wrong.
+        AdapterUnreadableError: its files cannot be read at the moment.
     """
-    if not is_folder(path):
-        raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
-    info, over = _inspect(path, limits, roots)
+    try:
+        if not is_folder(path):
+            raise AdapterNotFoundError(f"adapter {name or path.name!r}: {_no_folder(path)}")
+        if limits is not None and limits.converts_bin and is_only_pickled(path):
+            _convert(path, limits, roots, name)
+        info, over = _inspect(path, limits, roots)
+    except AdapterUnreadableError as error:
+        raise AdapterUnreadableError(f"adapter {name or path.name!r}: {error}") from error
     if info.problems:
         raise AdapterInvalidError(f"adapter {name or info.name!r}: {' | '.join(info.problems)}")
     if over:
@@ -136,29 +162,39 @@ def require_servable(
     return info
 
 
+def _convert(path: Path, limits: AdapterLimits, roots: Iterable[Path], name: str | None) -> None:
+    try:
+        convert(path, limits.max_bytes, tuple(roots))
+    except AdapterUnreadableError:
+        raise
+    except AdapterError as error:
+        raise type(error)(f"adapter {name or path.absolute().name!r}: {error}") from error
+
+
 def _inspect(
-    path: Path, limits: AdapterLimits | None, roots: Sequence[Path]
+    path: Path, limits: AdapterLimits | None, roots: Iterable[Path]
 ) -> tuple[AdapterInfo, list[str]]:
     """The adapter with its problems, and which limits it is above."""
     if not is_folder(path):
-        return _info(path, _NO_CONFIG, _Weights((), (), (_no_folder(path),)), b""), []
-    raw, config = b"", _NO_CONFIG
+        return _info(path, _NO_CONFIG, _Weights((), (_no_folder(path),))), []
+    config = _NO_CONFIG
     problems: tuple[str, ...] = ()
     try:
-        raw = read_config_bytes(path, roots)
-        config = parse_config(raw)
+        config = parse_config(read_config_bytes(path, roots))
     except AdapterInvalidError as error:
         problems = (str(error),)
     found = _read_weights(path, roots)
     if limits is not None and not limits.has_head:
         problems = (*problems, *head_problems(found.tensors, config))
-    weights = _Weights(found.tensors, found.identity, problems + found.problems)
+    if limits is not None and limits.layers is not None:
+        problems = (*problems, *layer_problems(found.tensors, limits.layers))
+    weights = _Weights(found.tensors, problems + found.problems)
     file_bytes = sum(entry.nbytes for entry in found.tensors)
     over = _over_limits(config.max_rank, file_bytes, limits)
-    return _info(path, config, weights, raw), over
+    return _info(path, config, weights), over
 
 
-def _info(path: Path, config: PeftConfig, weights: _Weights, raw: bytes) -> AdapterInfo:
+def _info(path: Path, config: PeftConfig, weights: _Weights) -> AdapterInfo:
     tensors = lora_tensors(weights.tensors)
     problems = [*weights.problems, *config.problems]
     if not weights.problems:
@@ -171,37 +207,25 @@ def _info(path: Path, config: PeftConfig, weights: _Weights, raw: bytes) -> Adap
         alpha=config.alpha,
         base_model=config.base_model,
         target_modules=config.target_modules,
+        modules=tuple(dict.fromkeys(n.rpartition(".")[2] for n in pattern_names(tensors))),
         num_tensors=len(tensors),
         nbytes=sum(entry.nbytes for entry in tensors),
         dtype="+".join(dtypes) or None,
-        fingerprint=_digest(raw, *weights.identity),
         problems=tuple(problems),
     )
 
 
-def fingerprint_of(raw_config: bytes, status: os.stat_result, raw_header: bytes) -> str:
-    """The AdapterInfo.fingerprint of a sound adapter with these bytes and a weights file so."""
-    return _digest(raw_config, _stamp(status), raw_header)
-
-
-def _stamp(status: os.stat_result) -> bytes:
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}".encode()
-
-
-def _read_weights(folder: Path, roots: Sequence[Path]) -> _Weights:
-    identity: tuple[bytes, ...] = ()
+def _read_weights(folder: Path, roots: Iterable[Path]) -> _Weights:
     try:
         with open_regular(folder / WEIGHTS_NAME, roots) as file:
-            status = os.fstat(file.fileno())
-            identity = (_stamp(status),)
+            file_bytes = os.fstat(file.fileno()).st_size
             raw = read_header_bytes(file)
-        identity = (_stamp(status), raw)
-        tensors = parse_header(raw, weights_bytes=status.st_size - 8 - len(raw))
+        tensors = parse_header(raw, weights_bytes=file_bytes - 8 - len(raw))
     except FileNotFoundError:
-        return _Weights((), (), (no_weights(folder),))
+        return _Weights((), (no_weights(folder),))
     except AdapterInvalidError as error:
-        return _Weights((), identity, (str(error),))
-    return _Weights(tensors, identity, ())
+        return _Weights((), (str(error),))
+    return _Weights(tensors, ())
 
 
 def _no_folder(path: Path) -> str:
@@ -210,16 +234,21 @@ def _no_folder(path: Path) -> str:
 
 def no_weights(folder: Path) -> str:
     """Why a folder without the file of weights is not served."""
-    for name in _PICKLED_NAMES:
-        if os.path.lexists(folder / name):
-            return (
-                f"{name} is pickled, and only {WEIGHTS_NAME} is served; way out: load it with "
-                "torch.load(weights_only=True) and write it with safetensors.torch.save_file"
-            )
+    name = pickled_file(folder)
+    if name is not None:
+        return (
+            f"{name} is pickled, and only {WEIGHTS_NAME} is served; way out: `chameleon adapters convert` "
+            "with this folder, or set serving.converts_bin and the server does that itself"
+        )
     return (
         f"{WEIGHTS_NAME} is missing; way out: copy the whole folder that PEFT's save_pretrained "
         "wrote"
     )
+
+
+def largest_bytes() -> int:
+    """The most a file of weights may have on this machine: a quarter of its memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def fitting_rank(largest: int) -> int:
@@ -242,11 +271,3 @@ def _over_limits(rank: int, file_bytes: int, limits: AdapterLimits | None) -> li
             "as float16, or serve it from a machine with more memory"
         )
     return over
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()[:16]

@@ -8,15 +8,18 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from chameleon_lora.adapters.base_model import strangers
 from chameleon_lora.adapters.config import PeftConfig
 from chameleon_lora.adapters.header import TensorEntry
 from chameleon_lora.adapters.patterns import pattern_problems
 from chameleon_lora.adapters.untrusted import quoted
 
 _PREFIX = "base_model.model."
+_EXAMPLE = f"{_PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
 _A_ENDINGS = (".lora_A.weight", ".lora_embedding_A")
 _B_ENDINGS = (".lora_B.weight", ".lora_embedding_B")
 _NAMED = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$|(\.lora_embedding_[AB])\.[^.]+$")
+_OTHER_BIAS = re.compile(r"\.lora_|(score|classifier)\.bias$")  # of an adapter's own layer
 _SKIPPED_ENDINGS = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 _FUSED_EXPERTS = {".experts.base_layer": ".experts.gate_up_proj", ".experts": ".experts.down_proj"}
 
@@ -36,8 +39,9 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
     if not a_sides and not b_sides:
         found = f", but {_first_of([t.name for t in tensors])}" if tensors else ""
         return (
-            f"the weights hold no LoRA tensors{found}; way out: save the adapter with PEFT's "
-            "save_pretrained, not the base model",
+            f"the weights hold no LoRA tensors under names as PEFT writes them, which are like {_EXAMPLE!r}"
+            f"{found}; way out: save the adapter with PEFT's save_pretrained or its trainer's export to "
+            "PEFT, not the base model",
         )
     modules = pattern_names(tensors)
     patterns = (
@@ -62,6 +66,17 @@ def pattern_names(tensors: Sequence[TensorEntry]) -> list[str]:
     """The modules that have LoRA tensors, by the names that patterns are about."""
     modules = (_module(t.name, _A_ENDINGS + _B_ENDINGS) for t in lora_tensors(tensors))
     return list(dict.fromkeys(map(_pattern_name, modules)))
+
+
+def layer_problems(tensors: Sequence[TensorEntry], layers: frozenset[str]) -> Iterator[str]:
+    """That some are for none of the model's layers; at most one line."""
+    modules = dict.fromkeys(_module(t.name, _A_ENDINGS + _B_ENDINGS) for t in lora_tensors(tensors))
+    absent = strangers(list(modules), layers)
+    if absent:
+        yield (
+            f"its weights for {_first_of(absent)} find no layer among the names in the model's files; "
+            "way out: serve it with the model it was trained on, or rename them if this is that model"
+        )
 
 
 def _module(name: str, endings: tuple[str, ...]) -> str:
@@ -98,6 +113,14 @@ def _is_head(name: str, config: PeftConfig) -> bool:
 def _alien(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterator[str]:
     known = _A_ENDINGS + _B_ENDINGS + _SKIPPED_ENDINGS
     names = [t.name for t in tensors if not t.name.endswith(known) and not _is_head(t.name, config)]
+    biases = [name for name in names if name.endswith(".bias") and not _OTHER_BIAS.search(name)]
+    if biases:
+        yield (
+            f"tensor {_first_of(biases)} is a bias of the base model that was trained along, and vLLM 0.32 "
+            "has one for all adapters; way out: train it again with bias='none', or merge it into the "
+            "base model"
+        )
+    names = [name for name in names if name not in biases]
     if names:
         yield (
             f"tensor {_first_of(names)} is no LoRA weight that vLLM 0.32 loads; "

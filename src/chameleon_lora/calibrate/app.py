@@ -9,7 +9,13 @@ from chameleon_lora.adapters import AdapterFolder, AdapterInfo, inspect_adapter
 from chameleon_lora.adapters.make import ModelDims, make_adapters
 from chameleon_lora.bench.replay import Target
 from chameleon_lora.calibrate.fit import MeasuredCopy, MeasuredStep, StepFit, fit_link, fit_steps
-from chameleon_lora.calibrate.traffic import ALONE, WaveShape, outside_s, send_alone, send_waves
+from chameleon_lora.calibrate.traffic import (
+    ALONE,
+    WaveShape,
+    measure_token_s,
+    outside_s,
+    send_waves,
+)
 from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE
 from chameleon_lora.engine_vllm.measure.step_log import (
     CopyRow,
@@ -147,7 +153,7 @@ def measure(
     say("starting the server")
     with running_server(spec) as url:
         server = Target(url, BASE_MODEL, TOKEN_IDS)
-        step_s = send_alone(server)
+        step_s = measure_token_s(server)
         say(f"sending waves of requests for {seconds:.0f} s")
         waves = send_waves(server, wave_shape, step_s, seconds)
     log = read_step_log(steps)

@@ -15,7 +15,7 @@ from chameleon_lora.metrics.record import RequestRecord
 from chameleon_lora.workload.requests import TimedRequest
 
 ALONE = 10
-ALONE_PROMPT_TOKENS = 8
+ALONE_PROMPT_TOKENS, ALONE_ANSWER_TOKENS = 8, 16
 LONGEST_ANSWER = 48
 
 
@@ -46,15 +46,21 @@ class WaveAdapters(Enum):
     SOME = "some"  # a third without an adapter, the others as SLOTS
 
 
-def send_alone(target: Target) -> float:
-    """Sends ALONE requests to the base model one after the other; median time between two tokens.
+def measure_token_s(target: Target) -> float:
+    """Sends ALONE requests to the base model one after the other; median time of a token, seconds.
+
+    Of whole answers: a client that is held up reads several tokens at once, and by a time of 0
+    between them all waves would come at once.
 
     Raises:
         BenchError: a request failed.
     """
-    requests = [TimedRequest(index, 0.0, None, ALONE_PROMPT_TOKENS, 2) for index in range(ALONE)]
+    requests = [
+        TimedRequest(index, 0.0, None, ALONE_PROMPT_TOKENS, ALONE_ANSWER_TOKENS)
+        for index in range(ALONE)
+    ]
     records = [_answered(asyncio.run(replay(target, [request])))[0] for request in requests]
-    return statistics.median(r.token_times_s[-1] - r.token_times_s[0] for r in records)
+    return statistics.median((r.end_s - r.sent_s) / r.output_tokens for r in records)
 
 
 def send_waves(

@@ -1,19 +1,22 @@
 """`chameleon serve`: vLLM's own server with Chameleon in it."""
 
 import argparse
-import functools
+import asyncio
 import os
 import tomllib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, inspect_adapter
+from chameleon_lora.adapters.config import parse_config, read_config_bytes
 from chameleon_lora.adapters.inspect import fitting_rank
 from chameleon_lora.cli import say
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import NO_MODEL, serve
+from chameleon_lora.engine_vllm.api.patience import LOOKED_AT, PatientWork
 from chameleon_lora.engine_vllm.config import CONFIG_KEY
 from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError, UnsupportedEngineError
 from chameleon_lora.settings import ServingSettings, parse_settings
@@ -70,8 +73,8 @@ def serve_command(args: argparse.Namespace) -> int:
     try:
         serve(
             args.rest,
-            functools.partial(add_options, is_file=True),
-            functools.partial(lay_over, args=args, settings=settings),
+            partial(add_options, is_file=True),
+            partial(lay_over, args=args, settings=settings),
         )
     except (EngineGoneError, UnsupportedEngineError) as error:
         say(f"chameleon serve: {error}")
@@ -221,15 +224,28 @@ def allow_plugin() -> None:
 
 def _fitting_width(folder: AdapterFolder) -> int:
     """Slots wide enough for the adapters that are there."""
-    return fitting_rank(max((_rank(folder.root / name) for name in folder.names()), default=0))
+    return fitting_rank(asyncio.run(_largest_rank(folder)))
 
 
-def _rank(path: Path) -> int:
+async def _largest_rank(folder: AdapterFolder) -> int:
+    """Of those that are sound, as far as their disks answer. Of most no more than what they say is read."""
+    patient, ranks = PatientWork(), dict[str, int]()
+    async for found in patient.each(partial(_said_rank, folder), folder.entries(), LOOKED_AT):
+        ranks |= found
+    said = [name for name, rank in ranks.items() if rank]
+    for name in sorted(said, key=ranks.__getitem__, reverse=True):
+        info = await patient.one(lambda name: inspect_adapter(folder.root / name), name)
+        if info is not None and not info.problems:
+            return info.rank
+    return 0
+
+
+def _said_rank(folder: AdapterFolder, name: str) -> int:
+    path = folder.try_path(name)
     try:
-        info = inspect_adapter(path)
+        return 0 if path is None else parse_config(read_config_bytes(path)).max_rank
     except AdapterError:
         return 0
-    return 0 if info.problems else info.rank
 
 
 def _joined(given: Any, settings: dict[str, Any]) -> dict[str, Any]:

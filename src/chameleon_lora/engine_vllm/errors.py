@@ -11,7 +11,8 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.hook_table import ERROR_INFO, ERROR_RESPONSE
 from chameleon_lora.engine_vllm.hooks import target_of
-from chameleon_lora.errors import AdapterError, AdapterNotFoundError
+from chameleon_lora.engine_vllm.log_limit import UNCUT_ARGS
+from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterUnreadableError
 from chameleon_lora.policy.plan import Failure, Fault
 
 STATUS = {
@@ -101,7 +102,8 @@ def _is_for_operator(record: logging.LogRecord) -> bool:
     if not record.name.startswith("vllm"):
         return True
     error = record.exc_info[1] if record.exc_info else None
-    refusals = [getattr(given, "error", None) for given in record.args or ()]  # ErrorResponses
+    args = getattr(record, UNCUT_ARGS, record.args)
+    refusals = [getattr(given, "error", None) for given in args or ()]  # ErrorResponses
     codes = [code for refusal in refusals if (code := getattr(refusal, "code", None))]
     return all(code >= HTTPStatus.INTERNAL_SERVER_ERROR for code in codes) and not (
         error and _is_of_client(error)
@@ -126,6 +128,8 @@ def refusal_of(error: AdapterError) -> Any:
     status = HTTPStatus.BAD_REQUEST
     if isinstance(error, AdapterNotFoundError):
         status = HTTPStatus.NOT_FOUND
+    elif isinstance(error, AdapterUnreadableError):
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
     elif isinstance(error, LoadFailedError):
         status = STATUS[error.fault]
     kind = status.phrase.replace(" ", "").removesuffix("Error")

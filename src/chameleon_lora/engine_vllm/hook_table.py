@@ -104,11 +104,11 @@ ADAPTERS = (
     Hook(_API, _MODELS, "OpenAIServingModels.load_lora_adapter", "api.serving.checking", ("request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.unload_lora_adapter", "api.serving.withdrawing", ("request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.resolve_lora", "api.serving.resolving", ("lora_name",)),
-    Hook(_API, _MODELS, "OpenAIServingModels.show_available_models", "api.serving.listing"),
     Hook(_API, _SERVING, "BaseServing._check_model", "api.serving.explaining", ("request",)),
     Hook(_API, _POOLING, "PoolingBaseServing._check_model", "api.serving.explaining_by_raising", ("request",)),
     Hook(_API, _CLIENT, "AsyncLLM.add_lora", "api.serving.publishing", ("lora_request",)),
     Hook(_API, _MODELS, "OpenAIServingModels.is_base_model", None, ("model_name",)),
+    Hook(_API, _MODELS, "OpenAIServingModels.show_available_models"),
     *_each(
         _API, _MODELS, "OpenAIServingModels", "lora_requests", "lora_id_counter", "lora_resolvers", "lora_resolver_lock",
     ),
@@ -143,8 +143,11 @@ API_SERVER = (
     *_each(_API, _OUTPUTS, "", "EMPTY_CPU_TENSOR"),
     Hook(_API, "vllm.outputs", "RequestError", since="0.32"),
     Hook(_API, _OUTPUTS, "RequestOutputCollector.put"),
-    *_each(_API, _CLIENT, "AsyncLLM", "dead_error", "errored"),
+    *_each(_API, _CLIENT, "AsyncLLM", "dead_error", "errored", "output_handler"),
+    Hook(_API, "vllm.v1.engine.core_client", "MPClient.resources"),
+    Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
+    *_each(_API, "vllm.config", "ModelConfig", "is_multimodal_model", "max_model_len"),
     *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(
         _API, "vllm.exceptions", "GracefulHTTPError", elsewhere=((_CLIENT, "InputStreamError"), (_OLD_PROTOCOL, "GenerationError")),
@@ -165,15 +168,20 @@ TENANTS = (
     Hook(
         _KEYS, _CLIENT, "AsyncLLM.add_request", "api.isolation.signing", ("params", "lora_request", "priority"),
     ),
-    Hook(_KEYS, _CLIENT, "AsyncLLM.generate", "api.isolation.counting"),
-    Hook(_KEYS, _CLIENT, "AsyncLLM.encode", "api.isolation.counting"),
     Hook(_KEYS, _OUTPUTS, "OutputProcessor.add_request", "api.isolation.salting", ("request",)),
+    Hook(_KEYS, _OUTPUTS, "OutputProcessor.add_request", "api.isolation.noting", ("request",)),
+    Hook(
+        _KEYS, _OUTPUTS, "RequestState.make_request_output", "api.isolation.counting",
+        ("new_token_ids", "pooling_output", "finish_reason"),
+    ),
+    *_each(_KEYS, _OUTPUTS, "RequestState", "prompt_len", "request_index"),
     Hook(_KEYS, "vllm.v1.engine", "EngineCoreRequest.cache_salt"),
     Hook(_KEYS, "vllm.exceptions", "VLLMNotFoundError"),
 )
 
 # The scheduler is chosen by --scheduler-cls. What an engine can be asked are its methods, by name.
 ENGINE_CORE = (
+    Hook(_CORE, "vllm.v1.executor.abstract", "Executor.__init__", "processes.joining", ("vllm_config",)),
     Hook(_CORE, _ENGINE, "EngineCore.add_lora", "core.utilities.adding", ("lora_request",)),
     Hook(_CORE, _ENGINE, "EngineCore.remove_lora", "core.utilities.removing", ("lora_id",)),
     Hook(_CORE, _ENGINE, "EngineCore.list_loras", "core.utilities.listing"),
@@ -186,6 +194,7 @@ ENGINE_CORE = (
     Hook(_CORE, _ENGINE, f"EngineCore.{METRICS}", "core.utilities.metrics", is_new=True),
     Hook(_CORE, _ENGINE, f"EngineCore.{ARRIVALS}", "core.utilities.arrivals", is_new=True),
     Hook(_CORE, _ENGINE, "EngineCoreProc._process_input_queue", "core.utilities.waking"),
+    Hook(_CORE, _ENGINE, "EngineCore.preprocess_add_request", "core.utilities.keying", ("request",)),
     *_each(_CORE, _ENGINE, "", "EngineCore.is_sleeping", "EngineCoreProc.input_queue"),
     Hook(_CORE, "vllm.v1.engine", "EngineCoreRequestType.WAKEUP"),
     Hook(_CORE, "vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
@@ -215,6 +224,7 @@ ENGINE_CORE = (
 # --worker-cls is not given to plain `vllm serve`, and would need a class for each platform. The CPU's
 # kernels: the platform names a class for all engines, and knows neither this one's cells nor scheduler.
 WORKERS = (
+    Hook(_WORKER, _WORKERS, "Worker.__init__", "processes.joining", ("vllm_config",)),
     Hook(_WORKER, _MIXIN, "LRUCacheWorkerLoRAManager", "worker.step_messages.choosing_manager"),
     Hook(_WORKER, _WORKERS, "Worker.execute_model", "worker.step_messages.obeying", ("scheduler_output",)),
     Hook(_WORKER, _WORKERS, "Worker.sample_tokens", "worker.step_messages.answering"),

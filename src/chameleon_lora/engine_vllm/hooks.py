@@ -5,9 +5,7 @@ import functools
 import importlib
 import inspect
 import logging
-import multiprocessing
 import os
-import signal
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -37,15 +35,6 @@ def install(hooks: Collection[Hook] = HOOKS) -> None:
             failed.append(f"{hook.name} ({error!r})")
     if failed:
         _logger.error("Chameleon cannot be put into this vLLM at %s", "; ".join(failed))
-
-
-def leave_ctrl_c_to_server() -> None:
-    """Ctrl-C at a terminal reaches every process of a server; in this one it has no effect from now on.
-
-    The first process lets streams end and then ends the others in order. For an engine's main thread.
-    """
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def require_hooks(serving: ServingSettings) -> None:

@@ -23,7 +23,7 @@ class LoadAdapter:
     Attributes:
         path: a local folder, or a name vLLM can resolve to one.
         is_3d: its mixture-of-experts weights are stored fused (LoRARequest.is_3d_lora_weight).
-        fingerprint: of the files meant; other files there are refused. None for whatever is there.
+        fingerprint: of the bytes meant; others there are refused. None for whatever is there.
     """
 
     adapter_id: int
@@ -90,7 +90,7 @@ class Loaded:
         nbytes: of the largest host copy on one rank, at the adapter's exact rank.
         rank: that it takes in a slot; the whole slot's for one that cannot share.
         seconds: from the start of the slowest load; waiting for earlier loads not counted.
-        fingerprint: of the files that were read.
+        fingerprint: of the bytes that were read.
     """
 
     adapter_id: int
@@ -167,7 +167,7 @@ class Announcement:
     """What is served from now on, as an API server says; of size and content None if nobody looked.
 
     Attributes:
-        fingerprint: changes when the adapter's files do.
+        fingerprint: of the bytes in the adapter's files (`adapters/content.py`).
         nbytes: of its weights on disk.
     """
 

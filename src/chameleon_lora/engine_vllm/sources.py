@@ -1,24 +1,24 @@
 """Which folder the path of an adapter means, and what an adapter may be on this machine and engine."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.adapters import AdapterLimits
+from chameleon_lora.adapters.inspect import largest_bytes
+from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.errors import AdapterNotFoundError
 
 MAX_PATH_CHARS = 4096
 
 
-def largest_bytes() -> int:
-    """The most a file of weights may have on this machine: a quarter of its memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-
-
 def servable_limits(vllm_config: Any) -> AdapterLimits:
     """What an adapter may be to be served by an engine with LoRA."""
-    rank = vllm_config.lora_config.max_lora_rank
-    return AdapterLimits(rank, largest_bytes(), has_head(vllm_config.model_config))
+    return AdapterLimits(
+        vllm_config.lora_config.max_lora_rank,
+        largest_bytes(),
+        has_head(vllm_config.model_config),
+        converts_bin=settings_of(vllm_config).serving.converts_bin,
+    )
 
 
 def has_head(model_config: Any) -> bool:

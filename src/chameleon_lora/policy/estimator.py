@@ -67,9 +67,9 @@ class Estimator:
     def state(self, request: Request, entry: Entry | None, now_s: float) -> RequestState:
         """What is known of a request that has come; it is in no lane yet."""
         limit = request.max_output_tokens
-        hint = request.output_hint_tokens or self.lengths.predict(request)
+        hint = request.output_hint_tokens or self.lengths.predict_tokens(request)
         output = max(1, min(hint, limit))
-        charged = self.lengths.reserve(request, output)
+        charged = self.lengths.reserve_tokens(request, output)
         nbytes = entry.adapter.nbytes if entry else None
         self._sequence += 1
         return RequestState(

@@ -23,10 +23,18 @@ class Place(StrEnum):
     SLOT = "slot"
 
     @classmethod
-    def of(cls, entry: Entry) -> Self:
+    def of(cls, entry: Entry) -> "Place":
         """Where the adapter is. O(1)."""
         is_fast = entry.tier is Tier.HOST and entry.is_on_device
-        return cls("device" if is_fast else entry.tier.name.lower())
+        return cls.DEVICE if is_fast else _PLACES[entry.tier]
+
+
+_PLACES = {
+    Tier.DISK: Place.DISK,
+    Tier.LOADING: Place.LOADING,
+    Tier.HOST: Place.HOST,
+    Tier.SLOT: Place.SLOT,
+}
 
 
 @dataclass(frozen=True, slots=True)

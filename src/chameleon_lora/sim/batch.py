@@ -70,11 +70,11 @@ class Batch:
         """True if somebody runs with this adapter."""
         return adapter_id in self._adapters
 
-    def growth(self) -> int:
+    def growth_blocks(self) -> int:
         """Blocks that the next decode step takes."""
         return self._growing[self._steps % self._block_tokens]
 
-    def growth_in(self, steps: int) -> int:
+    def growth_blocks_in(self, steps: int) -> int:
         """Blocks that the next so many decode steps take. O(block)."""
         block, ring = self._block_tokens, self._growing
         whole, rest = divmod(steps, block)
@@ -108,7 +108,7 @@ class Batch:
 
     def decode(self, steps: int = 1) -> None:
         """Everybody who decodes gets so many tokens more, and the blocks for them."""
-        self.used_blocks += self.growth_in(steps) if steps > 1 else self.growth()
+        self.used_blocks += self.growth_blocks_in(steps) if steps > 1 else self.growth_blocks()
         self._steps += steps
         self._context += steps * self.decoding
 

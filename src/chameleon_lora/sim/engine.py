@@ -109,7 +109,7 @@ class Engine:
             batch_tokens=self._style.batch_tokens - (planned if self._style.mixes_prefill else 0),
             is_empty=not batch.runs,
             free_blocks=self._kv_blocks - batch.used_blocks - policy.held_blocks,
-            growth_blocks=batch.growth(),
+            growth_blocks=batch.growth_blocks(),
         )
 
     def _prefill(self, now_s: float, ready_s: float) -> None:
@@ -128,7 +128,7 @@ class Engine:
             first_s = end_s = ready_s + self._step_s(work)
         else:
             first_s, end_s, steps = self._decode_ahead(now_s, ready_s, work)
-        growth = batch.growth_in(steps)
+        growth = batch.growth_blocks_in(steps)
         self._end_at(now_s, end_s, growth, lambda end_s: self._end_decode(first_s, end_s, steps))
 
     def _decode_ahead(
@@ -140,7 +140,10 @@ class Engine:
         """
         batch = self._batch
         most = 1 if self._waiting else batch.steps_to_end()
-        if batch.growth_in(most) > self._kv_blocks - batch.used_blocks - self.policy.held_blocks:
+        if (
+            batch.growth_blocks_in(most)
+            > self._kv_blocks - batch.used_blocks - self.policy.held_blocks
+        ):
             most = 1
         until_s = min(self._kernel.next_s(), self.policy.promotion_due_s())
         if self._looks_ahead:
@@ -256,7 +259,7 @@ class Engine:
     def _lacking_blocks(self) -> int:
         """By how much those who run, what they grow by and adapters are above the pool."""
         batch = self._batch
-        return batch.growth() + batch.used_blocks + self.policy.held_blocks - self._kv_blocks
+        return batch.growth_blocks() + batch.used_blocks + self.policy.held_blocks - self._kv_blocks
 
     def _requeue(self, run: RunningRequest) -> None:
         """Take a request out of the batch; it goes on later where it stopped."""

@@ -1,6 +1,6 @@
 """How much of its limits each tenant has left.
 
-Charged before a request runs is what it asks for; afterwards, what it used. So over time exactly what
+A request is counted before its body is read. Charged before it runs are the tokens it asks for; afterwards, what it used. So over time exactly what
 was used counts, whatever was asked for. One that used more than was charged leaves a debt, and no
 request of its tenant is let in before that is paid.
 """
@@ -87,33 +87,50 @@ class RateLimiter:
     def __init__(self) -> None:
         self._buckets: dict[str, _Buckets] = {}
 
+    def admit(self, tenant: Tenant, now_s: float) -> Refusal | None:
+        """Count one request, before anything of it is read, or refuse it and count nothing."""
+        bucket = self._limited(tenant, now_s).requests
+        if bucket is None:
+            return None
+        if not (wait_s := bucket.wait_s(1, now_s)):
+            bucket.take(1, now_s)
+            return None
+        return Refusal(
+            f"Tenant '{tenant.name}' may send {tenant.requests_per_s:g} requests a second, "
+            f"{bucket.capacity:g} at once, and has sent them: try again in {wait_s:.1f} s.",
+            wait_s,
+        )
+
     def charge(
         self, tenant: Tenant, estimate: TokenEstimate, now_s: float
     ) -> TokenCharge | Refusal:
-        """Take what is asked for and let it in, or refuse it and take nothing.
+        """Take the tokens that are asked for and let it in, or refuse it and take none.
 
-        A prompt's tokens are an estimate, so one above the quota is charged the whole quota.
+        A prompt's tokens are an estimate, and those of an open answer the most there may be: above the
+        quota they are charged as the whole quota.
         """
         held = self._limited(tenant, now_s)
+        inputs, outputs = estimate.input_tokens, estimate.output_tokens
         if held.inputs is not None:
-            estimate = TokenEstimate(
-                min(estimate.input_tokens, int(held.inputs.capacity)), estimate.output_tokens
-            )
+            inputs = min(inputs, int(held.inputs.capacity))
+        if held.outputs is not None and estimate.is_open:
+            outputs = min(outputs, int(held.outputs.capacity))
+        estimate = TokenEstimate(inputs, outputs)
         refusal = next(_refusals(tenant, held, estimate, now_s), None)
         if refusal is not None:
             return refusal
-        for bucket, amount in _amounts(held, estimate, requests=1):
+        for bucket, amount in _amounts(held, estimate):
             bucket.take(amount, now_s)
         return TokenCharge(tenant.name, estimate)
 
     def settle(self, charge: TokenCharge, used: TokenEstimate, now_s: float) -> None:
-        """The request ended: it counts with what it used. The request itself stays counted."""
+        """The request ended: it counts with what it used."""
         over = TokenEstimate(
             used.input_tokens - charge.estimate.input_tokens,
             used.output_tokens - charge.estimate.output_tokens,
         )
         held = self._buckets.get(charge.tenant, _Buckets())
-        for bucket, amount in _amounts(held, over, requests=0):
+        for bucket, amount in _amounts(held, over):
             bucket.take(amount, now_s)
 
     def keep(self, names: frozenset[str]) -> None:
@@ -149,27 +166,15 @@ def _limited(
     return bucket
 
 
-def _amounts(
-    held: _Buckets, estimate: TokenEstimate, *, requests: int
-) -> Iterator[tuple[Bucket, int]]:
-    every = (
-        (held.requests, requests),
-        (held.inputs, estimate.input_tokens),
-        (held.outputs, estimate.output_tokens),
-    )
+def _amounts(held: _Buckets, estimate: TokenEstimate) -> Iterator[tuple[Bucket, int]]:
+    every = ((held.inputs, estimate.input_tokens), (held.outputs, estimate.output_tokens))
     return ((bucket, amount) for bucket, amount in every if bucket is not None)
 
 
 def _refusals(
     tenant: Tenant, held: _Buckets, estimate: TokenEstimate, now_s: float
 ) -> Iterator[Refusal]:
-    """Each limit that does not let it in now."""
-    if held.requests is not None and (wait_s := held.requests.wait_s(1, now_s)):
-        yield Refusal(
-            f"Tenant '{tenant.name}' may send {tenant.requests_per_s:g} requests a second, "
-            f"{held.requests.capacity:g} at once, and has sent them: try again in {wait_s:.1f} s.",
-            wait_s,
-        )
+    """Each limit of tokens that does not let it in now."""
     quotas = (
         (held.inputs, estimate.input_tokens, "input", "send a shorter prompt"),
         (held.outputs, estimate.output_tokens, "output", "lower max_tokens"),

@@ -1,10 +1,12 @@
 """What the operator is told of a folder of adapters: lines in the log, state and metrics."""
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
@@ -49,6 +51,26 @@ def test_each_change_is_a_line(served: ServedFolder, caplog: pytest.LogCaptureFi
     added, removed = "Adapter 'c' added", "Adapter 'c' removed"
     refused = "Adapter not served"
     assert [[added], ["Adapter 'c' replaced"], [refused], [added], [removed]] == told
+
+
+def test_many_adapters_are_each_told_once_and_one_line(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five hundred that are there at the start, and all go again, with the files of one."""
+    names = [f"many-{number:03d}" for number in range(500)]
+    for name in names:
+        shutil.copytree(served.root / "a", served.root / name, copy_function=os.link)
+    asyncio.run(served.registry.start())
+    told = served.told()
+    assert {"announce"} == {verb for verb, _ in told}
+    assert ["a", "b", *names] == [name for _, some in told for name in some]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Chameleon serves 502 adapters of ")
+    for name in names:
+        shutil.rmtree(served.root / name)
+    served.refresh_all()  # so many at once may be a disk that is away
+    served.refresh_all()
+    assert [("withdraw", names)] == served.told()
 
 
 @pytest.mark.usefixtures("started")
@@ -145,3 +167,25 @@ def test_the_start_says_what_is_served_and_what_is_not(
     )
     assert "'wide-09' and 2 more; reasons above" in message
     assert 13 == len(caplog.records)
+
+
+def test_pickled_weights_are_converted_where_that_is_set(tmp_path: Path) -> None:
+    """At the next look, once; one that is refused is so with its own reason, until its files change."""
+    torch = pytest.importorskip("torch")
+    served = ServedFolder(tmp_path / "adapters", converts_bin=True)
+    for name in ("a", "hostile"):
+        served.add(name)
+        weights = served.root / name / WEIGHTS_NAME
+        tensors = {key: torch.from_numpy(value) for key, value in load_file(weights).items()}
+        torch.save(tensors if name == "a" else [tensors], weights.with_suffix(".bin"))
+        weights.unlink()
+    served.refresh_all()
+    assert [("announce", ["a"])] == served.told()
+    assert {"hostile"} == served.registry.refused.keys()
+    assert "adapter 'hostile': adapter_model.bin is no file" in served.registry.refused["hostile"]
+    served.refresh_all()
+    assert (served.root / "a" / WEIGHTS_NAME).is_file()
+    assert {"hostile"} == served.registry.refused.keys()
+    unset = ServedFolder(served.root)
+    unset.refresh_all()
+    assert "serving.converts_bin" in unset.registry.unfit["hostile"]

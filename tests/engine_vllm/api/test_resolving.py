@@ -13,8 +13,7 @@ import pytest
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
-from chameleon_lora.engine_vllm.api.registry import NameLocks
-from chameleon_lora.engine_vllm.api.serving import resolving
+from chameleon_lora.engine_vllm.api.serving import NameLocks, resolving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

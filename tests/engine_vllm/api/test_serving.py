@@ -14,7 +14,6 @@ from chameleon_lora.engine_vllm.api.launch import serve
 from chameleon_lora.engine_vllm.api.registry import REGISTRY, AdapterRegistry
 from chameleon_lora.engine_vllm.api.serving import (
     checking,
-    listing,
     publishing,
     unknown_model,
     with_routes,
@@ -72,18 +71,18 @@ def load(
 
 
 def test_an_adapter_loaded_by_request_is_looked_at_once(tmp_path: Path) -> None:
-    """Its header is read once, and the engine is told what was found."""
+    """It is checked once and its bytes are read once, and the engine is told what was found."""
     pytest.importorskip("vllm")
     served = ServedFolder(tmp_path / "adapters")
     served.add("a", rank=4)
     opened = opened_by(lambda: load(served, "a"))
-    assert 1 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
+    assert 2 == opened.count(str(served.root / "a" / WEIGHTS_NAME))
     [(method, [source])] = served.engine.calls
     assert ("chameleon_try", "a", 4) == (method, source["name"], source["rank"])
 
 
 def test_what_the_engine_cannot_load_is_named_to_nobody(tmp_path: Path) -> None:
-    """Neither listed nor counted nor hinted at, as long as no other files lie there."""
+    """Neither counted nor hinted at, as long as no other files lie there."""
     pytest.importorskip("vllm")
     served = ServedFolder(tmp_path / "adapters")
     for name in ("spanish-a", "spanish-b"):
@@ -93,12 +92,6 @@ def test_what_the_engine_cannot_load_is_named_to_nobody(tmp_path: Path) -> None:
     setattr(models, REGISTRY, served.registry)
     served.registry.found_unfit(models.lora_requests["spanish-b"], "nan")
 
-    async def stock(_models: Any) -> Any:
-        cards = [SimpleNamespace(id=name) for name in ("base-model", *models.lora_requests)]
-        return SimpleNamespace(data=cards)
-
-    listed = asyncio.run(listing(stock)(models)).data
-    assert ["base-model", "spanish-a"] == [card.id for card in listed]
     told = unknown_model(models, "spanish-bb", "No.")
     assert "No. 1 adapters are served too" in told
     assert "Did you mean `spanish-a`?" in told

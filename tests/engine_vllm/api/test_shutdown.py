@@ -4,6 +4,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -83,9 +84,32 @@ def test_an_engine_that_died_ends_its_server_with_an_error() -> None:
 def test_an_engine_whose_outputs_are_read_no_more_ends_its_server_with_an_error() -> None:
     """Whatever the reading stumbled over: no request has an answer any more."""
     engine = Engine()
-    engine.output_handler = SimpleNamespace(done=lambda: True)
+
+    async def stumble() -> None:
+        raise OSError
+
+    async def main() -> None:
+        engine.output_handler = asyncio.ensure_future(stumble())
+        await asyncio.wait([engine.output_handler])
+
+    asyncio.run(main())
     with pytest.raises(EngineGoneError):
         shutdown(engine, timeout=3)
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_reader_that_ended_with_its_loop_has_not_failed(is_dead: bool) -> None:
+    """After asyncio.run a script may end its engine; one that died before is told as ever."""
+    engine = Engine(is_dead=is_dead, unfinished=3)
+
+    async def main() -> None:
+        engine.output_handler = asyncio.ensure_future(asyncio.sleep(3600))
+        await asyncio.wait([engine.output_handler], timeout=0)
+
+    asyncio.run(main())
+    with pytest.raises(EngineGoneError) if is_dead else nullcontext():
+        shutdown(engine, timeout=30)
+    assert 3 == engine.left_over  # nobody can read what is unfinished
 
 
 def test_a_server_that_is_told_to_end_does_so_without_an_error() -> None:
@@ -213,3 +237,18 @@ def test_a_server_process_ends_though_a_thread_of_it_hangs() -> None:
     for whose, status in (("own", 3), ("others", 0)):
         done = subprocess.run([sys.executable, "-c", script, whose], check=False, timeout=120)
         assert status == done.returncode
+
+
+@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
+def test_a_hang_up_ends_a_server_as_sigterm_does(before: str) -> None:
+    """Unless it was started to survive it, as by nohup."""
+    script = (
+        "import os, signal, sys\n"
+        "from chameleon_lora.engine_vllm.api.shutdown import own_process\n"
+        f"signal.signal(signal.SIGHUP, signal.{before})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "own_process()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
+    assert {"SIG_DFL": 7, "SIG_IGN": 0}[before] == done.returncode

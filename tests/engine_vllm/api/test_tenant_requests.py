@@ -1,9 +1,6 @@
 """What a tenant's requests are when they reach the engine, and what of them is counted."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,7 +80,7 @@ def test_requests_for_embeddings_are_signed_too() -> None:
 def test_no_tenant_has_priority() -> None:
     """Whatever it asked for, and its sessions are its own."""
     arrived = added(ACME, Params(), "acme-1", priority=-9, session_id="s")
-    assert (0, "acme.s") == (arrived["priority"], arrived["session_id"])
+    assert (0, "acme:s") == (arrived["priority"], arrived["session_id"])
 
 
 @pytest.mark.parametrize("forged", [3, ["bob", 0.0], "x"])
@@ -162,121 +159,3 @@ def test_without_keys_salts_are_the_clients() -> None:
     sender = Sender()
     isolation.salting(Sender.add_request)(sender, CoreRequest("s"), "p")
     assert ["s"] == sender.sent
-
-
-class Kind(Enum):
-    """What an output holds."""
-
-    CUMULATIVE = 0
-    DELTA = 1
-
-
-@dataclass
-class Outputs:
-    """A stream of outputs, each a prompt and some answers by index."""
-
-    steps: list[dict[int, int]]
-
-    async def generate(self, prompt: Any, sampling_params: Any) -> AsyncIterator[Any]:
-        """As AsyncLLM's; the last one is finished."""
-        for number, lengths in enumerate(self.steps, 1):
-            yield SimpleNamespace(
-                prompt_token_ids=prompt,
-                outputs=[SimpleNamespace(index=i, token_ids=[0] * n) for i, n in lengths.items()],
-                finished=number == len(self.steps),
-                params=sampling_params,
-            )
-
-
-def counted(
-    steps: list[dict[int, int]], kind: Kind, *, taken: int, is_named: bool = False
-) -> tuple[int, int, int]:
-    """Input and output tokens counted, and answers unfinished, after so many outputs."""
-
-    async def read() -> None:
-        stream = isolation.counting(Outputs.generate)
-        params = SimpleNamespace(output_kind=kind)
-        named = {"sampling_params": params} if is_named else {}
-        outputs = stream(Outputs(steps), [1, 2, 3], *([] if is_named else [params]), **named)
-        for _ in range(taken):
-            await anext(outputs)
-        if taken == len(steps):
-            with pytest.raises(StopAsyncIteration):
-                await anext(outputs)
-        await outputs.aclose()
-
-    with called_by(ACME) as caller:
-        asyncio.run(read())
-    return caller.input_tokens, caller.output_tokens, caller.unfinished
-
-
-@pytest.mark.parametrize(
-    ("steps", "kind"),
-    [
-        ([{0: 1}, {0: 4}], Kind.DELTA),
-        ([{0: 1}, {0: 5}], Kind.CUMULATIVE),
-        ([{0: 5}], Kind.CUMULATIVE),
-        ([{0: 1, 1: 2}, {1: 2}], Kind.DELTA),
-        ([{0: 1, 1: 2}, {1: 4}], Kind.CUMULATIVE),
-    ],
-)
-@pytest.mark.parametrize("is_named", [False, True])
-def test_what_was_read_and_written_is_counted(
-    steps: list[dict[int, int]], kind: Kind, *, is_named: bool
-) -> None:
-    """The prompt once, each answer's tokens once, in whatever pieces they come."""
-    assert (3, 5, 0) == counted(steps, kind, taken=len(steps), is_named=is_named)
-
-
-def test_an_answer_that_is_left_stays_unfinished() -> None:
-    """What came before counts."""
-    assert (3, 1, 1) == counted([{0: 1}, {0: 4}], Kind.DELTA, taken=1)
-
-
-@pytest.mark.parametrize("outputs", [0, 1])
-def test_a_request_that_is_refused_leaves_nothing_unfinished(outputs: int) -> None:
-    """Only one that had an answer begun: it counts as charged."""
-
-    async def generate(_: Any, prompt: Any, params: Any) -> AsyncIterator[Any]:
-        for _number in range(outputs):
-            yield SimpleNamespace(prompt_token_ids=prompt, outputs=params, finished=False)
-        raise ValueError(prompt)
-
-    async def read() -> None:
-        with pytest.raises(ValueError, match="7"):
-            async for _output in isolation.counting(generate)(None, [7], None):
-                pass
-
-    with called_by(ACME) as caller:
-        asyncio.run(read())
-    assert outputs == caller.unfinished
-
-
-@pytest.mark.parametrize("is_named", [False, True])
-def test_vllm_calls_with_and_without_names(is_named: bool) -> None:
-    """Requests for embeddings come with names only, and hold one output that is no list."""
-
-    @dataclass
-    class Pooling:
-        async def encode(self, prompt: Any, pooling_params: Any) -> AsyncIterator[Any]:
-            yield SimpleNamespace(prompt_token_ids=prompt, outputs=pooling_params, finished=True)
-
-    async def read(stream: Any) -> int:
-        names = ("prompt", "pooling_params")
-        given = ([1, 2], PoolingParams())
-        named = dict(zip(names, given, strict=True))
-        outputs = stream(Pooling(), **named) if is_named else stream(Pooling(), *given)
-        return len([output async for output in outputs])
-
-    with called_by(ACME) as caller:
-        assert 1 == asyncio.run(read(isolation.counting(Pooling.encode)))
-    assert (2, 0, 0) == (caller.input_tokens, caller.output_tokens, caller.unfinished)
-
-
-def test_nothing_is_counted_for_others() -> None:
-    """They get the very stream."""
-    with called_by(None):
-        outputs = isolation.counting(Outputs.generate)(
-            Outputs([{0: 1}]), [1], SimpleNamespace(output_kind=Kind.DELTA)
-        )
-    assert "generate" == outputs.__name__

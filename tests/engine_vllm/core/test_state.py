@@ -95,6 +95,7 @@ def test_an_adapter_tells_who_uses_it() -> None:
     driver.policy.pin(version.id, is_pinned=True)
     assert {
         "name": "a",
+        "version": "a@1",
         "rank": 8,
         "bytes": MIB,
         "tier": "slot",
@@ -183,11 +184,16 @@ def test_each_reason_has_a_sentence(held: Held) -> None:
 def test_a_replaced_version_is_told_from_the_one_that_serves() -> None:
     """Both are in the state while the former runs; the metrics name what new requests get."""
     driver = make_driver()
-    run_one(driver, "1", driver.announce(announced("a", "1")), 1.0)
+    first = driver.announce(announced("a", "1"))
+    run_one(driver, "1", first, 1.0)
     latest = driver.announce(announced("a", "2"))
     run_one(driver, "2", latest, 2.0)
     former, current = state_of(driver)["adapters"]
-    assert ("a", True, False) == (former["name"], former["is_leaving"], "version" in former)
+    assert (first.inner_name, True, False) == (
+        former["name"],
+        former["is_leaving"],
+        "version" in former,
+    )
     assert ("a", latest.inner_name, False) == (
         current["name"],
         current["version"],

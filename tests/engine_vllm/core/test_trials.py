@@ -92,6 +92,20 @@ def test_what_finds_no_room_beside_pinned_ones_is_told() -> None:
     assert "unpin some" in failure.reason
 
 
+def test_what_is_served_and_was_read_is_not_read_again() -> None:
+    """Nor loses its place in memory or its blocks; what was only announced is read first."""
+    driver = make_driver()
+    driver.announce(announced("a"))
+    trial = driver.try_out(announced("a"))
+    [load] = ordered(driver)
+    driver.acknowledge([Loaded(load.adapter_id, MIB, 8, 0.1, fingerprint="1")], 1.0)
+    version = driver.versions.current("a")
+    again = driver.try_out(announced("a"))
+    assert (None, None) == (trial.result(timeout=0), again.result(timeout=0))
+    assert version is driver.versions.current("a")
+    assert [] == ordered(driver)
+
+
 def test_nothing_is_counted_of_a_trial() -> None:
     """It is no request: no wait is measured, and none arrived."""
     driver = make_driver()

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -132,18 +133,39 @@ def test_a_folder_in_memory_is_not_taken_by_itself(monkeypatch: pytest.MonkeyPat
     file.close()
 
 
-def test_a_full_disk_costs_the_image_only(images: DiskCache) -> None:
-    """What cannot be written is not kept, and what was kept before still comes back."""
+@contextmanager
+def full_disk(size_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond that meanwhile."""
     resource = pytest.importorskip("resource")
-    images.save(image(1, 7), OLD)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (IMAGE_BYTES, before[1]))  # "file too large"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))  # "file too large"
     try:
-        images.save(image(2, 8), OLD)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert images.load(2, OLD) is None
-    assert images.load(1, OLD) is not None
+
+
+def test_a_full_disk_costs_the_image_only(
+    images: DiskCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be written is not kept, what was kept before still comes back; it is told once.
+
+    Nothing of it stays on the disk: others need the space.
+    """
+    images.save(image(1, 7), OLD)
+    with full_disk(IMAGE_BYTES * 3 // 2):
+        images.save(image(2, 8), OLD)
+        assert IMAGE_BYTES == os.fstat(images._descriptor).st_size
+        assert images.load(1, OLD) is not None
+        for _ in range(2):
+            images.save(image(3, 9), OLD)  # the space there is goes to the newest
+    assert [None, None] == [images.load(adapter_id, OLD) for adapter_id in (1, 2)]
+    found = images.load(3, OLD)
+    assert found is not None
+    assert found.flat.equal(image(3, 9).flat)
+    images.save(image(4, 1), OLD)
+    assert images.load(4, OLD) is not None
+    assert 1 == sum("disk cache failed" in record.getMessage() for record in caplog.records)
 
 
 def test_a_disk_that_hangs_is_asked_no_more_until_it_answers(tmp_path: Path) -> None:

@@ -4,21 +4,22 @@ import json
 import os
 import pickle
 import re
-import sys
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
-from chameleon_lora.adapters import AdapterLimits, require_servable
+from chameleon_lora.adapters import AdapterLimits, read_fingerprint, require_servable
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.engine_vllm.messages import LoadAdapter
 from chameleon_lora.engine_vllm.worker.sealed_copy import sealed_copy
 from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterTooLargeError
+from tests.engine_vllm.worker.watched_files import Watch
 
 DIMS = ModelDims(
     hidden_size=8,
@@ -29,35 +30,6 @@ DIMS = ModelDims(
     head_dim=8,
 )
 ANY = AdapterLimits()
-
-
-class Watch:
-    """What this process opens, and what is done when a file is about to be opened or copied."""
-
-    def __init__(self) -> None:
-        self.is_on = False
-        self.opened: list[str] = []
-        self.unpickled: list[str] = []
-        self.due: dict[str, Callable[[], object]] = {}
-        sys.addaudithook(self._note)
-
-    def do_at_copy(self, change: Callable[[], object]) -> None:
-        """Once, when the next weights are about to be copied."""
-        self.due["os.truncate"] = change
-
-    def do_at_open(self, name: str, change: Callable[[], object]) -> None:
-        """Once, when the next file of that name is about to be opened."""
-        self.due[f"open {name}"] = change
-
-    def _note(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self.is_on:
-            return
-        if event == "open":
-            self.opened.append(str(args[0]))
-            event = f"open {Path(self.opened[-1]).name}"
-        elif event == "pickle.find_class":
-            self.unpickled.append(str(args))
-        self.due.pop(event, lambda: None)()
 
 
 WATCH: list[Watch] = []  # at most one: an audit hook lasts as long as the process
@@ -93,16 +65,34 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def rewrite_last_bytes(weights: Path) -> None:
+    """Other weights in the same file, of the same size, with the times they had."""
+    status = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\1\1\1\1")
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_the_copy_is_the_adapter_and_goes(adapter: Path) -> None:
     """Two files of the same bytes under the adapter's own name; afterwards neither folder nor file."""
     before = open_files()
-    with sealed_copy(adapter, require_servable(adapter).fingerprint, ANY) as sealed:
+    with sealed_copy(adapter, read_fingerprint(adapter), ANY) as sealed:
         copy = sealed.folder
         assert content(adapter) == content(copy)
         assert {CONFIG_NAME, WEIGHTS_NAME} == {path.name for path in copy.iterdir()}
         assert adapter.name == copy.name
     assert not copy.exists()
     assert before == open_files()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no file system is in memory")
+def test_a_copy_takes_no_disk(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one for temporary files may be full or gone."""
+    monkeypatch.setattr("tempfile.tempdir", str(adapter / "nowhere"))
+    with sealed_copy(adapter, None, ANY) as sealed:
+        assert content(adapter) == content(sealed.folder)
+        assert all(path.is_symlink() for path in sealed.folder.iterdir())
 
 
 def test_the_engine_is_handed_names_for_expressions(adapter: Path) -> None:
@@ -118,7 +108,7 @@ def test_the_engine_is_handed_names_for_expressions(adapter: Path) -> None:
     fields["alpha_pattern"] = {r"(?:layers\.\d{1,2}\.).*": 6.5}
     fields["r"] = 4
     (adapter / CONFIG_NAME).write_text(json.dumps(fields))
-    with sealed_copy(adapter, require_servable(adapter).fingerprint, ANY) as sealed:
+    with sealed_copy(adapter, read_fingerprint(adapter), ANY) as sealed:
         read = helper.from_local_dir(str(sealed.folder), 64)
     assert 1 == len(read.rank_pattern) == len(read.alpha_pattern)
     assert (2, 6.5 / 2) == read.get_rank_and_scaling("model.layers.0.self_attn.q_proj")
@@ -157,13 +147,16 @@ def fail() -> None:
 
 @pytest.mark.parametrize("change", ["config", "weights", "other adapter"])
 def test_files_other_than_announced_are_refused(adapter: Path, change: str) -> None:
-    """Changed since the check, they are not loaded under the name they were announced by."""
-    fingerprint = require_servable(adapter).fingerprint
+    """Changed since the check, they are not loaded under the name they were announced by.
+
+    Also if they have the size and the time of change that they had before.
+    """
+    fingerprint = read_fingerprint(adapter)
     match change:
         case "config":
             (adapter / CONFIG_NAME).write_bytes(content(adapter)[0] + b" ")
         case "weights":
-            (adapter / WEIGHTS_NAME).write_bytes(content(adapter)[1])
+            rewrite_last_bytes(adapter / WEIGHTS_NAME)
         case _:
             other = make_adapter(adapter.parent / "b", DIMS, 2, seed=2, target_modules=["q_proj"])
             (other / WEIGHTS_NAME).replace(adapter / WEIGHTS_NAME)
@@ -184,11 +177,9 @@ def test_weights_that_change_during_the_copy_are_refused(
     os.utime(weights, ns=(0, 10**18))
 
     def rewrite() -> None:
-        with weights.open("r+b") as file:
-            file.seek(-4, os.SEEK_END)
-            file.write(b"\1\1\1\1")
-        if is_hidden:
-            os.utime(weights, ns=(0, 10**18))
+        rewrite_last_bytes(weights)
+        if not is_hidden:
+            os.utime(weights)
 
     watch.do_at_copy(rewrite)
     before = open_files()
@@ -197,6 +188,19 @@ def test_weights_that_change_during_the_copy_are_refused(
     assert {} == watch.due
     assert status.st_size == weights.stat().st_size
     assert before == open_files()
+
+
+def test_bytes_that_were_announced_are_loaded_whatever_their_files_went_through(
+    adapter: Path, watch: Watch
+) -> None:
+    """Copied elsewhere, given other rights and times, even during the copy: they are what is meant."""
+    fingerprint = read_fingerprint(adapter)
+    moved = adapter.parent / "moved"
+    shutil.copytree(adapter, moved, copy_function=shutil.copyfile)
+    watch.do_at_copy(lambda: (moved / WEIGHTS_NAME).chmod(0o600))
+    with sealed_copy(moved, fingerprint, ANY) as sealed:
+        assert fingerprint == sealed.fingerprint
+    assert {} == watch.due
 
 
 @pytest.mark.parametrize("fault", ["configuration", "rank"])
@@ -259,7 +263,7 @@ def test_what_was_too_large_when_it_was_opened_is_not_copied(adapter: Path, watc
 
 def test_a_device_in_place_of_the_weights_is_not_opened(adapter: Path, watch: Watch) -> None:
     """Not even if it came there after the announcement."""
-    fingerprint = require_servable(adapter).fingerprint
+    fingerprint = read_fingerprint(adapter)
     (adapter / WEIGHTS_NAME).unlink()
     (adapter / WEIGHTS_NAME).symlink_to("/dev/zero")
     watch.opened.clear()
@@ -349,7 +353,7 @@ def test_no_pickle_is_opened_on_any_path(
     pytest.importorskip("vllm")
     from chameleon_lora.engine_vllm.worker.loader import VllmReader
 
-    fingerprint = require_servable(adapter).fingerprint
+    fingerprint = read_fingerprint(adapter)
     marker = tmp_path / "it ran"
 
     def plant() -> None:
@@ -365,14 +369,14 @@ def test_no_pickle_is_opened_on_any_path(
     else:
         plant()
     watch.opened.clear()
-    with pytest.raises(AdapterError):  # "beside" ends where no layer of the model is found
+    with pytest.raises(AdapterError):  # sound weights end where no layer of the model is found
         VllmReader(manager, None, serves_partial=True).read_files(command)
     assert [] == watch.unpickled
     planted = {str(adapter / name) for name in ("adapter_model.bin", "adapter_model.pt")}
     written = planted if moment == "swapped during the copy" else set()
     assert written == {path for path in watch.opened if path.endswith((".bin", ".pt"))}
     assert not marker.exists()
-    assert (moment == "beside") is hasattr(manager, "names")
+    assert (moment != "alone") is hasattr(manager, "names")
 
 
 def test_no_code_of_ours_unpickles() -> None:

@@ -16,6 +16,7 @@ from chameleon_lora.engine_vllm.messages import (
     LoadFailed,
 )
 from chameleon_lora.errors import AdapterError
+from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.conftest import CELLS
 
@@ -112,7 +113,9 @@ def test_the_batch_mapping_is_made_anew_after_a_slot_change(
         ("weights", "deserializing|header"),
         ("shape", r"o_proj.*A is \(8, 66\)"),
         ("short", r"o_proj.*A is \(8, 62\), but this model has room for \(8, 64\)"),
-        ("missing", r"there is no .*nowhere"),
+        ("missing", r"there is no folder 'nowhere'"),
+        ("kind", r"halfmlp' \(and 1 more\) are of a kind .* has down_proj, .*, v_proj; way out: "),
+        ("vocabulary", r"embedding LoRA size\(250\) must be .*way out: "),
     ],
 )
 def test_a_broken_adapter_is_an_answer(
@@ -124,7 +127,10 @@ def test_a_broken_adapter_is_an_answer(
         rank=32 if damage == "rank" else 8,
         hidden_error={"shape": 2, "short": -2}.get(damage, 0),
         targets=("o_proj",),
+        with_embedding=damage == "vocabulary",
     )
+    if damage in ("kind", "vocabulary"):
+        rewrite(folder, {"o_proj": "halfmlp"} if damage == "kind" else {}, columns=250)
     if damage == "config":
         (folder / "adapter_config.json").unlink()
     if damage == "weights":
@@ -135,23 +141,32 @@ def test_a_broken_adapter_is_an_answer(
     (failed,) = acks_of(adapters, LoadFailed)
     assert failed.reason.startswith("Adapter 'adapter-1'")
     assert "\n" not in failed.reason
+    assert str(folder.parent) not in failed.reason
+    assert Fault.SERVER is not failed.fault
     with pytest.raises(AssertionError, match=cause):
         raise AssertionError(failed.reason)
     while 2 not in adapters.host_ids:
         adapters.poll_acks()
 
 
-def renamed(folder: Path, chosen: str) -> Path:
-    """The adapter, after modules whose name holds `chosen` got another wrapper's prefix."""
+def rewrite(folder: Path, words: dict[str, str], chosen: str = "", columns: int = 256) -> Path:
+    """The adapter, after words in names that hold `chosen` became others; of no more columns than these."""
     from safetensors.torch import load_file, save_file
 
     file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
-    wrapped = {
-        n: n.replace("model.layers", "model.text.layers") if chosen in n else n for n in tensors
-    }
-    save_file({wrapped[name]: tensor for name, tensor in tensors.items()}, file)
+    made = {}
+    for name, tensor in load_file(file).items():
+        new = name
+        for word, other in words.items() if chosen in name else ():
+            new = new.replace(word, other)
+        made[new] = tensor[:, :columns].contiguous()
+    save_file(made, file)
     return folder
+
+
+def renamed(folder: Path, chosen: str) -> Path:
+    """The adapter, after modules whose name holds `chosen` got another wrapper's prefix."""
+    return rewrite(folder, {"model.layers": "model.text.layers"}, chosen)
 
 
 @pytest.mark.parametrize(("chosen", "more"), [(".v_proj", 1), ("layers.1", 6)])

@@ -80,6 +80,17 @@ class TestAlgorithmOne:
         assert ["a"] == admitted(policy)
         assert Held.QUOTA is held(policy)[0]
 
+    def test_a_starving_lane_lends_nothing(self) -> None:
+        """While something runs, what a lane has left is kept for its own head, which waits for more."""
+        policy = make().policy
+        two_lanes(policy, Quota(10, 4), Quota(1000, 4))
+        policy.arrived(request("runs", tokens=900, output=16), 0.0)
+        assert ["runs"] == admitted(policy)
+        policy.arrived(request("small"), 0.0)
+        policy.arrived(request("large", tokens=900, output=16), 0.0)
+        assert [] == admitted(policy)
+        assert [Held.QUOTA, Held.QUOTA] == held(policy)
+
     @pytest.mark.parametrize("end", ["finish", "abort", "requeue"])
     def test_quota_returns_when_a_request_leaves(self, end: str) -> None:
         """However a request leaves, what it borrowed is lent to the next."""

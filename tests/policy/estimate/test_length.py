@@ -55,24 +55,24 @@ def estimator_after(
 def test_first_prediction_is_the_prior() -> None:
     """Before anything has finished, prior_tokens is expected of every adapter."""
     estimator = LengthEstimator(LengthSettings(prior_tokens=100))
-    assert estimator.predict(asked(AdapterId(1))) == 100
-    assert estimator.predict(asked(None)) == 100
+    assert estimator.predict_tokens(asked(AdapterId(1))) == 100
+    assert estimator.predict_tokens(asked(None)) == 100
 
 
 def test_blend_weighs_experience_by_its_count() -> None:
     """One output of 200 against a belief of 100 worth 1 gives 150, then with it as belief 175."""
     estimator = LengthEstimator(LengthSettings(prior_tokens=100, prior_weight=1.0))
     estimator.observe(asked(AdapterId(1)), 1, 200)
-    assert estimator.predict(asked(AdapterId(2))) == 150
-    assert estimator.predict(asked(AdapterId(1))) == 175
+    assert estimator.predict_tokens(asked(AdapterId(2))) == 150
+    assert estimator.predict_tokens(asked(AdapterId(1))) == 175
 
 
 def test_outlier_hardly_moves_the_prediction() -> None:
     """One output of 10,000 among twenty of 50 leaves the median, and so the prediction."""
     estimator = estimator_after([(None, 50)] * 20, LengthSettings())
-    before = estimator.predict(asked(None))
+    before = estimator.predict_tokens(asked(None))
     estimator.observe(asked(None), 1, 10_000)
-    assert estimator.predict(asked(None)) <= before
+    assert estimator.predict_tokens(asked(None)) <= before
 
 
 def test_window_forgets_old_outputs() -> None:
@@ -80,23 +80,23 @@ def test_window_forgets_old_outputs() -> None:
     settings = LengthSettings(window=8)
     changed = estimator_after([(None, 900)] * 8 + [(None, 10)] * 8, settings)
     fresh = estimator_after([(None, 10)] * 8, settings)
-    assert changed.predict(asked(None)) == fresh.predict(asked(None))
+    assert changed.predict_tokens(asked(None)) == fresh.predict_tokens(asked(None))
 
 
 def test_forgotten_adapter_is_predicted_like_an_unknown_one() -> None:
     """forget drops an adapter's own history, keeps the global one, and takes unknown ids."""
     estimator = estimator_after([(AdapterId(1), 900)] * 8 + [(None, 20)] * 9, LengthSettings())
-    unknown = estimator.predict(asked(AdapterId(2)))
-    assert estimator.predict(asked(AdapterId(1))) > unknown
+    unknown = estimator.predict_tokens(asked(AdapterId(2)))
+    assert estimator.predict_tokens(asked(AdapterId(1))) > unknown
     estimator.forget(AdapterId(1))
     estimator.forget(AdapterId(3))
-    assert estimator.predict(asked(AdapterId(1))) == unknown
+    assert estimator.predict_tokens(asked(AdapterId(1))) == unknown
 
 
 def test_prediction_reaches_the_median() -> None:
     """With a full window of equal outputs the prediction comes near them, whatever the prior."""
     estimator = estimator_after([(AdapterId(1), 500)] * 64, LengthSettings(prior_tokens=1))
-    assert estimator.predict(asked(AdapterId(1))) == pytest.approx(500, rel=0.01)
+    assert estimator.predict_tokens(asked(AdapterId(1))) == pytest.approx(500, rel=0.01)
 
 
 @given(
@@ -117,7 +117,7 @@ def test_predictions_equal_the_definition(
     settings: LengthSettings,
 ) -> None:
     """The incremental medians answer like medians of the whole history, within 1..limit."""
-    actual = estimator_after(seen, settings).predict(asked(adapter_id, limit))
+    actual = estimator_after(seen, settings).predict_tokens(asked(adapter_id, limit))
     assert naive_prediction(seen, adapter_id, limit, settings) == actual
     assert 1 <= actual <= limit
 
@@ -128,10 +128,10 @@ def test_predicting_changes_nothing(
 ) -> None:
     """Two predictions in a row agree, and those of other adapters stay."""
     estimator = estimator_after(seen, LengthSettings())
-    others = [estimator.predict(asked(AdapterId(i))) for i in range(4)]
-    first = estimator.predict(asked(adapter_id))
-    assert first == estimator.predict(asked(adapter_id))
-    assert others == [estimator.predict(asked(AdapterId(i))) for i in range(4)]
+    others = [estimator.predict_tokens(asked(AdapterId(i))) for i in range(4)]
+    first = estimator.predict_tokens(asked(adapter_id))
+    assert first == estimator.predict_tokens(asked(adapter_id))
+    assert others == [estimator.predict_tokens(asked(AdapterId(i))) for i in range(4)]
 
 
 def test_prior_below_one_token_is_refused() -> None:
@@ -184,9 +184,9 @@ class TestEveryPredictor:
         for adapter_id, words, output_tokens in history:
             request = asked(adapter_id, limit, words)
             first, again = (
-                (predicted, estimator.reserve(request, predicted))
+                (predicted, estimator.reserve_tokens(request, predicted))
                 for estimator in estimators
-                for predicted in (estimator.predict(request),)
+                for predicted in (estimator.predict_tokens(request),)
             )
             assert first == again
             assert all(1 <= tokens <= limit for tokens in first)
@@ -205,12 +205,12 @@ class TestEveryPredictor:
         estimator = LengthEstimator(settings)
         for adapter_id, words, output_tokens in history:
             request = asked(adapter_id, LAVISH, words)
-            estimator.observe(request, estimator.predict(request), output_tokens)
+            estimator.observe(request, estimator.predict_tokens(request), output_tokens)
         estimator.forget(AdapterId(1))
         for words in ((), (3, 4)):
             known, unseen = asked(AdapterId(1), words=words), asked(AdapterId(7), words=words)
-            assert estimator.predict(unseen) == estimator.predict(known)
-            assert estimator.reserve(unseen, 100) == estimator.reserve(known, 100)
+            assert estimator.predict_tokens(unseen) == estimator.predict_tokens(known)
+            assert estimator.reserve_tokens(unseen, 100) == estimator.reserve_tokens(known, 100)
 
 
 def test_words_are_heeded_only_by_their_predictor() -> None:
@@ -221,7 +221,7 @@ def test_words_are_heeded_only_by_their_predictor() -> None:
         for turn in range(200):
             word, tokens = ((1, 20), (2, 400))[turn % 2]
             estimator.observe(asked(None, words=(word, 3)), 1, tokens)
-        short, long = (estimator.predict(asked(None, words=(word, 3))) for word in (1, 2))
+        short, long = (estimator.predict_tokens(asked(None, words=(word, 3))) for word in (1, 2))
         apart[predictor] = long - short
     assert 0 == apart[Predictor.MEDIAN]
     assert apart[Predictor.WORDS] > 200
@@ -234,7 +234,7 @@ def test_without_words_the_median_answers() -> None:
         estimator = LengthEstimator(LengthSettings(predictor=predictor))
         for tokens in (10, 20, 30, 400):
             estimator.observe(asked(AdapterId(1), words=(tokens,)), 1, tokens)
-        answers.add(estimator.predict(asked(AdapterId(1))))
+        answers.add(estimator.predict_tokens(asked(AdapterId(1))))
     assert 1 == len(answers)
 
 
@@ -244,7 +244,7 @@ class TestReserve:
         estimator = LengthEstimator(LengthSettings())
         for _ in range(50):
             estimator.observe(asked(None), 100, 200)
-        assert 100 == estimator.reserve(asked(None), 100)
+        assert 100 == estimator.reserve_tokens(asked(None), 100)
 
     def test_it_covers_the_share_of_outputs_asked_for(self) -> None:
         """0.9 of 4,000 outputs around a foretold length stay within, to 2 %."""
@@ -254,7 +254,7 @@ class TestReserve:
         for _ in range(4000):
             predicted = rng.randint(20, 500)
             output = max(1, round(predicted * rng.lognormvariate(0.0, 0.7)))
-            within += output <= estimator.reserve(asked(None), predicted)
+            within += output <= estimator.reserve_tokens(asked(None), predicted)
             estimator.observe(asked(None), predicted, output)
         assert 0.9 == pytest.approx(within / 4000, abs=0.02)
 
@@ -263,7 +263,7 @@ class TestReserve:
         estimator = LengthEstimator(LengthSettings(reserve_quantile=0.9))
         for tokens in (7, 90, 800):
             estimator.observe(asked(None), tokens, tokens)
-        assert 90 == estimator.reserve(asked(None), 90)
+        assert 90 == estimator.reserve_tokens(asked(None), 90)
 
     def test_each_adapter_is_charged_by_its_own_errors(self) -> None:
         """One whose outputs vary threefold is charged more than one that is always as predicted."""
@@ -271,9 +271,9 @@ class TestReserve:
         for _ in range(64):
             estimator.observe(asked(AdapterId(1)), 100, 300)
             estimator.observe(asked(AdapterId(2)), 100, 100)
-        assert 285 < estimator.reserve(asked(AdapterId(1)), 100) <= 300
-        assert 100 <= estimator.reserve(asked(AdapterId(2)), 100) < 120
-        assert 150 == estimator.reserve(asked(AdapterId(1), limit=150), 100)
+        assert 285 < estimator.reserve_tokens(asked(AdapterId(1)), 100) <= 300
+        assert 100 <= estimator.reserve_tokens(asked(AdapterId(2)), 100) < 120
+        assert 150 == estimator.reserve_tokens(asked(AdapterId(1), limit=150), 100)
 
     @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
     def test_a_share_out_of_range_is_refused(self, share: float) -> None:

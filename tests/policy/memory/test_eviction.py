@@ -1,7 +1,6 @@
 """What each keep rule prefers."""
 
 import math
-from collections import deque
 
 import pytest
 from hypothesis import given
@@ -32,7 +31,7 @@ def entry(
         adapter(number, nbytes),
         last_use_s=last_use_s,
         inflation=inflation,
-        uses_s=deque([last_use_s] * use_count),
+        uses_s=[last_use_s] * use_count,
     )
 
 

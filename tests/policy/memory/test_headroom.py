@@ -1,5 +1,8 @@
 """Blocks that adapters leave idle: a fixed part, and what requests missed for their sake."""
 
+import pytest
+
+from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.memory.headroom import DeviceSettings, Headroom
 from chameleon_lora.policy.plan import DemotionReason
 from tests.policy.memory.test_device import EAGER, LRU, make, promote
@@ -74,3 +77,9 @@ def test_it_is_raised_while_one_block_is_left() -> None:
 def test_a_promotion_in_ten_seconds_is_a_rate() -> None:
     """Any rate above 0 is one."""
     assert 0.1 == DeviceSettings(promotions_per_s=0.1).promotions_per_s
+
+
+def test_a_half_life_below_0_is_refused() -> None:
+    """With its key, its value and what would do."""
+    with pytest.raises(ConfigError, match=r"device\.prefix_half_life_s is -1\.0; use 0"):
+        DeviceSettings(prefix_half_life_s=-1.0)

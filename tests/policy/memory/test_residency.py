@@ -1,11 +1,12 @@
 """Which adapter is where, and who goes to make room."""
 
+import sys
 from collections.abc import Sequence
 
 import pytest
 
 from chameleon_lora.errors import ConfigError
-from chameleon_lora.policy.memory.entry import NEVER, Entry, Tier
+from chameleon_lora.policy.memory.entry import NEVER, Entry, EntrySet, Tier
 from chameleon_lora.policy.memory.eviction import KeepRule
 from chameleon_lora.policy.memory.residency import SAMPLED, THOROUGH, CacheSettings, Residency
 from chameleon_lora.policy.memory.slots import SlotTable
@@ -256,3 +257,33 @@ def test_forgetting_an_adapter_removes_it() -> None:
     residency, (a,) = make(1)
     residency.forget(a)
     assert AdapterId(0) not in residency.entries
+
+
+def test_an_adapter_that_nobody_asks_for_takes_little_memory() -> None:
+    """There may be tens of thousands; only those that are used remember when."""
+    _, (unused,) = make(1)
+    parts = [getattr(unused, name) for name in Entry.__slots__]
+    own = [part for part in parts if not isinstance(part, int | float | str | None)]
+    assert sum(map(sys.getsizeof, own)) < 200
+    assert 0 == unused.uses_since(0.0)
+    unused.used(1.0, 10.0)
+    assert 1 == unused.uses_since(0.0)
+
+
+def test_what_finds_no_room_at_the_start_stays_on_disk() -> None:
+    """The budget has room for one of two."""
+    residency, entries = make(2, KIB)
+    for entry in entries:
+        residency.pin(entry, is_pinned=True)
+        residency.preload(entry, 0.0)
+    assert [Tier.HOST, Tier.DISK] == [entry.tier for entry in entries]
+
+
+def test_an_entry_is_in_a_set_once_or_not_at_all() -> None:
+    """However often it is put in or taken out."""
+    members, entry = EntrySet(), Entry(adapter(1))
+    sizes = []
+    for is_member in (False, True, True, False, False):
+        members.put(entry, is_member)
+        sizes.append(len(members))
+    assert [0, 1, 1, 0, 0] == sizes

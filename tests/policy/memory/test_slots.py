@@ -8,6 +8,8 @@ from chameleon_lora.policy.memory.entry import Entry
 from chameleon_lora.policy.memory.slots import SlotTable
 from chameleon_lora.policy.plan import overlap
 from chameleon_lora.policy.request import AdapterId
+from chameleon_lora.policy.scheduler import Scheduler
+from chameleon_lora.policy.settings import EngineLimits, PolicySettings
 from tests.policy.engine_model import adapter
 
 
@@ -27,7 +29,7 @@ def tenant(table: SlotTable, number: int, cell: int, cells: int = 1, running: in
     table.put(entry, cell)
     if running:
         entry.running = running
-        table.busy(cells)
+        table.add_busy(cells)
     return entry
 
 
@@ -36,12 +38,12 @@ def tenant(table: SlotTable, number: int, cell: int, cells: int = 1, running: in
 )
 def test_cells_are_a_power_of_two_that_covers_the_rank(rank: int, cells: int) -> None:
     """With four cells of rank 16 a slot; never more than one slot."""
-    assert cells == SlotTable(2, 4, 64).needed(rank)
+    assert cells == SlotTable(2, 4, 64).cells_for(rank)
 
 
 def test_one_cell_a_slot_is_one_adapter_a_slot() -> None:
     """Whatever the rank."""
-    assert 1 == SlotTable(2, 1, 64).needed(64)
+    assert 1 == SlotTable(2, 1, 64).cells_for(64)
 
 
 def test_windows_are_aligned() -> None:
@@ -73,7 +75,7 @@ def test_no_window_without_a_busy_cell() -> None:
     assert table.try_find(2, (), equal) is None
     assert table.try_find(2, (), equal) is None  # known by now
     busy[1].running = 0
-    table.busy(-1)
+    table.add_busy(-1)
     assert 2 == table.try_find(2, (), equal)
 
 
@@ -120,3 +122,17 @@ def test_overlap_is_of_half_open_ranges() -> None:
     """0..2 and 2..4 share nothing."""
     assert not overlap(range(2), range(2, 4))
     assert overlap(range(3), range(2, 4))
+
+
+@pytest.mark.parametrize("kind", ["table", "pages"])
+def test_with_or_without_slots_an_empty_engine_answers_alike(kind: str) -> None:
+    """There is a place for anybody, nobody is in it, and nothing is about to come free."""
+    limits = EngineLimits(
+        seats=1, slots=1, kv_tokens=160, kv_bytes_per_token=1, is_paged=kind == "pages"
+    )
+    slots = Scheduler(PolicySettings(), limits)._residency.slots
+    left_tokens = slots.by_cell({})
+    assert 0 == slots.try_find(slots.cells_for(8), [], equal)
+    assert ([], []) == (slots.in_use(), slots.at(range(1)))
+    assert not any(left_tokens)
+    assert None is slots.first_to_end(1, left_tokens, [range(1)])

@@ -8,16 +8,17 @@
 | `GET /v1/models`, and each route that generates or reads text for a model | all | admin, tenants |
 | everything else, `/metrics` too | all | admin |
 
-This middleware stands before all other. What a tenant may name is for `isolation` to hold.
+This middleware stands before all other but the one that limits bodies (`body`). What a tenant may name is for `isolation` to hold.
 """
 
-import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from chameleon_lora.engine_vllm.api import body
+from chameleon_lora.engine_vllm.api.body import Header, Message, Receive, Send, header_of, refuse
 from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.engine_vllm.api.keys import ApiKeys, api_keys_of
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
@@ -32,11 +33,6 @@ from chameleon_lora.tenants import (
     estimate_of,
     is_one_of,
 )
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Header = tuple[bytes, bytes]
 
 OPEN = frozenset({"/health", "/ping", "/version"})
 LISTING = "/v1/models"
@@ -65,11 +61,18 @@ def monotonic_s() -> float:
 
 
 class AuthMiddleware:
-    """ASGI middleware of one API server, outside of all others."""
+    """ASGI middleware of one API server. `context_tokens` is asked of its model when they are needed."""
 
-    def __init__(self, app: Any, keys: ApiKeys, clock: Callable[[], float] = monotonic_s) -> None:
+    def __init__(
+        self,
+        app: Any,
+        keys: ApiKeys,
+        context_tokens: Callable[[], int],
+        clock: Callable[[], float] = monotonic_s,
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._context_tokens = context_tokens
         self._clock = clock
         self._limiter = RateLimiter()
 
@@ -82,7 +85,7 @@ class AuthMiddleware:
         if scope.get("method") == "OPTIONS" and self._is_known_to_all(path):
             await self._let_in(CallerContext(None, may_control=False), scope, receive, send)
             return
-        digest = digest_of(_header(scope, b"authorization"))
+        digest = digest_of(header_of(scope, b"authorization"))
         admin = self._keys.admin
         if digest is not None and admin is not None and is_one_of(digest, (admin,)):
             await self._let_in(
@@ -91,7 +94,7 @@ class AuthMiddleware:
         elif self._keys.tenants is not None:
             await self._ask_tenant(self._keys.tenants, digest, path, scope, receive, send)
         elif admin is not None and self._is_admins(path):
-            await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
+            await refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
         else:
             caller = CallerContext(None, may_control=admin is None)
             await self._let_in(caller, scope, receive, send)
@@ -130,53 +133,50 @@ class AuthMiddleware:
         tenant = None if digest is None else file.registry.find(digest)
         method = scope.get("method")
         if tenant is None:
-            await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_key(digest))
+            await refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_key(digest))
         elif self._is_admins(path) or path == "/metrics":
-            await _refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
-        elif path == LISTING and method == "GET":
-            await self._charge(tenant, TokenEstimate(), scope, receive, send)
-        elif path in ASKING and method == "POST":
-            await self._read(tenant, path, scope, receive, send)
+            await refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_admin(path))
+        elif (method, path) != ("GET", LISTING) and (method != "POST" or path not in ASKING):
+            await refuse(scope, send, HTTPStatus.NOT_FOUND, "Not Found")
+        elif refusal := self._limiter.admit(tenant, self._clock()):
+            await _refuse_for_now(scope, send, refusal)
+        elif path == LISTING:
+            await self._let_in(CallerContext(tenant, may_control=False), scope, receive, send)
         else:
-            await _refuse(scope, send, HTTPStatus.NOT_FOUND, "Not Found")
+            await self._read(tenant, path, scope, receive, send)
 
     async def _read(
         self, tenant: Tenant, path: str, scope: Message, receive: Receive, send: Send
     ) -> None:
         """Look at the body before it goes on, and send on no other than was looked at."""
-        text = await _body(receive)
+        text = await body.read(receive)
         if text is None:
-            return  # the client has gone
-        try:
-            body = json.loads(text)
-            kept = _without(body, DROPPED)
-        except (ValueError, RecursionError):
-            body, kept = None, b""
-        if not isinstance(body, dict):
+            return  # the client has gone, or has its answer
+        found = await body.parsed(text, DROPPED)
+        if found is None:
             reason = "The body is no JSON object; send one with 'model'."
-            await _refuse(scope, send, HTTPStatus.BAD_REQUEST, reason)
+            await refuse(scope, send, HTTPStatus.BAD_REQUEST, reason)
             return
-        for key in REFUSED:
-            if body.get(key):
-                reason = f"'{key}' is not for tenants: it reaches beyond one request. Leave it out."
-                await _refuse(scope, send, HTTPStatus.BAD_REQUEST, reason)
-                return
+        asked, kept = found
+        try:
+            for key in REFUSED:
+                if asked.get(key):
+                    raise ValueError(
+                        f"'{key}' is not for tenants: it reaches beyond one request. Leave it out."
+                    )
+            estimate = estimate_of(path, asked, len(text), self._context_tokens())
+        except ValueError as error:
+            await refuse(scope, send, HTTPStatus.BAD_REQUEST, str(error))
+            return
         inner = {**scope, "headers": _headers(scope, tenant, len(kept))}
-        await self._charge(
-            tenant, estimate_of(path, body, len(text)), inner, _replay(kept, receive), send
-        )
+        await self._charge(tenant, estimate, inner, body.replay(kept, receive), send)
 
     async def _charge(
         self, tenant: Tenant, estimate: TokenEstimate, scope: Message, receive: Receive, send: Send
     ) -> None:
         charge = self._limiter.charge(tenant, estimate, self._clock())
         if isinstance(charge, Refusal):
-            if charge.retry_s is None:
-                await _refuse(scope, send, HTTPStatus.BAD_REQUEST, charge.reason)
-            else:
-                again = (b"retry-after", str(max(1, math.ceil(charge.retry_s))).encode())
-                status = HTTPStatus.TOO_MANY_REQUESTS
-                await _refuse(scope, send, status, charge.reason, again)
+            await _refuse_for_now(scope, send, charge)
             return
         caller = CallerContext(tenant, may_control=False)
         try:
@@ -186,40 +186,22 @@ class AuthMiddleware:
 
 
 def _used(caller: CallerContext, asked: TokenEstimate) -> TokenEstimate:
-    """What counts in the end; an answer that was broken off counts as was charged, or leaving early would pay."""
-    if not caller.unfinished:
-        return TokenEstimate(caller.input_tokens, caller.output_tokens)
-    return TokenEstimate(
-        max(caller.input_tokens, asked.input_tokens), max(caller.output_tokens, asked.output_tokens)
-    )
+    """What counts in the end: what the engine read and wrote.
+
+    Of a prompt that it may have read in part no less than was charged, or leaving early would pay.
+    """
+    input_tokens = caller.input_tokens
+    if caller.unfinished:
+        input_tokens = max(input_tokens, asked.input_tokens)
+    return TokenEstimate(input_tokens, caller.output_tokens)
 
 
-_KINDS = {
-    HTTPStatus.BAD_REQUEST: "BadRequestError",
-    HTTPStatus.UNAUTHORIZED: "AuthenticationError",
-    HTTPStatus.NOT_FOUND: "NotFoundError",
-    HTTPStatus.TOO_MANY_REQUESTS: "RateLimitError",
-}
-
-
-async def _refuse(
-    scope: Message, send: Send, status: HTTPStatus, reason: str, *headers: Header
-) -> None:
-    """OpenAI's form, as vLLM writes it."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": reason})
+async def _refuse_for_now(scope: Message, send: Send, refusal: Refusal) -> None:
+    if refusal.retry_s is None:
+        await refuse(scope, send, HTTPStatus.BAD_REQUEST, refusal.reason)
         return
-    error = {"message": reason, "type": _KINDS[status], "param": None, "code": status.value}
-    body = json.dumps({"error": error}).encode()
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers = (*headers, (b"www-authenticate", b"Bearer"))
-    start = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status.value, "headers": start})
-    await send({"type": "http.response.body", "body": body})
+    again = (b"retry-after", str(max(1, math.ceil(refusal.retry_s))).encode())
+    await refuse(scope, send, HTTPStatus.TOO_MANY_REQUESTS, refusal.reason, again)
 
 
 def _needs_key(digest: KeyHash | None) -> str:
@@ -239,11 +221,6 @@ def _path(scope: Message) -> str:
     return path.removesuffix("\n")
 
 
-def _header(scope: Message, name: bytes) -> bytes | None:
-    values = [value for key, value in scope["headers"] if key.lower() == name]
-    return values[0] if len(values) == 1 else None  # two keys are none
-
-
 def _with_key(scope: Message, keys: ApiKeys) -> Message:
     """As if vLLM's own key had been given: the admin's opens what that opens."""
     if keys.server_key is None:
@@ -258,41 +235,10 @@ def _headers(scope: Message, tenant: Tenant, length: int) -> list[Header]:
     replaced = (b"content-length", b"transfer-encoding", ID_HEADER, LOAD_HEADER)
     kept = [(key, value) for key, value in scope["headers"] if key.lower() not in replaced]
     kept.append((b"content-length", str(length).encode()))
-    own_id = _header(scope, ID_HEADER)
+    own_id = header_of(scope, ID_HEADER)
     if own_id is not None:
-        kept.append((ID_HEADER, f"{tenant.name}.".encode() + own_id))
+        kept.append((ID_HEADER, f"{tenant.name}:".encode() + own_id))
     return kept
-
-
-def _without(body: object, keys: tuple[str, ...]) -> bytes:
-    """The body's text anew, without these keys if it is an object."""
-    if isinstance(body, dict):
-        body = {key: value for key, value in body.items() if key not in keys}
-    return json.dumps(body).encode()
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """All of it, or None if the client goes before."""
-    chunks: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(chunks)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body in one piece, then what comes after it: that the client has gone."""
-    left: Iterable[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def replay() -> Message:
-        for message in left:
-            return message
-        return await receive()
-
-    return replay
 
 
 def guard(app: Any, args: Any, serving: ServingSettings, *, can_change: bool) -> None:
@@ -312,4 +258,6 @@ def guard(app: Any, args: Any, serving: ServingSettings, *, can_change: bool) ->
         return
     stock = app.build_middleware_stack
     # Outside of all that vLLM adds later: what is refused here reaches nothing.
-    app.build_middleware_stack = lambda: AuthMiddleware(stock(), keys)
+    app.build_middleware_stack = lambda: AuthMiddleware(
+        stock(), keys, lambda: int(getattr(body.model_of(app), "max_model_len", 0))
+    )

@@ -19,7 +19,8 @@ class CallerContext:
         may_control: whether it may load and unload adapters.
         input_tokens: of the prompts it had the engine read, so far.
         output_tokens: of the answers it had the engine write, so far.
-        unfinished: answers begun and not ended. What those took that were broken off is not known.
+        unfinished: answers begun and not ended, or broken off: how much of their prompts was read is not
+            known.
     """
 
     tenant: Tenant | None

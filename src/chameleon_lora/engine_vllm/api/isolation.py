@@ -9,7 +9,7 @@ Each change leaves calls alone for which no tenant asks (`caller.CALLER`).
 
 import copy
 import inspect
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +26,8 @@ from chameleon_lora.tenants import Tenant, salted
 
 # A foretold length is a client's word; the others name caches of other servers, past the middleware's eye.
 WITHHELD = (HINT, "kv_transfer_params", "ec_transfer_params")
+# On vLLM's state of an answer: the CallerContext it counts for; that its prompt has been counted.
+COUNTED_FOR, PROMPT_COUNTED = "chameleon_counted_for", "chameleon_prompt_counted"
 
 
 class Seen:
@@ -145,7 +147,7 @@ def signing(stock: Any) -> Any:
         _require_own(tenant, given.get("lora_request"))
         given["priority"] = 0
         if given.get("session_id"):
-            given["session_id"] = f"{tenant.name}.{given['session_id']}"
+            given["session_id"] = f"{tenant.name}:{given['session_id']}"
         _sign(given["params"], tenant)
         return await stock(*call.args, **call.kwargs)
 
@@ -192,43 +194,48 @@ def salting(stock: Any) -> Any:
     return add_request
 
 
-def counting(stock: Any) -> Any:
-    """Count what the engine read and wrote for a tenant."""
+def noting(stock: Any) -> Any:
+    """OutputProcessor.add_request, from which on the answer that begins there counts for its tenant."""
 
-    def stream(engine: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = stock(engine, *args, **kwargs)
+    def add_request(processor: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        added = stock(processor, request, *args, **kwargs)
         caller = CALLER.get()
-        if caller is None or caller.tenant is None:
-            return outputs
-        params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
-        kind = getattr(params, "output_kind", None)
-        return _counted(outputs, caller, is_delta=getattr(kind, "name", "") == "DELTA")
+        state = processor.request_states.get(request.request_id)
+        if caller is not None and caller.tenant is not None and not hasattr(state, COUNTED_FOR):
+            setattr(state, COUNTED_FOR, caller)
+            caller.unfinished += 1
+        return added
 
-    return stream
+    return add_request
 
 
-async def _counted(outputs: Any, caller: CallerContext, *, is_delta: bool) -> AsyncIterator[Any]:
-    """The same outputs; with `is_delta` each holds its own tokens, else all of its answer so far.
+def counting(stock: Any) -> Any:
+    """RequestState.make_request_output, to which vLLM brings all that the engine has done for an answer.
 
-    Counted at once: vLLM does not wait for the end of a request whose client has gone.
+    So it counts whether somebody reads the answer or not: streamed or whole, one of `n`, or a beam's.
     """
-    has_prompt = False
-    seen: dict[int, int] = {}
-    caller.unfinished += 1
-    try:
-        async for output in outputs:
-            if not has_prompt:
-                has_prompt = True
-                caller.input_tokens += len(output.prompt_token_ids or ())
-            answers = output.outputs if isinstance(output.outputs, list) else ()
-            for answer in answers:
-                count = len(answer.token_ids)
-                caller.output_tokens += count if is_delta else count - seen.get(answer.index, 0)
-                seen[answer.index] = count
-            caller.unfinished -= bool(output.finished)
-            yield output
-    except Exception:  # refused or failed before anything was read: nothing was had
-        caller.unfinished -= not has_prompt
-        raise
-    finally:
-        await outputs.aclose()
+
+    def make_request_output(
+        state: Any,
+        new_token_ids: Any,
+        pooling_output: Any,
+        finish_reason: Any,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        caller = getattr(state, COUNTED_FOR, None)
+        if caller is not None:
+            _count(state, caller, len(new_token_ids), getattr(finish_reason, "name", None))
+        return stock(state, new_token_ids, pooling_output, finish_reason, *args, **kw)
+
+    return make_request_output
+
+
+def _count(state: Any, caller: CallerContext, tokens: int, finish: str | None) -> None:
+    """The prompt counts once, for the first of its answers, when it has been read."""
+    caller.output_tokens += tokens
+    caller.unfinished -= finish not in (None, "ABORT")
+    is_read = tokens > 0 or finish not in (None, "ABORT", "ERROR")
+    if is_read and not state.request_index and not hasattr(state, PROMPT_COUNTED):
+        setattr(state, PROMPT_COUNTED, True)
+        caller.input_tokens += state.prompt_len

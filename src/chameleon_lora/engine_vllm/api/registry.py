@@ -1,33 +1,41 @@
 """The adapters one API server offers: checked there, announced to the engine, listed to clients.
 
 Checking reads headers in a thread of the API server, so neither the engine nor other requests wait.
+The weights are read when an adapter is first asked for, and when its files have changed since: only so
+is it known which content they are.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
-import weakref
-from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
 from chameleon_lora.adapters import (
     AdapterFolder,
     AdapterInfo,
-    AdapterLimits,
-    is_name,
-    require_servable,
+    read_fingerprint,
 )
-from chameleon_lora.adapters.folder import MAX_NAME_BYTES
+from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
+from chameleon_lora.adapters.watching import FolderWatch
+from chameleon_lora.engine_vllm.api.checks import Checked, check_folder, check_path
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
+from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
 from chameleon_lora.engine_vllm.errors import LoadFailedError
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, TRY, WITHDRAW, Announcement
-from chameleon_lora.engine_vllm.sources import resolved, servable_limits
-from chameleon_lora.errors import AdapterError, AdapterInvalidError
+from chameleon_lora.engine_vllm.sources import servable_limits
+from chameleon_lora.errors import AdapterError, AdapterUnreadableError
 from chameleon_lora.policy.plan import Fault
 
+T = TypeVar("T")
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
+MOST_READ_AT_ONCE = 8
+PATIENCE_S = 5.0  # that a request waits until its adapter's content is known; a disk may hang
+CHECKED, CHECKED_AT_START = 8, 200  # before others have their turn
+LOAD_PATIENCE_S = 30.0  # for an adapter that a request says where to find
 _SHADOWED = "the base model has that name; way out: rename the folder"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -47,13 +55,23 @@ class AdapterRegistry:
         resolvers_trouble: the kind of error that vLLM's resolvers had last.
     """
 
-    def __init__(self, models: Any, folder: AdapterFolder | None, scan_s: float) -> None:
+    def __init__(
+        self, models: Any, folder: AdapterFolder | None, scan_s: float, scan_all_s: float = 60.0
+    ) -> None:
         self._models = models
         self._engine = models.engine_client.engine_core
         self._limits = servable_limits(models.engine_client.vllm_config)
         self._folder = folder
+        self._followed = FolderWatch(folder, scan_all_s) if folder else None
+        self._patient = PatientWork(self._followed.may_hang if self._followed else None)
+        self._patient_load = PatientWork(patience_s=LOAD_PATIENCE_S)
         self._scan_s = scan_s
-        self._stamps: dict[str, str] = {}
+        self._settled: Look | None = None  # there is nothing to be done about it any more
+        self._known = KnownAdapters()
+        self._unread: dict[str, str] = {}  # of what is offered: why its changed files are not known
+        self._fingerprints: dict[str, str] = {}  # of what is offered, once somebody asked for it
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(MOST_READ_AT_ONCE)
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
@@ -78,6 +96,12 @@ class AdapterRegistry:
         offered = self._models.lora_requests
         self._failed[lora_request.lora_name] = (lora_request, reason)
         self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
+
+    def found_changed(self, lora_request: Any) -> None:
+        """The engine found other files than it was told of: whatever their stamp, they are looked into."""
+        if lora_request.lora_name in self._known.stamps:
+            self._known.stamps[lora_request.lora_name] = None
+            self._settled = None
 
     async def start(self) -> None:
         """Offer what the folder holds, then follow its changes until the server stops."""
@@ -114,7 +138,8 @@ class AdapterRegistry:
         Raises:
             AdapterError: naming the adapter and what is wrong.
         """
-        return await asyncio.to_thread(_check, path, name, self._limits)
+        work = functools.partial(check_path, path, limits=self._limits)
+        return await self._patiently(work, name)
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool, is_tried: bool
@@ -124,14 +149,22 @@ class AdapterRegistry:
         With `is_tried` it loads now, and is announced if that goes well; while the server starts, never.
 
         Raises:
+            AdapterError: its files cannot be read.
             LoadFailedError: it cannot be loaded; what had the name before goes on.
         """
-        source = _announcement(name, path, info, is_3d)
+        fingerprint = await self._patiently(lambda _: read_fingerprint(info.path), name)
+        source = Checked(info, fingerprint).announcement(name, path, is_3d=is_3d)
         if not (is_tried and self._is_started):
             await self._announce([source])
         elif failure := await self._engine.call_utility_async(TRY, asdict(source)):
             reason, fault = failure
             raise LoadFailedError(reason, Fault(fault))
+
+    async def _patiently(self, work: Callable[[str], T], name: str) -> T:
+        found = await self._patient_load.one(work, name)
+        if found is None:
+            raise AdapterUnreadableError(f"adapter {name!r}: {HANGS}")
+        return found
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
@@ -145,18 +178,64 @@ class AdapterRegistry:
         """
         if self._folder is None or self._models.is_base_model(name):
             return
-        if name in self._models.lora_requests:
+        if name not in self._models.lora_requests:
+            await self._look_for(self._folder, name)
+        await self._look_into(name)
+
+    async def _look_for(self, folder: AdapterFolder, name: str) -> None:
+        """Publish what a folder of that name holds, or note why there is nothing to publish."""
+        try:
+            stamp = await self._patient.one(folder.try_stamp, name)
+        except AdapterUnreadableError as error:
+            self.refused[name] = str(error)
             return
-        stamp = await asyncio.to_thread(self._folder.try_stamp, name)
         if stamp is not None:
             await self._refresh_one(name, stamp)
-        if name in self._stamps:
+        if name in self._known.stamps:
             return
         self.refused.pop(name, None)  # half a folder, or none
-        if await asyncio.to_thread(self._folder.try_path, name) is not None:
-            found = await asyncio.to_thread(_check_folders, self._folder, [name], self._limits)
-            if isinstance(found[name], AdapterError):
-                self.refused[name] = str(found[name])
+        if name in self._patient.hung:
+            self.refused[name] = f"adapter {name!r}: {HANGS}"
+        elif await self._patient.one(folder.try_path, name) is not None:
+            found = await self._patient.one(self._check, name)
+            if isinstance(found, AdapterError):
+                self.refused[name] = str(found)
+
+    async def _look_into(self, name: str) -> None:
+        """Afterwards the engine knows which bytes this adapter's files hold, unless reading takes long.
+
+        Once for each adapter: reading all of them at the start would take too long.
+        """
+        if name in self._fingerprints or not self._is_own(name):
+            return
+        if name not in self._reading:
+            self._reading[name] = asyncio.create_task(self._read(name))
+        reading = self._reading[name]
+        await asyncio.wait({reading}, timeout=PATIENCE_S)
+        if reading.done():
+            reading.result()  # raises what the engine's client raised
+
+    async def _read(self, name: str) -> None:
+        try:
+            stamp, work = self._known.stamps[name], functools.partial(self._check, reads=True)
+            async with self._turns:
+                found = await self._patient_load.one(work, name)
+            is_current = self._known.stamps.get(name) == stamp and self._is_own(name)
+            if isinstance(found, Checked) and found.fingerprint is not None and is_current:
+                self._fingerprints[name] = found.fingerprint
+                await self._announce([self._announcement(name, found)])
+        except Exception:
+            self._fingerprints.pop(name, None)
+            raise
+        finally:
+            del self._reading[name]
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the folder's adapter is served by that name, and not one loaded by request."""
+        served = self._models.lora_requests.get(name)
+        is_there = served is not None and served.lora_path == str(self._folder.root / name)  # type: ignore[union-attr]
+        is_3d = getattr(served, "is_3d_lora_weight", False)
+        return is_there and name in self._known.stamps and not is_3d
 
     async def _watch_forever(self) -> None:
         while True:
@@ -171,32 +250,46 @@ class AdapterRegistry:
 
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
-        async with self._lock:
-            if self._stamps.get(name) != stamp:
-                await self._publish_all([name])
-                self._stamps[name] = stamp
+        if self._known.is_news(name, stamp):
+            unread = await self._publish_all({name: stamp})
+            self._known.looked_into({name} - unread)
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
-        async with self._lock:
-            try:
-                seen, left_out = await asyncio.to_thread(_look, self._folder)  # type: ignore[arg-type]
-            except AdapterError as error:
-                if self._trouble.note(str(error)):
-                    _logger.warning("%s; adapters offered before stay offered", error)
+        try:
+            seen = await look(self._followed, self._patient, self._known.stamps)  # type: ignore[arg-type]
+            if seen is self._settled:
                 return
-            gone = [name for name in self._stamps if name not in seen]
-            changed = [name for name, stamp in seen.items() if self._stamps.get(name) != stamp]
-            self.refused = {name: why for name, why in self.refused.items() if name in seen}
-            for name in gone:
-                if name in self._models.lora_requests:
-                    _logger.info("Adapter %r removed: its files have gone", name)
-            await self._withdraw_all(gone)
-            await self._publish_all([n for n in changed if not self._models.is_base_model(n)])
-            self._explain(left_out | {n: _SHADOWED for n in seen if self._models.is_base_model(n)})
-            self._stamps = seen  # last: a look that failed is made again
-            if self._trouble.note(None):
-                _logger.info("Looking for adapters works again")
+            changes = self._known.compare(seen)
+        except AdapterError as error:
+            if self._trouble.note(str(error)):
+                _logger.warning("%s; adapters offered before stay offered", error)
+            return
+        self.refused = {name: why for name, why in self.refused.items() if name in seen.stamps}
+        await self._withdraw_gone(changes)
+        is_base = self._models.is_base_model
+        news = {name: seen.stamps[name] for name in changes.changed if not is_base(name)}
+        unread = await self._publish_all(news)
+        self._explain(seen.left_out | {n: _SHADOWED for n in seen.stamps if is_base(n)})
+        hung = self._patient.hung | self._patient_load.hung
+        done = replace(changes, changed=[n for n in changes.changed if n not in hung])
+        self._known.accept(seen, done, unread)  # last: a look that failed is made again
+        is_done = self._known.is_settled and self.unfit == self._left_out
+        self._settled = seen if is_done else None
+        if self._trouble.note(None):
+            _logger.info("Looking for adapters works again")
+
+    async def _withdraw_gone(self, changes: Changes) -> None:
+        for name in changes.gone:
+            if name in self._models.lora_requests:
+                _logger.info("Adapter %r removed: its files have gone", name)
+        async with self._lock:
+            await self._withdraw_all(changes.gone)
+        if changes.awaited:
+            _logger.warning(
+                "The files of %d adapters are not there, the first is %r; if they are not at the next "
+                "look, it is served no longer", len(changes.awaited), changes.awaited[0],
+            )  # fmt: skip
 
     def _explain(self, left_out: dict[str, str]) -> None:
         """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
@@ -207,32 +300,85 @@ class AdapterRegistry:
                 _logger.warning("Adapter not served: adapter %r: %s", name, why)
         self._left_out, self.unfit = left_out, unfit
 
-    async def _publish_all(self, names: list[str]) -> None:
-        if not names:
-            return
-        root = self._folder.root  # type: ignore[union-attr]
-        checked = await asyncio.to_thread(_check_folders, self._folder, names, self._limits)  # type: ignore[arg-type]
-        good = {name: info for name, info in checked.items() if isinstance(info, AdapterInfo)}
-        for name, found in checked.items():
-            before = self.refused.pop(name, None)
-            if isinstance(found, AdapterError):
-                self.refused[name] = str(found)
-                if before != str(found):
-                    _logger.warning("Adapter not served: %s", found)
-        broken = [name for name in names if name in self.refused]
+    async def _publish_all(self, stamps: Mapping[str, str | None]) -> set[str]:
+        """Offer what these hold now, a few at a time; answers those whose files could not be read.
+
+        What was read before is read again, after all others.
+        """
+        unread = set(stamps)
+        to_read = [name for name in stamps if name in self._fingerprints]
+        at_once = CHECKED if self._watching else CHECKED_AT_START
+        rest = [name for name in stamps if name not in self._fingerprints]
+        patient = (
+            self._patient_load if self._limits.converts_bin else self._patient
+        )  # takes seconds
+        async for checked in patient.each(self._check, rest, at_once):
+            for name in checked:  # read meanwhile, maybe before the change
+                self._fingerprints.pop(name, None)
+            unread -= await self._take_up(checked, stamps)
+        work = functools.partial(self._check, reads=True)
+        async for checked in self._patient_load.each(work, to_read, 1):
+            unread -= await self._take_up(checked, stamps)
+        return unread
+
+    async def _take_up(
+        self, checked: dict[str, Checked | AdapterError], stamps: Mapping[str, str | None]
+    ) -> set[str]:
+        """Offer what is sound of these; answers those that could be read."""
+        async with self._lock:
+            known = self._known.stamps
+            checked = {name: it for name, it in checked.items() if known.get(name) != stamps[name]}
+            await self._offer_sound(checked)
+            unread = {n for n, it in checked.items() if isinstance(it, AdapterUnreadableError)}
+            for name in checked:
+                self._known.stamps[name] = None if name in unread else stamps[name]
+        return stamps.keys() & self._known.stamps.keys() - unread
+
+    async def _offer_sound(self, checked: dict[str, Checked | AdapterError]) -> None:
+        good = {
+            name: found
+            for name, found in checked.items()
+            if isinstance(found, Checked) and not self._is_offered(name, found)
+        }
+        self._tell(checked)
+        broken = [name for name in checked if name in self.refused]
         await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
-        await self._announce(
-            [_announcement(name, str(root / name), info, False) for name, info in good.items()]
-        )
-        for name, info in good.items():
+        await self._announce([self._announcement(name, found) for name, found in good.items()])
+        for name, found in good.items():
             done = "replaced" if name in self._models.lora_requests else "added"
+            told = (name, done, found.info.rank, found.info.nbytes)
             if self._watching is not None:  # at the start they are counted
-                _logger.info("Adapter %r %s: rank %d, %d bytes", name, done, info.rank, info.nbytes)
-            self._list(name, str(root / name))
+                _logger.info("Adapter %r %s: rank %d, %d bytes", *told)
+            if found.fingerprint is not None:
+                self._fingerprints[name] = found.fingerprint
+            self._list(name)
+
+    def _check(self, name: str, *, reads: bool = False) -> Checked | AdapterError:
+        return check_folder(self._folder, name, self._limits, reads=reads)  # type: ignore[arg-type]
+
+    def _tell(self, checked: dict[str, Checked | AdapterError]) -> None:
+        """Say of each why it is not served, or why what was offered before stays so; once in the log."""
+        for name, found in checked.items():
+            before = self.refused.pop(name, None) or self._unread.pop(name, None)
+            if not isinstance(found, AdapterError):
+                continue
+            is_unread = isinstance(found, AdapterUnreadableError)
+            stays = is_unread and name in self._models.lora_requests
+            (self._unread if stays else self.refused)[name] = str(found)
+            if before != str(found):
+                effect = "Adapter stays what it was" if stays else "Adapter not served"
+                _logger.warning("%s: %s", effect, found)
+
+    def _is_offered(self, name: str, found: Checked) -> bool:
+        """Whether only the files' times or rights are others, or these very bytes were written again."""
+        former = self._fingerprints.get(name)
+        return former is not None and former == found.fingerprint
 
     async def _withdraw_all(self, names: list[str]) -> None:
         for name in names:
             self._models.lora_requests.pop(name, None)
+            self._fingerprints.pop(name, None)
+            self._unread.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 
@@ -240,65 +386,13 @@ class AdapterRegistry:
         if sources:
             await self._engine.call_utility_async(ANNOUNCE, [asdict(s) for s in sources])
 
-    def _list(self, name: str, path: str) -> None:
+    def _announcement(self, name: str, found: Checked) -> Announcement:
+        return found.announcement(name, str(self._folder.root / name))  # type: ignore[union-attr]
+
+    def _list(self, name: str) -> None:
         from vllm.lora.request import LoRARequest
 
         former = self._models.lora_requests.get(name)  # another content is another LoRARequest
         number = former.lora_int_id if former else self._models.lora_id_counter.inc(1)
-        self._models.lora_requests[name] = LoRARequest(name, number, path)
-
-
-def require_name(name: str) -> None:
-    """Nothing if an adapter may be loaded under that name; it goes to logs, pages and metrics.
-
-    Raises:
-        AdapterInvalidError: it is empty, too long or cannot be printed.
-    """
-    if not is_name(name):
-        raise AdapterInvalidError(
-            f"lora_name is {name[:60]!r}, of {len(name)} characters; way out: give a name of 1 to "
-            f"{MAX_NAME_BYTES} bytes that can be printed"
-        )
-
-
-def _announcement(name: str, path: str, info: AdapterInfo, is_3d: bool) -> Announcement:
-    return Announcement(name, path, info.fingerprint, info.nbytes, info.rank, is_3d)
-
-
-def _check(path: str, name: str, limits: AdapterLimits) -> AdapterInfo:
-    return require_servable(resolved(path, name), limits, name=name)
-
-
-def _look(folder: AdapterFolder) -> tuple[dict[str, str], dict[str, str]]:
-    """The adapters' stamps, and why other folders are left out."""
-    seen = folder.scan()
-    return seen, folder.left_out(seen)
-
-
-def _check_folders(
-    folder: AdapterFolder, names: Iterable[str], limits: AdapterLimits
-) -> dict[str, AdapterInfo | AdapterError]:
-    found: dict[str, AdapterInfo | AdapterError] = {}
-    roots = folder.real_roots
-    for name in names:
-        try:
-            found[name] = require_servable(folder.root / name, limits, roots)
-        except AdapterError as error:
-            found[name] = error
-    return found
-
-
-class NameLocks:
-    """A lock for each name, which lives while somebody uses it. Its length is how many do."""
-
-    def __init__(self) -> None:
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-
-    def __getitem__(self, name: str) -> asyncio.Lock:
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
-
-    def __len__(self) -> int:
-        return len(self._locks)
+        path = self._folder.root / name  # type: ignore[union-attr]
+        self._models.lora_requests[name] = LoRARequest(name, number, str(path))

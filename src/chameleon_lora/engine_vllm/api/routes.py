@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | GET /chameleon/state | no, as /metrics | always |
 | GET /chameleon/arrivals?after=N | no | always |
+| GET /v1/models, in place of vLLM's | yes | always |
 | POST /v1/pin_lora_adapter | yes, as all of /v1 | with VLLM_ALLOW_RUNTIME_LORA_UPDATING |
 | POST /v1/unpin_lora_adapter | yes | the same |
 
@@ -14,21 +15,25 @@ keeps them off /metrics.
 import asyncio
 import itertools
 import logging
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from chameleon_lora.adapters.untrusted import quoted
 from chameleon_lora.engine_vllm.api.caller import may_control
+from chameleon_lora.engine_vllm.api.listing import ModelCards
 from chameleon_lora.engine_vllm.api.metrics import MetricsPage
 from chameleon_lora.engine_vllm.api.registry import registry_of
 from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
 
 STATE_PATH = "/chameleon/state"
 ARRIVALS_PATH = "/chameleon/arrivals"
+LISTING_PATH = "/v1/models"
 LIMIT_S = 10.0  # for the engine to answer
 MOST_REFUSED = 1000
 MAX_ARRIVAL = (1 << 63) - 1  # what can be sent to the engine
@@ -71,7 +76,18 @@ def attach(app: FastAPI, *, can_change: bool) -> None:
             return await _answer(_pin(app, body.lora_name, is_pinned=False))
 
     app.include_router(router)
+    app.router.routes.insert(0, APIRoute(LISTING_PATH, _listing(app)))  # before vLLM's own
     app.add_middleware(MetricsPage, ask=lambda: _numbers(app))
+
+
+def _listing(app: FastAPI) -> Callable[[], Awaitable[Response]]:
+    cards = ModelCards()
+
+    async def show_available_models() -> Response:
+        page = await cards.page(app.state.openai_serving_models)
+        return Response(page, media_type="application/json")
+
+    return show_available_models
 
 
 async def _require_admin() -> None:

@@ -4,25 +4,31 @@ Each function is a hook of `hook_table`. It asks first whether this server runs 
 and leaves it vLLM's otherwise.
 """
 
+import asyncio
 import bisect
 import difflib
 import logging
+import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.adapters import AdapterFolder, AdapterInfo, is_name, leads_on
+from chameleon_lora.adapters import (
+    AdapterFolder,
+    AdapterInfo,
+    is_name,
+    leads_on,
+    require_name,
+)
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
-from chameleon_lora.engine_vllm.api import auth, routes, shutdown
+from chameleon_lora.engine_vllm.api import auth, body, routes, shutdown
 from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
     AdapterRegistry,
-    NameLocks,
     registry_of,
-    require_name,
 )
 from chameleon_lora.engine_vllm.config import (
     CONFIG_KEY,
@@ -40,6 +46,7 @@ from chameleon_lora.engine_vllm.errors import (
     refusal_of,
 )
 from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.log_limit import limit_log_records
 from chameleon_lora.errors import AdapterError, AdapterRequestsError
 from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import parse_settings
@@ -66,6 +73,22 @@ MOST_COMPARED = 20  # on either side of a name's place among the adapters': it t
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
+class NameLocks:
+    """A lock for each name, which lives while somebody uses it. Its length is how many do."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+
 def with_registry(stock: Any) -> Any:
     """OpenAIServingModels.__init__ that gives the models, and their engine's client, a registry."""
 
@@ -76,9 +99,10 @@ def with_registry(stock: Any) -> Any:
             return
         serving = settings_of(config).serving
         root = Path(serving.adapters).absolute() if serving.adapters else None
-        folder = AdapterFolder(root, serving.trusted_roots) if root else None
+        trusted, may = serving.trusted_roots, serving.converts_bin
+        folder = AdapterFolder(root, trusted, converts_bin=may) if root else None
         if config.lora_config is not None:
-            registry = AdapterRegistry(models, folder, serving.scan_s)
+            registry = AdapterRegistry(models, folder, serving.scan_s, serving.scan_all_s)
             models.lora_resolver_lock = NameLocks()
             setattr(models, REGISTRY, registry)
             setattr(models.engine_client, REGISTRY, registry)
@@ -179,20 +203,6 @@ def resolving(stock: Any) -> Any:
     return resolve_lora
 
 
-def listing(stock: Any) -> Any:
-    """OpenAIServingModels.show_available_models without adapters for which no request is let in."""
-
-    async def show_available_models(models: Any) -> Any:
-        found = await stock(models)
-        registry = registry_of(models)
-        if registry is not None:
-            failed = registry.failed
-            found.data = [card for card in found.data if card.id not in failed]
-        return found
-
-    return show_available_models
-
-
 def explaining(stock: Any) -> Any:
     """BaseServing._check_model that finds a folder which has just come, and says why none is served."""
 
@@ -217,7 +227,13 @@ def explaining_by_raising(stock: Any) -> Any:
         refusal = await _refusal(serving, request)
         if refusal is not None:
             raise http_error(refusal.error.message, HTTPStatus(refusal.error.code))
-        return await stock(serving, request)
+        answer = await stock(serving, request)
+        try:
+            serving._maybe_get_adapters(request)
+        except Exception as error:  # whatever this vLLM has for a model that is not there
+            message = unknown_model(serving.models, request.model, str(error))
+            raise type(error)(message) from error
+        return answer
 
     return check_model
 
@@ -278,6 +294,8 @@ def raising(stock: Any) -> Any:
             registry = registry_of(processor)
             if registry is not None and fault is Fault.CONTENT:
                 registry.found_unfit(state.lora_request, reason)
+            if registry is not None and fault is Fault.FILES:
+                registry.found_changed(state.lora_request)
         return processed
 
     return process_outputs
@@ -323,7 +341,7 @@ def raising_at_the_end(stock: Any) -> Any:
 
 
 def with_routes(stock: Any) -> Any:
-    """register_vllm_serve_api_routers that adds Chameleon's routes, and asks for keys.
+    """register_vllm_serve_api_routers that adds Chameleon's routes, asks for keys, and limits bodies.
 
     In place of build_app, which some of vLLM's commands keep in a module of another name.
 
@@ -347,5 +365,7 @@ def with_routes(stock: Any) -> Any:
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             routes.attach(app, can_change=can_change)
             auth.guard(app, args, serving, can_change=can_change)
+            body.limit(app, serving)
+            limit_log_records()
 
     return register_vllm_serve_api_routers

@@ -6,12 +6,15 @@ engine has died, which tells whoever watches it that all is well.
 
 import asyncio
 import os
+import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from chameleon_lora.engine_vllm import processes
 from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.errors import EngineGoneError
 
@@ -64,6 +67,14 @@ _servers = _Servers()
 def own_process() -> None:
     """This process is a server's, and ends with it."""
     _servers.own_process = True
+    _obey_hang_up()
+
+
+def _obey_hang_up() -> None:
+    """SIGHUP ends this process as SIGTERM does, unless it is ignored, as under nohup, or otherwise used."""
+    is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
+    if is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def limiting(stock: Callable[..., None]) -> Callable[..., None]:
@@ -77,6 +88,8 @@ def limiting(stock: Callable[..., None]) -> Callable[..., None]:
         limit_s = getattr(getattr(app, "state", None), LIMIT, None)
         if limit_s is not None:
             _servers.add(config, limit_s)
+            _obey_hang_up()
+            processes.attend()
 
     return init
 
@@ -93,12 +106,20 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
     engine's own draining is not enough: its last outputs are dropped with the process that reads them.
     """
 
+    is_exiting = (
+        sys.is_finalizing
+    )  # names of modules are gone by then, and those of a closure are not
+
     def shutdown(engine: Any, timeout: float | None = None) -> None:
-        if not is_ours(getattr(engine, "vllm_config", None)) or is_shutting_down(engine):
+        if (
+            is_exiting()
+            or not is_ours(getattr(engine, "vllm_config", None))
+            or is_shutting_down(engine)
+        ):
             stock(engine, timeout=timeout)
             return
         setattr(engine, SHUTTING_DOWN, True)
-        has_died, end_s = _is_dead(engine), _now_s() + (timeout or 0.0)
+        has_died, end_s = _has_died(engine), _now_s() + (timeout or 0.0)
         _servers.end(end_s, status=int(has_died))
         if not has_died and not _holds_up_streams():
             _drain(engine, end_s)
@@ -120,8 +141,8 @@ def _holds_up_streams() -> bool:
 
 
 def _drain(engine: Any, end_s: float) -> None:
-    """Returns once no request is unfinished, the engine is dead, or the time is over."""
-    while _now_s() < end_s and not _is_dead(engine):
+    """Returns once no request is unfinished, nobody reads their outputs, or the time is over."""
+    while _now_s() < end_s and not getattr(engine, "errored", False):
         if not engine.output_processor.get_num_unfinished_requests():
             return
         time.sleep(POLL_S)
@@ -142,6 +163,12 @@ def _now_s() -> float:
     return time.monotonic()  # noqa: TID251 - a server's own clock
 
 
-def _is_dead(engine: Any) -> bool:
-    """Whether it, or whoever reads its outputs, has ended; False too for one that never started."""
+def _has_died(engine: Any) -> bool:
+    """Whether it, or whoever reads its outputs, has ended; False too for one that never started.
+
+    A reader whose loop has ended, as after asyncio.run, is cancelled and has not failed.
+    """
+    reader = getattr(engine, "output_handler", None)
+    if reader is not None and reader.cancelled():
+        return bool(engine.engine_core.resources.engine_dead)
     return bool(getattr(engine, "errored", False))

@@ -5,14 +5,14 @@ import logging
 import os
 from pathlib import Path
 
+from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.untrusted import open_regular
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
-from chameleon_lora.errors import AdapterInvalidError, ConfigError
+from chameleon_lora.errors import AdapterInvalidError, AdapterUnreadableError, ConfigError
 from chameleon_lora.tenants import KeyHash, TenantRegistry, parse_tenants
 
 LOOK_S = 2.0  # that a request waits for a look, at the most; a disk may hang
 _logger = logging.getLogger(f"vllm.{__name__}")
-Stamp = tuple[int, ...]
 
 
 def read_tenants(path: Path) -> TenantRegistry:
@@ -61,7 +61,7 @@ class TenantFile:
 
     def _take_up(self) -> None:
         try:
-            if _stamp(self._path.stat()) == self._stamp:
+            if stamp_of(self._path.stat()) == self._stamp:
                 self._trouble.note(None)
                 return
             self._stamp, self.registry = self._read_usable()
@@ -73,7 +73,7 @@ class TenantFile:
             self._trouble.note(None)
             _logger.info("Read %d tenants from %s", len(self.registry.tenants), self._path)
 
-    def _read_usable(self) -> tuple[Stamp, TenantRegistry]:
+    def _read_usable(self) -> tuple[str, TenantRegistry]:
         stamp, registry = _read(self._path)
         owner = None if self._admin is None else registry.find(self._admin)
         if owner is not None:
@@ -89,20 +89,16 @@ class TenantFile:
             _logger.error("%s; the tenants read before stay", trouble)
 
 
-def _read(path: Path) -> tuple[Stamp, TenantRegistry]:
+def _read(path: Path) -> tuple[str, TenantRegistry]:
     """What an opened file was before it was read, so that what is written meanwhile shows later."""
     try:
         with open_regular(path) as file:
-            stamp = _stamp(os.fstat(file.fileno()))
+            stamp = stamp_of(os.fstat(file.fileno()))
             text = file.read().decode()
         return stamp, parse_tenants(text, str(path))
     except OSError as error:
         raise ConfigError(f"tenants file {path} cannot be read: {error.strerror}") from error
-    except AdapterInvalidError as error:
+    except (AdapterInvalidError, AdapterUnreadableError) as error:
         raise ConfigError(f"tenants file {path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"tenants file {path} is not UTF-8: {error}") from error
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

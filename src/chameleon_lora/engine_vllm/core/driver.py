@@ -69,7 +69,7 @@ class Driver:
         self._waits = AdapterWaits(self.telemetry, log)
         self.arrivals = ArrivalLog()
         self.planned: deque[Any] = deque()
-        self._serving = serving
+        self.serving = serving
         self._reads_prompts = policy.settings.length.predictor is Predictor.WORDS
         self._requests: dict[RequestId, Any] = {}
         self._has_news = False  # for the policy to act upon, since the last step
@@ -95,11 +95,15 @@ class Driver:
         """Serve this content under this name once it has been read; the former until then.
 
         The future answers None once it is served, or why it cannot be. Where there is no room it waits its
-        turn, as a request for it would.
+        turn, as a request for it would. What is served and was read already is not read again.
         """
+        if self.versions.is_read(source):
+            served: Future[Failure | None] = Future()
+            served.set_result(None)
+            return served
         version = self._take(self.versions.unlisted(source), None)
         trial = self._trials[version.id] = Future()
-        self.policy.arrived(trial_of(version.id, self._serving), self._now_s)
+        self.policy.arrived(trial_of(version.id, self.serving), self._now_s)
         self._has_news = True
         return trial
 
@@ -178,7 +182,7 @@ class Driver:
         source = version.source
         if version.id not in self.policy.adapters:
             rank, nbytes = source.rank or 1, source.nbytes or 1
-            self.policy.registered(Adapter(version.id, version.inner_name, rank, nbytes))
+            self.policy.registered(Adapter(version.id, source.name, rank, nbytes))
         if former is not None:
             is_pinned = self.policy.adapter(former.id).is_pinned
             self.policy.pin(version.id, is_pinned=is_pinned)
@@ -192,7 +196,7 @@ class Driver:
             return
         version = self.versions[adapter_id]
         if failure is None:
-            self.policy.finished(trial_of(adapter_id, self._serving).id, 0, self._now_s)
+            self.policy.finished(trial_of(adapter_id, self.serving).id, 0, self._now_s)
             self._take(version, self.versions.list_unlisted(version))
         else:
             self.retire(version)
@@ -224,7 +228,7 @@ class Driver:
             )
         if self.loans is not None:
             self.loans.arrived(request.block_hashes, self._now_s)
-        fact = arrival_of(request, self._serving, reads_prompt=self._reads_prompts)
+        fact = arrival_of(request, self.serving, reads_prompt=self._reads_prompts)
         self.policy.arrived(fact, self._now_s)
 
     def returned(self, request: Any) -> None:

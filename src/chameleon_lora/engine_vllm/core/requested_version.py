@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from chameleon_lora.adapters import AdapterLimits, require_servable
+from chameleon_lora.adapters import AdapterLimits, read_fingerprint, require_servable
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.versions import Version
 from chameleon_lora.engine_vllm.messages import Announcement
 from chameleon_lora.engine_vllm.sources import resolved
 
+KEYED_BY = "chameleon_keyed_by"  # on a request: the inner name by which its blocks are keyed
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -39,8 +40,8 @@ def name_version(driver: Driver, request: Any) -> Version | None:
     request.lora_request = msgspec.structs.replace(
         adapter, lora_name=version.inner_name, lora_int_id=version.id, load_inplace=False
     )
-    if version.inner_name != adapter.lora_name:
-        request.block_hashes.clear()  # they were keyed by the outer name
+    if version.inner_name != getattr(request, KEYED_BY, adapter.lora_name):
+        request.block_hashes.clear()  # they were keyed by another name
         request.update_block_hashes()
     return version if is_passing else None
 
@@ -88,11 +89,10 @@ def add_adapter(driver: Driver, adapter: Any, limits: AdapterLimits) -> None:
     """
     version = version_meant(driver, adapter)
     if not driver.has_api_server and (version is None or version.source.path == adapter.lora_path):
-        info = require_servable(
-            resolved(adapter.lora_path, adapter.lora_name), limits, name=adapter.lora_name
-        )
-        found = {"fingerprint": info.fingerprint, "nbytes": info.nbytes, "rank": info.rank}
-        version = announce_unseen(driver, adapter, **found)
+        folder = resolved(adapter.lora_path, adapter.lora_name)
+        info = require_servable(folder, limits, name=adapter.lora_name)
+        found = {"nbytes": info.nbytes, "rank": info.rank}
+        version = announce_unseen(driver, adapter, fingerprint=read_fingerprint(folder), **found)
     if version is not None:  # else it was unloaded meanwhile
         driver.known_as(adapter.lora_int_id, version.source.name)
 

@@ -21,7 +21,7 @@ from chameleon_lora.engine_vllm.core.requested_version import name_version
 from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQueue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
-from chameleon_lora.engine_vllm.hooks import leave_ctrl_c_to_server, require_hooks
+from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
 from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
@@ -41,7 +41,6 @@ def make_scheduler(vllm_config: Any, **kwargs: Any) -> Any:
 
     require_hooks(settings_of(vllm_config).serving)
     require_executor(vllm_config.parallel_config)
-    leave_ctrl_c_to_server()
     is_async = vllm_config.scheduler_config.async_scheduling
     return scheduler_class(AsyncScheduler if is_async else SyncScheduler)(
         vllm_config=vllm_config, **kwargs

@@ -152,6 +152,6 @@ def _adapter(known: AdapterView) -> dict[str, Any]:
 
 def _names(driver: Driver, adapter: Adapter) -> dict[str, str]:
     """The client's name, and the version's where it differs; a replaced version has only its own."""
-    inner = adapter.name
+    inner = driver.versions[adapter.id].inner_name
     name = _public_name(driver, adapter.id) or inner
     return {"name": name} if name == inner else {"name": name, "version": inner}

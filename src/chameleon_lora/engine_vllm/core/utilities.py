@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from chameleon_lora.engine_vllm.core.driver import Driver
-from chameleon_lora.engine_vllm.core.requested_version import add_adapter
+from chameleon_lora.engine_vllm.core.requested_version import KEYED_BY, add_adapter
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
 from chameleon_lora.engine_vllm.messages import Announcement
 from chameleon_lora.engine_vllm.sources import servable_limits
@@ -68,6 +68,28 @@ def pinning(stock: Callable[..., Any]) -> Callable[..., Any]:
         return True
 
     return pin_lora
+
+
+def keying(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.preprocess_add_request that keys a request's blocks by its adapter's inner name.
+
+    In the thread that takes requests in: between two steps they would all be keyed a second time.
+    """
+
+    def preprocess_add_request(engine: Any, request: Any) -> Any:
+        adapter, driver = request.lora_request, driver_of(engine)
+        if driver is None or adapter is None:
+            return stock(engine, request)
+        version = driver.versions.current(adapter.lora_name)
+        if version is None:
+            return stock(engine, request)
+        request.lora_request = msgspec.structs.replace(adapter, lora_name=version.inner_name)
+        made = stock(engine, request)
+        made[0].lora_request = adapter
+        setattr(made[0], KEYED_BY, version.inner_name)
+        return made
+
+    return preprocess_add_request
 
 
 def waking(stock: Callable[..., None]) -> Callable[..., None]:

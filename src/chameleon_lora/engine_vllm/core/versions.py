@@ -2,8 +2,9 @@
 
 vLLM's adapter ids are counted by each API server apart and stay the same when an adapter is loaded
 anew, so two of them may collide and one may stand for two sets of weights. The engine therefore
-gives each content of each name an id that it never uses again, and an inner name that no other
-version has; prefix-cache blocks are keyed by the inner name, so no version reads another's blocks.
+gives each content of each name an id that it never uses again, and an inner name: by the fingerprint
+of its bytes where that is known, by the id otherwise. Prefix-cache blocks are keyed by the inner
+name, so no content reads another's blocks, and one that comes back finds its own.
 """
 
 from collections.abc import Container, Iterator
@@ -13,12 +14,11 @@ from chameleon_lora.engine_vllm.messages import Announcement, LoadAdapter
 from chameleon_lora.policy.request import AdapterId
 
 FIRST_ID = 1000  # vLLM's own warm-up adapters take ids from 1
-MOST_PLAIN = 10_000  # names that go by themselves inside; no more are remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One content of one adapter, for the engine's life."""
+    """One content of one adapter, as long as a name means it or it is used."""
 
     id: AdapterId
     inner_name: str
@@ -28,8 +28,8 @@ class Version:
 class AdapterVersions:
     """The versions that requests mean: new ones by name, those under way by id. Owner: the driver.
 
-    Invariant: beside the current versions, and former ones not yet forgotten, it remembers no more
-    than MOST_PLAIN names.
+    Invariant: it remembers the current versions, and former ones not yet forgotten. No two of them
+    have the same inner name, and none has that of another content, whenever that was.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class AdapterVersions:
         self._former: set[AdapterId] = set()
         # Of versions whose files were asked for: the fingerprint of what was read, None till then.
         self._contents: dict[AdapterId, str | None] = {}
-        self._plain: set[str] = set()
+        self._inner_names: set[str] = set()
         self._next_id = FIRST_ID
 
     def __getitem__(self, adapter_id: AdapterId) -> Version:
@@ -55,19 +55,28 @@ class AdapterVersions:
         """The version for this content, and the one it replaces.
 
         The same content announced again (by another API server) is the same version, also if the
-        former announcement did not say what was found in its files.
+        former announcement did not say what was found in its files, or this one does not.
         """
         former = self._current.get(source.name)
-        if former is not None and source in (former.source, self._as_read(former, source)):
+        if former is not None and self._is_same(former, source):
             return former, None
         return self._list(source), former
 
     def renew(self, source: Announcement) -> tuple[Version, Version | None]:
-        """The same where the files are to be read anew: what is read from now on is another content."""
+        """The same where the files are to be read anew: what nobody looked into is another content."""
+        if source.fingerprint is not None:
+            return self.announce(source)
         former = self._current.get(source.name)
         if former is not None and former.id not in self._contents and former.source == source:
             return former, None
         return self._list(source), former
+
+    def is_read(self, source: Announcement) -> bool:
+        """Whether its name means this content already, and that has been read."""
+        former = self._current.get(source.name)
+        if former is None or self._contents.get(former.id) is None:
+            return False
+        return self._is_same(former, source)
 
     def unlisted(self, source: Announcement) -> Version:
         """A new version that no name means."""
@@ -105,13 +114,17 @@ class AdapterVersions:
         for adapter_id in gone:
             self._former.discard(adapter_id)
             self._contents.pop(adapter_id, None)
-            del self._by_id[adapter_id]
+            self._inner_names.discard(self._by_id.pop(adapter_id).inner_name)
         return gone
 
-    def _as_read(self, version: Version, like: Announcement) -> Announcement:
-        """What would have been announced, had somebody looked into the files that were read."""
-        content = version.source.fingerprint or self._contents.get(version.id)
-        return replace(version.source, fingerprint=content, nbytes=like.nbytes, rank=like.rank)
+    def _is_same(self, version: Version, source: Announcement) -> bool:
+        """Whether it is announced again; of who did not look into the files, as far as he can tell."""
+        known = version.source
+        if source.fingerprint is None:
+            return replace(known, fingerprint=None) == source
+        content = known.fingerprint or self._contents.get(version.id)
+        theirs = (source.fingerprint, source.path, source.is_3d)
+        return theirs == (content, known.path, known.is_3d)
 
     def _list(self, source: Announcement) -> Version:
         return self._put(self._make(source))
@@ -126,19 +139,20 @@ class AdapterVersions:
     def _make(self, source: Announcement) -> Version:
         adapter_id = AdapterId(self._next_id)
         self._next_id += 1
-        inner_name = self._new_inner_name(source.name, adapter_id)
+        inner_name = self._new_inner_name(source, adapter_id)
+        self._inner_names.add(inner_name)
         version = self._by_id[adapter_id] = Version(adapter_id, inner_name, source)
         return version
 
-    def _new_inner_name(self, name: str, adapter_id: AdapterId) -> str:
-        """The name itself for its first version, `name@id` for others: no two have the same.
+    def _new_inner_name(self, source: Announcement, adapter_id: AdapterId) -> str:
+        """`name@fingerprint`, or `name@id` where nobody looked or a version in use has that name.
 
-        A name with an @ never goes by itself, nor does one that might have been forgotten.
+        No fingerprint looks like an id: it is longer.
         """
-        is_plain = "@" not in name and name not in self._plain and len(self._plain) < MOST_PLAIN
-        if is_plain:
-            self._plain.add(name)
-        return name if is_plain else f"{name}@{adapter_id}"
+        kind = "3d-" if source.is_3d else ""
+        inner_name = f"{source.name}@{kind}{source.fingerprint}"
+        is_free = source.fingerprint is not None and inner_name not in self._inner_names
+        return inner_name if is_free else f"{source.name}@{adapter_id}"
 
 
 class ClientIds:

@@ -54,8 +54,9 @@ class DiskCache:
     """A ring of packed adapters in one unnamed file, which vanishes with the process.
 
     A new one takes the place of the oldest once the limit is used. One thread does all reading and
-    writing, so nobody holds a lock meanwhile. Whatever fails costs speed only: on a disk that is full,
-    gone or broken nothing is kept, and one that hangs is asked no more until it answers.
+    writing, so nobody holds a lock meanwhile. Whatever fails costs speed only: on a disk that is full
+    the file keeps the space it has, on one that is gone or broken nothing is kept, and one that hangs is
+    asked no more until it answers.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class DiskCache:
         self._prepare_thread = prepare_thread
         self._patience_s = patience_s
         self._end_bytes = 0
+        self._told = ""  # the last failure in the log
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by age, so by place in the ring
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._stuck_s = stopwatch_s() + patience_s  # the thread is stuck from then on
@@ -137,7 +139,9 @@ class DiskCache:
         try:
             return work()
         except (OSError, MemoryError, RuntimeError) as error:  # torch's own is the last
-            _logger.warning("The disk cache of adapters failed, files are read instead: %s", error)
+            if self._told != str(error):
+                self._told = str(error)
+                _logger.warning("The disk cache failed, so files are read instead: %s", error)
             return None
 
     def _save(self, packed: PackedAdapter, fingerprint: str) -> None:
@@ -146,7 +150,11 @@ class DiskCache:
             return
         self._entries.pop(packed.adapter_id, None)
         offset = self._make_room(packed.nbytes)
-        _write_all(self._descriptor, packed.flat, offset)
+        try:
+            _write_all(self._descriptor, packed.flat, offset)
+        except OSError:
+            self._end_bytes = self._limit_bytes  # the next goes to the start, which has its space
+            raise
         self._entries[packed.adapter_id] = _Entry(
             fingerprint,
             packed.rank,
@@ -213,10 +221,15 @@ def _file_system_of(folder: Path) -> str | None:
 
 
 def _write_all(descriptor: int, flat: torch.Tensor, offset: int) -> None:
-    rest = memoryview(flat.numpy())
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
+    """All of it, or the file is no longer than before: a full disk is not filled up by a piece."""
+    rest, before = memoryview(flat.numpy()), os.fstat(descriptor).st_size
+    try:
+        while rest:
+            written = os.pwrite(descriptor, rest, offset)
+            rest, offset = rest[written:], offset + written
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
 
 
 def _read_all(descriptor: int, flat: torch.Tensor, offset: int) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import torch
 
 from chameleon_lora.adapters import AdapterLimits
+from chameleon_lora.adapters.inspect import largest_bytes
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import LoadAdapter, LoadFailed
-from chameleon_lora.engine_vllm.sources import largest_bytes, resolved
+from chameleon_lora.engine_vllm.sources import resolved
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
-from chameleon_lora.engine_vllm.worker.model_fit import require_fit
+from chameleon_lora.engine_vllm.worker.model_fit import require_fit, why_unknown
 from chameleon_lora.engine_vllm.worker.packed_adapter import (
     WAY_OUT,
     HostCopy,
@@ -27,7 +28,12 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     pack,
 )
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
-from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterUnfitError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterInvalidError,
+    AdapterUnfitError,
+    AdapterUnreadableError,
+)
 from chameleon_lora.policy.plan import Fault
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -194,6 +200,8 @@ class Loader:
 def failure_of(command: LoadAdapter, error: Exception) -> LoadFailed:
     """Why there is no adapter, in one line a user understands, and whose fault that is."""
     text = STAGED.sub("", _in_words(error))
+    folder = Path(command.path).expanduser().absolute()
+    text = text.replace(str(folder), folder.name or str(folder))  # vLLM tells no client a path
     for name in (Path(command.path).name, command.name):
         text = text.removeprefix(f"adapter {name!r}: ")
     if len(text) > _REASON_CHARACTERS:
@@ -211,7 +219,8 @@ def _fault_of(command: LoadAdapter, error: Exception) -> Fault:
 
 def _is_of_machine(error: Exception) -> bool:
     """Whether a disk or memory may have failed: RuntimeErrors are torch's, as for want of memory."""
-    kinds, cause = (OSError, MemoryError, RuntimeError), error.__cause__
+    kinds = (OSError, MemoryError, RuntimeError, AdapterUnreadableError)
+    cause = error.__cause__
     if isinstance(error, AdapterInvalidError) and isinstance(cause, FileNotFoundError):
         return False  # a file that is gone is the adapter's
     return isinstance(error, kinds) or isinstance(cause, OSError) or "os error" in str(error)
@@ -241,12 +250,17 @@ class VllmReader:
     """
 
     def __init__(
-        self, worker_manager: Any, disk_cache: DiskCache | None, *, serves_partial: bool = False
+        self,
+        worker_manager: Any,
+        disk_cache: DiskCache | None,
+        *,
+        serves_partial: bool = False,
+        converts_bin: bool = False,
     ) -> None:
         self._worker_manager = worker_manager
         self._serves_partial = serves_partial
         self._disk_cache = disk_cache
-        self._limits = AdapterLimits(max_bytes=largest_bytes())
+        self._limits = AdapterLimits(max_bytes=largest_bytes(), converts_bin=converts_bin)
         self._geometries: dict[tuple[Piece, ...], tuple[Piece, ...]] = {}
 
     def read(self, command: LoadAdapter) -> ReadAdapter:
@@ -268,9 +282,11 @@ class VllmReader:
             try:
                 host_copy = self._host_copy(request)
             except Exception as error:
-                if isinstance(error, AdapterError) or _is_of_machine(error):
+                is_size = "embedding LoRA size" in str(error)  # a vocabulary's; vLLM's RuntimeError
+                if isinstance(error, AdapterError) or (_is_of_machine(error) and not is_size):
                     raise
-                raise AdapterUnfitError(f"{_in_words(error)}; {WAY_OUT}") from error
+                why = why_unknown(self._worker_manager._adapter_manager, copy.modules, str(error))
+                raise AdapterUnfitError(why or f"{_in_words(error)}; {WAY_OUT}") from error
         return ReadAdapter(self._with_shared_geometry(host_copy), copy.fingerprint)
 
     def _host_copy(self, request: Any) -> HostCopy:

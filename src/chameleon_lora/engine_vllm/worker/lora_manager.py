@@ -89,7 +89,12 @@ def make_worker_adapters(
         if serving.disk_cache_bytes
         else None
     )
-    reader = VllmReader(worker_manager, disk_cache, serves_partial=serving.serves_partial)
+    reader = VllmReader(
+        worker_manager,
+        disk_cache,
+        serves_partial=serving.serves_partial,
+        converts_bin=serving.converts_bin,
+    )
     device = DeviceStore(
         copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
     )

@@ -48,6 +48,29 @@ def require_fit(
             )  # fmt: skip
 
 
+def why_unknown(adapter_manager: Any, modules: Sequence[str], told: str) -> str | None:
+    """Why vLLM refused an adapter for its modules' names, in our words; None if that was not why.
+
+    Args:
+        adapter_manager: vLLM's LoRAModelManager.
+        modules: the adapter's, by the names in its file.
+        told: vLLM's words.
+    """
+    if "expected target modules in" not in told:
+        return None
+    packs = adapter_manager.packed_modules_mapping
+    kinds = adapter_manager.supported_lora_modules
+    known = sorted({part for kind in kinds for part in packs.get(kind, [kind])})
+    absent = [name for name in modules if name.rpartition(".")[2] not in known]
+    if not absent:
+        return None
+    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+    return (
+        f"its weights for {quoted(absent[0])}{more} are of a kind that this model has no layers of, which "
+        f"has {', '.join(known)}; way out: serve it with the model it was trained on, or train it without"
+    )
+
+
 def strangers(adapter_manager: Any, lora_model: Any) -> tuple[list[str], list[str]]:
     """Modules of the adapter that nothing will ask for: those the model has not, and those it has.
 

@@ -11,7 +11,7 @@ import torch
 
 from chameleon_lora.engine_vllm.config import is_ours, settings_of
 from chameleon_lora.engine_vllm.event_log import event_log, watch_stock
-from chameleon_lora.engine_vllm.hooks import leave_ctrl_c_to_server, require_hooks
+from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE, Ack
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
@@ -50,7 +50,6 @@ def choosing_manager(stock: type[Any]) -> Callable[..., Any]:
     def make_manager(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         if is_ours(vllm_config):
             require_hooks(settings_of(vllm_config).serving)
-            leave_ctrl_c_to_server()
             return manager_class()(vllm_config, *args, **kwargs)
         manager = stock(vllm_config, *args, **kwargs)
         log = event_log()

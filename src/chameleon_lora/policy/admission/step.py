@@ -186,7 +186,7 @@ class AdmissionStep:
         cell = self._find_cell(state) if self._needs_slot(state) else None
         if cell is None and self._needs_slot(state):
             return Held.SLOTS
-        need = self._book.need(state.cost_tokens, state.lane, sources)
+        need = self._book.need_tokens(state.cost_tokens, state.lane, sources)
         charge = self._book.try_charge(need, sources)
         if charge is None:
             return Held.QUOTA

@@ -76,7 +76,7 @@ class LengthEstimator:
         if settings.reserve_quantile:
             self._excess = RunningQuantile(settings.reserve_quantile, window, 0.0, weight)
 
-    def predict(self, request: Request) -> int:
+    def predict_tokens(self, request: Request) -> int:
         """Expected output length in tokens, within 1..max_output_tokens. Changes nothing."""
         if self._words is not None and request.words:
             expected = self._words.predict(request)
@@ -84,7 +84,7 @@ class LengthEstimator:
             expected = self._outputs.expected(request.adapter_id)
         return max(1, min(request.max_output_tokens, round(expected)))
 
-    def reserve(self, request: Request, predicted_tokens: int) -> int:
+    def reserve_tokens(self, request: Request, predicted_tokens: int) -> int:
         """Output tokens to charge, within 1..max_output_tokens. Changes nothing; O(1).
 
         `predicted_tokens` may be foretold from outside: the quantile is of whatever was predicted.

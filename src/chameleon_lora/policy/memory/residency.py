@@ -101,7 +101,7 @@ class Residency:
         """A waiting request of the adapter, which is in a slot, runs from now on."""
         assert entry.cell is not None
         if not entry.running:
-            self.slots.busy(entry.cells)
+            self.slots.add_busy(entry.cells)
         entry.running += 1
         entry.inflation = self._evictor.inflation
         entry.used(now_s, self._settings.window_s)
@@ -111,7 +111,7 @@ class Residency:
         """A running request of the adapter ended, or went back to its lane."""
         entry.running -= 1
         if not entry.running:
-            self.slots.busy(-entry.cells)
+            self.slots.add_busy(-entry.cells)
             is_kept = self._settings.keeps_unused or entry.is_pinned
             if not (is_kept and self.slots.keeps_idle):
                 self.slots.remove(entry)
@@ -187,7 +187,7 @@ class Residency:
         assert entry.tier is Tier.LOADING
         self.host_bytes += nbytes - entry.adapter.nbytes
         entry.adapter = Adapter(entry.adapter.id, entry.adapter.name, rank, nbytes)
-        entry.cells = self.slots.needed(rank)
+        entry.cells = self.slots.cells_for(rank)
         entry.tier = Tier.HOST
         entry.is_packed, entry.is_cold, entry.failure = is_packed, True, None
         self._place(entry)

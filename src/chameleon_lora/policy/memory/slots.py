@@ -36,7 +36,7 @@ class SlotTable:
         self._in_use: list[AdapterId] | None = None  # likewise
         self.busy_cells = 0
 
-    def needed(self, rank: int) -> int:
+    def cells_for(self, rank: int) -> int:
         """Cells an adapter of this rank takes; at most a whole slot."""
         return cells_needed(rank, self._parts, self._max_rank)
 
@@ -129,9 +129,9 @@ class SlotTable:
                 self._cells[index] = None
             entry.cell = None
 
-    def busy(self, change: int) -> None:
+    def add_busy(self, cells: int) -> None:
         """So many cells more, or fewer, have a running request."""
-        self.busy_cells += change
+        self.busy_cells += cells
         self._idle.clear()
         self._in_use = None
 
@@ -181,7 +181,7 @@ class PagedSlots:
         self._device = device
         self.busy_cells = 0
 
-    def needed(self, _rank: int) -> int:
+    def cells_for(self, _rank: int) -> int:
         """Any adapter takes one cell."""
         return 1
 
@@ -222,9 +222,9 @@ class PagedSlots:
             entry.cell = None
             self._device.release(entry)
 
-    def busy(self, change: int) -> None:
+    def add_busy(self, cells: int) -> None:
         """So many adapters more, or fewer, have a running request."""
-        self.busy_cells += change
+        self.busy_cells += cells
 
 
 Slots = SlotTable | PagedSlots

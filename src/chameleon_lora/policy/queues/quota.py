@@ -134,7 +134,7 @@ class QuotaBook:
             max(0, limit.seats - self._used_seats[lane]),
         )
 
-    def need(self, cost_tokens: int, lane: int, sources: Sequence[int]) -> int:
+    def need_tokens(self, cost_tokens: int, lane: int, sources: Sequence[int]) -> int:
         """What a request of this lane is to borrow: its cost, or less if that is above the quota.
 
         One above its lane's whole quota takes that quota and what is spare, once nothing of it is in

@@ -1,0 +1,150 @@
+"""Disks that fail or go away cost a look, never an adapter."""
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chameleon_lora.adapters import AdapterFolder
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from tests.adapters.failing_files import failing
+from tests.adapters.rewriting import rewrite, wait_for_tick
+from tests.engine_vllm.served_folder import NEVER_S, ServedFolder
+
+pytestmark = pytest.mark.vllm
+
+ERRORS = ("EIO", "ESTALE", "EMFILE", "ENFILE", "EACCES", "ETIMEDOUT")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> ServedFolder:
+    """A folder with the adapters a, b and c, which are offered; a was asked for."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    for name in "abc":
+        served.add(name)
+    served.refresh_all()
+    served.refresh("a")
+    served.told()
+    return served
+
+
+@pytest.mark.parametrize("file", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("error", ERRORS)
+def test_one_failing_look_takes_no_adapter_out(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture, file: str, error: str
+) -> None:
+    """The former offer stays, the log says why once, and the next look that can read finds the change."""
+    path, weights = served.root / "a" / file, served.root / "a" / WEIGHTS_NAME
+    wait_for_tick(weights)
+    rewrite(weights, "in place")
+    with failing(path, getattr(errno, error)):
+        served.refresh_all()
+        served.refresh_all()
+    assert ([], {}) == (served.told(), served.registry.not_served)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert f"Adapter stays what it was: adapter 'a': {file} cannot be read" in line
+    served.refresh_all()
+    assert [("announce", ["a"])] == served.told()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_new_adapter_that_cannot_be_read_is_told_and_tried_again(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    """Nobody has to touch it."""
+    served.add("d")
+    with failing(served.root / "d" / WEIGHTS_NAME, getattr(errno, error)):
+        served.refresh_all()
+        served.refresh_all()
+        assert "cannot be read" in served.registry.refused["d"]
+    assert 1 == len(caplog.records)
+    served.refresh_all()
+    assert ([("announce", ["d"])], {}) == (served.told(), served.registry.refused)
+
+
+def test_a_read_that_fails_half_way_breaks_no_adapter(served: ServedFolder) -> None:
+    """Opened, but not to be read: a file of the kernel's stands for a disk that fails then."""
+    (served.root / "d").mkdir()
+    shutil.copy(served.root / "a" / CONFIG_NAME, served.root / "d")
+    (served.root / "d" / WEIGHTS_NAME).symlink_to("/proc/self/mem")
+    served.registry = AdapterRegistry(served.models, AdapterFolder(served.root, ["/proc"]), NEVER_S)
+    served.refresh_all()
+    assert "Input/output error" in served.registry.refused["d"]
+    (served.root / "d" / WEIGHTS_NAME).unlink()
+    shutil.copy(served.root / "a" / WEIGHTS_NAME, served.root / "d")
+    served.refresh_all()
+    assert {} == served.registry.refused
+
+
+def test_other_rights_alone_are_looked_into(served: ServedFolder) -> None:
+    """What the message advises works: chmod changes neither size nor time of change."""
+    (served.root / "b" / CONFIG_NAME).write_text("{")
+    served.refresh_all()
+    served.registry.refused["b"] = "not seen since"
+    wait_for_tick(served.root / "b" / CONFIG_NAME)
+    (served.root / "b" / WEIGHTS_NAME).chmod(0o644)
+    served.refresh_all()
+    assert "is not JSON" in served.registry.refused["b"]
+
+
+def test_a_content_that_cannot_be_read_holds_no_request_up(served: ServedFolder) -> None:
+    """It goes on to the engine, which says what is wrong if that lasts; the next one reads again."""
+    with failing(served.root / "b" / WEIGHTS_NAME, errno.EIO):
+        served.refresh("b")
+    assert ([], None) == (served.told(), served.registry.why_refused("b"))
+    served.refresh("b")
+    assert [("announce", ["b"])] == served.told()
+
+
+def test_an_unmounted_folder_keeps_the_offer(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An empty mount point is where it was; told once, and nothing is told anew when it is back."""
+    away = served.root.rename(served.root.with_name("away"))
+    served.root.mkdir()
+    for _ in range(4):
+        served.refresh_all()
+    assert ([], ["a", "b", "c"]) == (served.told(), list(served.models.lora_requests))
+    served.root.rmdir()
+    away.rename(served.root)
+    served.refresh_all()
+    assert [] == served.told()
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "its disk seems to be away" in first
+    assert "works again" in last
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_what_is_away_for_one_look_stays(
+    served: ServedFolder, caplog: pytest.LogCaptureFixture, names: str
+) -> None:
+    """One adapter's own mount, or most of the folder; told once; gone at the second look."""
+    for is_back in (True, False):
+        for name in names:
+            (served.root / name).rename(served.root.with_name(name))
+            (served.root / name).mkdir()
+        served.refresh_all()
+        assert ([], {*"abc"}) == (served.told(), set(served.models.lora_requests))
+        assert 1 == len(caplog.records)
+        for name in names if is_back else "":
+            (served.root / name).rmdir()
+            served.root.with_name(name).rename(served.root / name)
+        if is_back:
+            served.refresh_all()
+            caplog.clear()
+    served.refresh_all()
+    assert [("withdraw", list(names))] == served.told()
+
+
+def test_all_that_were_taken_away_are_gone_at_the_second_look(served: ServedFolder) -> None:
+    """The folder is the same one, and empty."""
+    for folder in list(served.root.iterdir()):
+        shutil.rmtree(folder)
+    served.refresh_all()
+    assert [] == served.told()
+    served.refresh_all()
+    assert [("withdraw", ["a", "b", "c"])] == served.told()

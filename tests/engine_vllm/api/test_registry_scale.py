@@ -1,0 +1,200 @@
+"""A folder of very many adapters: what each look costs, and that nothing holds others up."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chameleon_lora.adapters import AdapterFolder, require_servable
+from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.engine_vllm.api import checks, registry
+from chameleon_lora.engine_vllm.api.patience import PatientWork
+from tests.engine_vllm.served_folder import ServedFolder, opened_by
+
+pytestmark = pytest.mark.vllm
+SOON_S = 0.25
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> ServedFolder:
+    """A folder that holds the adapter a, and is followed."""
+    pytest.importorskip("vllm")
+    served = ServedFolder(tmp_path / "adapters")
+    served.add("a")
+    asyncio.run(served.registry.start())
+    served.told()
+    return served
+
+
+class Hang(threading.Event):
+    """Looking at folders whose names begin with x hangs until this is set, as on a dead server's disk."""
+
+    asked = 0
+
+
+@pytest.fixture(params=["status", "bytes"])
+def hanging(
+    served: ServedFolder, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Hang]:
+    """In place from now on, when the files' status or their bytes are asked for."""
+    hang = Hang()
+    try_stamp = AdapterFolder.try_stamp
+
+    def wait(name: str) -> None:
+        if name.startswith("x"):
+            hang.asked += 1
+            hang.wait()
+
+    def stamp(folder: AdapterFolder, name: str) -> str | None:
+        wait(name)
+        return try_stamp(folder, name)
+
+    def check(path: Path, *given: object) -> object:
+        wait(path.name)
+        return require_servable(path, *given)  # type: ignore[arg-type]
+
+    if request.param == "status":
+        monkeypatch.setattr(AdapterFolder, "try_stamp", stamp)
+    else:
+        monkeypatch.setattr(f"{checks.__name__}.require_servable", check)
+    served.registry._patient = PatientWork(patience_s=SOON_S)
+    yield hang
+    hang.set()
+
+
+def add_many(served: ServedFolder, count: int) -> list[str]:
+    """So many copies of the adapter a."""
+    names = [f"c-{number:03}" for number in range(count)]
+    for name in names:
+        shutil.copytree(served.root / "a", served.root / name)
+    return names
+
+
+def test_an_idle_look_opens_nothing(served: ServedFolder) -> None:
+    """Not even the folder itself."""
+    served.refresh_all()
+    assert [] == opened_by(served.refresh_all)
+    served.add("b")
+    served.refresh_all()
+    assert [("announce", ["b"])] == served.told()
+
+
+def test_new_folders_are_offered_a_few_at_a_time(served: ServedFolder) -> None:
+    """The engine, too, is told of no more at once; others have their turn in between."""
+    names = add_many(served, 5 * registry.CHECKED)
+
+    async def count_turns() -> int:
+        turns = 0
+        look = asyncio.create_task(served.registry._refresh_all())
+        while not look.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(count_turns()) >= 5
+    told = [announced for _, announced in served.told()]
+    assert [registry.CHECKED] * 5 == [len(announced) for announced in told]
+    assert names == [name for announced in told for name in announced]
+
+
+def test_a_request_for_one_does_not_wait_for_the_others(
+    served: ServedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is offered while the look at all is still under way."""
+    add_many(served, 3 * registry.CHECKED)
+    served.add("z")
+    let_go = threading.Event()
+
+    def check(path: Path, *given: object) -> object:
+        if path.name.startswith("c-"):
+            let_go.wait()
+        return require_servable(path, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(f"{checks.__name__}.require_servable", check)
+
+    async def ask() -> None:
+        look = asyncio.create_task(served.registry._refresh_all())
+        await served.registry.refresh("z")
+        assert "z" in served.models.lora_requests
+        assert not look.done()
+        let_go.set()
+        await look
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    assert 3 * registry.CHECKED + 2 == len(served.models.lora_requests)
+
+
+def test_a_hung_folder_delays_no_other(
+    served: ServedFolder, hanging: Hang, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log and the pages say so; once its disk answers, it is served. One thread waits for it."""
+    for name in ("x", "b", "z"):
+        served.add(name)
+
+    async def look() -> None:
+        await served.registry._refresh_all()
+        assert {"a", "b", "z"} == set(served.models.lora_requests)
+        for _ in range(5):
+            await served.registry._refresh_all()
+            await served.registry.refresh("x")
+        assert 1 == hanging.asked
+        assert "do not answer" in str(served.registry.why_refused("x"))
+        assert ["x"] == list(served.registry.not_served)
+        hanging.set()
+        while served.registry._patient.hung:
+            await asyncio.sleep(0)
+        await served.registry._refresh_all()
+
+    asyncio.run(asyncio.wait_for(look(), 60))
+    assert "x" in served.models.lora_requests
+    assert {} == served.registry.not_served
+    refused = [r.getMessage() for r in caplog.records if "not served" in r.getMessage()]
+    assert 1 == len(refused)
+    assert "adapter 'x'" in refused[0]
+
+
+def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging: Hang) -> None:
+    """As long as nobody knows that it went."""
+    hanging.set()
+    served.add("x")
+    served.refresh_all()
+    hanging.clear()
+    (served.root / "x" / CONFIG_NAME).touch()
+    served.refresh_all()
+    served.refresh_all()
+    assert "x" in served.models.lora_requests
+    assert served.registry.why_refused("x") is None
+
+
+def test_a_root_that_hangs_is_told_and_asked_once(
+    served: ServedFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is offered stays offered."""
+    let_go = threading.Event()
+    place = AdapterFolder.place
+
+    def hang(folder: AdapterFolder) -> tuple[int, int]:
+        let_go.wait()
+        return place(folder)
+
+    monkeypatch.setattr(AdapterFolder, "place", hang)
+    served.registry._patient = PatientWork(patience_s=SOON_S)
+
+    async def look() -> None:
+        for _ in range(3):
+            await served.registry._refresh_all()
+        assert ["a"] == list(served.models.lora_requests)
+        let_go.set()
+        while served.registry._patient.hung:
+            await asyncio.sleep(0)
+        await served.registry._refresh_all()
+
+    asyncio.run(asyncio.wait_for(look(), 60))
+    told = [
+        record.getMessage() for record in caplog.records if "adapter folder" in record.getMessage()
+    ]
+    assert 1 == len(told)
+    assert "hangs" in told[0]
