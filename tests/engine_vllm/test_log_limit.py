@@ -15,6 +15,9 @@ LONG = "x" * 1_000_000
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What a handler writes while records are limited."""
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    monkeypatch.setattr(
+        logging.getLogger("vllm"), "propagate", True
+    )  # vLLM ends it when it sets up
     limit_log_records()
     written, root = io.StringIO(), logging.getLogger()
     handler = logging.StreamHandler(written)

@@ -24,7 +24,7 @@ pytestmark = [
 BAD_REQUEST, NOT_FOUND = 400, 404
 LOADED = "vllm:lora_adapter_loaded"
 ADAPTER_FIELDS = {
-    *("name", "rank", "bytes", "tier", "blocks", "is_promoting"),
+    *("name", "version", "rank", "bytes", "tier", "blocks", "is_promoting"),
     *("running", "queued", "is_pinned", "is_leaving", "cell"),
 }
 LANE_FIELDS = {
