@@ -76,7 +76,7 @@ def test_what_an_exception_says_is_cut(log: io.StringIO) -> None:
 
 def test_what_an_operator_asked_for_has_its_own_limit(log: io.StringIO) -> None:
     """--max-log-len is that of requests."""
-    logging.getLogger("vllm.entrypoints.serve.utils.request_logger").warning("%s", LONG)
+    logging.getLogger("vllm.entrypoints.serve.utils.request_logger").error("%s", LONG)
     assert len(LONG) < len(log.getvalue())
 
 
