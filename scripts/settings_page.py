@@ -66,7 +66,8 @@ vllm serve MODEL --enable-lora --scheduler-cls chameleon_lora.engine_vllm.schedu
 
 `chameleon serve` starts the same server; besides, it turns LoRA on and chooses `--max-lora-rank` by the adapters in the
 folder, and lets streams end for 30 s (`--shutdown-timeout`), unless the flags are given, on the command line or in vLLM's
-own `--config FILE.yaml`. The command line wins over that file, and both over what Chameleon would choose. An
+own `--config FILE.yaml`. Chameleon's own flags may stand in that file, too: `adapters: DIR`, `set: [cache.keep=lru]`. The
+command line wins over that file, and both over what Chameleon would choose. An
 `additional-config` of your own is kept beside Chameleon's settings; another `scheduler-cls` is refused.
 
 A whole number does for a float. Byte counts are bytes, times are seconds.

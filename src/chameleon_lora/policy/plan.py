@@ -105,7 +105,7 @@ class Failure:
     request_id: RequestId
     adapter_id: AdapterId
     reason: str
-    fault: Fault
+    fault: Fault = Fault.SERVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,9 @@ class Scheduler:
         self._drops += self._residency.overflow(now_s)
         self._forget_if_done(entry)
 
-    def load_failed(self, adapter_id: AdapterId, reason: str, now_s: float, fault: Fault) -> None:
+    def load_failed(
+        self, adapter_id: AdapterId, reason: str, now_s: float, fault: Fault = Fault.SERVER
+    ) -> None:
         """An adapter cannot be loaded: exactly the requests that wait for it end with this reason."""
         entry = self._residency.entries[adapter_id]
         self._residency.evict(entry)

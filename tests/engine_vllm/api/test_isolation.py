@@ -24,6 +24,7 @@ class Lookups:
     registry: list[str] = field(default_factory=list)
     resolver: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     async def refresh(self, name: str) -> None:
         """As the registry."""

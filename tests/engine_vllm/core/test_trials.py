@@ -2,9 +2,8 @@
 
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.messages import LoadAdapter, Loaded, LoadFailed
-from chameleon_lora.policy.memory.residency import CacheSettings
 from chameleon_lora.policy.plan import Fault
-from chameleon_lora.policy.settings import PolicySettings
+from chameleon_lora.policy.settings import CacheSettings, PolicySettings
 from tests.engine_vllm.fake_requests import (
     MIB,
     ROOM,
