@@ -67,6 +67,15 @@ def replace(path: Path, text: str) -> None:
         path.write_text("")
 
 
+def write_too_often(folder: Path) -> None:
+    """More than the kernel keeps events of."""
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    files = [folder / name for name in "xy"]
+    for number in range(most // 2 + 1):
+        files[number % 2].touch()
+        files[number % 2].unlink()
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "written over": lambda a: (a / WEIGHTS_NAME).write_text("{} "),
     "touched": lambda a: later(a / CONFIG_NAME),
@@ -182,14 +191,24 @@ def test_folders_without_a_watch_are_looked_at_each_time(
 
 def test_too_many_events_are_a_look_at_all(root: Path, watch: FolderWatch) -> None:
     """The kernel drops those that nobody fetches."""
-    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    files = [root / "a" / name for name in "xy"]
-    for number in range(most // 2 + 1):
-        files[number % 2].touch()
-        files[number % 2].unlink()
+    write_too_often(root / "a")
     shutil.rmtree(root / "b")
     assert {"a", "b"} == look(watch)
     assert {"a"} == watch.look().stamps.keys()
+
+
+def test_events_go_on_after_too_many(
+    root: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though with them went the word that the folder is another, whose number is the same."""
+    place = AdapterFolder(root).place()
+    monkeypatch.setattr(AdapterFolder, "place", lambda _: place)
+    write_too_often(root / "a")
+    shutil.rmtree(root)
+    write(root / "d")
+    assert {"a", "b", "d"} == look(watch)
+    write(root / "e")
+    assert "e" in look(watch)
 
 
 def test_another_folder_of_that_name_is_looked_at(root: Path, watch: FolderWatch) -> None:

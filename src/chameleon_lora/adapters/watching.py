@@ -50,11 +50,6 @@ class FolderEvents:
         self._own = self._inotify.add_watch(self._root, _ENTRIES | flags.ONLYDIR)
         self._names[self._own] = ""
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the folder is still the one that was there at the start."""
-        return self._own in self._names
-
     def follow(self, name: str) -> bool:
         """Whether events will tell of all that is done to this entry from now on.
 
@@ -75,7 +70,10 @@ class FolderEvents:
             self._remember(name, watch)
 
     def take(self) -> set[str] | None:
-        """The entries to which something was done since the last call; None if it was too much to tell."""
+        """The entries to which something was done since the last call.
+
+        None if these events are of no more use: it was too much to tell, or the folder has gone.
+        """
         names: set[str] = set()
         for event in self._inotify.read(timeout=0):
             if event.mask & (flags.Q_OVERFLOW | flags.UNMOUNT):
@@ -84,7 +82,7 @@ class FolderEvents:
                 self._names.pop(event.wd, None)
             elif event.wd in self._names:
                 names.add(self._names[event.wd] or event.name)
-        return names - {""}
+        return names - {""} if self._own in self._names else None
 
     def _remember(self, name: str, watch: int | None) -> None:
         """A watch is a folder's, whatever that is called by now; that of one that went is given back."""
@@ -184,7 +182,7 @@ class FolderWatch:
         """The entries to which something was done; None if that is not known."""
         place = self._folder.place()
         happened = None if self._events is None else self._events.take()
-        if place != self._place or (self._events is not None and not self._events.is_alive):
+        if place != self._place or (self._events is not None and happened is None):
             if self._events is not None:
                 self._events.close()
             self._events, self._is_full, self._place = self._try_events(), False, place
