@@ -240,6 +240,25 @@ def test_what_was_due_and_not_looked_at_stays_due(root: Path, watch: FolderWatch
     assert ["c"] == watch.due(0.0) == watch.due(0.0) == watch.due(0.0)
 
 
+def test_a_change_while_a_look_hangs_is_looked_at(
+    root: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was due meanwhile is not done by a look that began before."""
+    try_stamp = AdapterFolder.try_stamp
+
+    def hang(folder: AdapterFolder, name: str) -> str | None:
+        stamp = try_stamp(folder, name)
+        write(root / "a", "{}  ")
+        assert ["a"] == watch.due(0.0) == watch.due(0.0)
+        return stamp
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AdapterFolder, "try_stamp", hang)
+        watch.look_at("a")
+    assert {"a"} == look(watch)
+    assert AdapterFolder(root).try_stamp("a") == watch.look().stamps["a"]
+
+
 def test_why_a_folder_is_none_is_asked_where_it_changed(
     root: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

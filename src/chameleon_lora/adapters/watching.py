@@ -133,16 +133,18 @@ class FolderWatch:
             self._untold.update(name for name, is_link in entries.items() if is_link)
         self._owed.update(happened or (), self._recent, self._untold)
         self._recent = happened or set()
-        due = [name for name in self._owed if not name.startswith(".")]
+        due = [name for name in self._owed.copy() if not name.startswith(".")]
         return sorted(due, key=lambda name: (name in self._untold, name))
 
     def look_at(self, name: str) -> None:
         """Take up what an entry is now."""
-        is_told = self._is_told(name)  # first: what happens after the look is an event
+        self._owed.discard(name)  # first: what happens while it hangs makes it due again
+        is_told = self._is_told(name)  # and what happens after the look is an event
         try:
             stamp, is_readable = self._folder.try_stamp(name), True
         except AdapterUnreadableError:
             stamp, is_readable = None, False
+            self._owed.add(name)
         if stamp is None and is_readable:
             self._stamps.pop(name, None)
         else:
@@ -152,8 +154,6 @@ class FolderWatch:
         else:
             self._others.pop(name, None)
         (self._untold.discard if is_told else self._untold.add)(name)
-        if is_readable:
-            self._owed.discard(name)
         self._look = None
 
     def may_hang(self, name: str) -> bool:
