@@ -123,21 +123,22 @@ def test_a_folder_that_moved_away_is_followed_no_more(root: Path, watch: FolderW
     assert {"a"} == look(watch)
 
 
-@pytest.mark.parametrize("linked", ["folder", "file"])
+@pytest.mark.parametrize("linked", ["folder", CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"])
 def test_links_are_looked_at_each_time_and_last(
     root: Path, watch: FolderWatch, linked: str
 ) -> None:
     """No event tells what becomes of that to which they lead."""
     outside = write(root.parent / "outside")
+    (outside / "adapter_model.bin").write_text("")
     if linked == "folder":
         (root / "a-link").symlink_to(outside)
     else:
         (root / "a-link").mkdir()
-        (root / "a-link" / CONFIG_NAME).symlink_to(outside / CONFIG_NAME)
+        (root / "a-link" / linked).symlink_to(outside / linked)
     look(watch)
     look(watch)
     write(root / "b", "{} ")
-    later(outside / CONFIG_NAME)
+    later(outside / (CONFIG_NAME if linked == "folder" else linked))
     assert ["b", "a-link"] == watch.due(0.0)
     watch.look_at("b")
     watch.look_at("a-link")

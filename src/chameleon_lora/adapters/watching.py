@@ -16,6 +16,7 @@ import psutil
 from inotify_simple import INotify, flags
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.convert import PICKLED_NAMES
 from chameleon_lora.adapters.folder import AdapterFolder, shown
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.looks import Look
@@ -27,6 +28,7 @@ LOCAL = frozenset(
 """File systems to which nobody writes but by this machine's kernel, which tells of it."""
 _ENTRIES = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.ATTRIB
 _FILES = _ENTRIES | flags.MODIFY | flags.CLOSE_WRITE | flags.DONT_FOLLOW | flags.EXCL_UNLINK
+_FILE_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *PICKLED_NAMES)
 _WAY_OUT = "each look is at those; way out: raise fs.inotify.max_user_watches and max_user_instances (sysctl)"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
@@ -59,7 +61,7 @@ class FolderEvents:
         path, watch = Path(self._root, name), None
         try:
             watch = self._inotify.add_watch(path, _FILES | flags.ONLYDIR)
-            has_links = any((path / file).is_symlink() for file in (CONFIG_NAME, WEIGHTS_NAME))
+            has_links = any((path / file).is_symlink() for file in _FILE_NAMES)
             return path.lstat().st_dev == self._device and not has_links
         except OSError as error:
             if error.errno == errno.ENOSPC:
