@@ -8,19 +8,13 @@ from pathlib import Path
 import pytest
 
 from chameleon_lora.adapters.config import CONFIG_NAME
+from chameleon_lora.adapters.folder import AdapterFolder
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import inspect_adapter, require_servable
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.errors import AdapterInvalidError
 
-DIMS = ModelDims(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=8,
-)
+DIMS = ModelDims(8, 8, 1, 1, 1, 8)
 
 
 @pytest.fixture
@@ -105,6 +99,16 @@ def test_a_link_within_the_root_is_followed(adapter: Path) -> None:
     (adapter / WEIGHTS_NAME).rename(blobs / "1")
     (adapter / WEIGHTS_NAME).symlink_to("../.blobs/1")
     assert () == require_servable(adapter, roots=[root]).problems
+
+
+def test_a_trusted_root_in_a_circle_trusts_nothing(adapter: Path, tmp_path: Path) -> None:
+    """A file elsewhere is refused as where there is no such root."""
+    (adapter / WEIGHTS_NAME).rename(tmp_path / "1")
+    (adapter / WEIGHTS_NAME).symlink_to("../1")
+    (tmp_path / "circle").symlink_to("circle")
+    roots = AdapterFolder(adapter, [str(tmp_path / "circle")]).real_roots
+    with pytest.raises(AdapterInvalidError, match=r"serving\.trusted_roots"):
+        require_servable(adapter, roots=roots)
 
 
 def test_a_link_in_a_circle_cannot_be_opened(adapter: Path) -> None:

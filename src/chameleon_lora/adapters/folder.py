@@ -29,7 +29,7 @@ class RealRoots:
     roots: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[Path]:
-        return (root.resolve() for root in self.roots)
+        return (Path(os.path.realpath(root)) for root in self.roots)  # of a circle, too
 
 
 class AdapterFolder:
@@ -46,7 +46,7 @@ class AdapterFolder:
         self._converts_bin = converts_bin  # so a folder of pickled weights is one of the adapters
 
     @property
-    def real_roots(self) -> "RealRoots":
+    def real_roots(self) -> RealRoots:
         """Where files of adapters may really lie, whatever links led there."""
         return RealRoots((self.root, *map(Path, self._trusted)))
 
