@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,18 @@ def test_the_tensors_are_the_pickles_and_the_pickle_stays(adapter: Path, tmp_pat
     (adapter / WEIGHTS_NAME).write_bytes(b"mine")
     convert(adapter)
     assert b"mine" == (adapter / WEIGHTS_NAME).read_bytes()
+
+
+def test_a_root_that_is_not_needed_is_not_looked_up(adapter: Path, tmp_path: Path) -> None:
+    """Its disk may hang, and nothing of the adapter lies there."""
+
+    class Roots:
+        def __iter__(self) -> Iterator[Path]:
+            yield tmp_path
+            raise AssertionError("the second one was looked up")
+
+    with pytest.raises(AdapterTooLargeError, match="the limit is 10"):
+        require_servable(adapter, AdapterLimits(converts_bin=True, max_bytes=10), Roots())
 
 
 @pytest.mark.parametrize("kind", ["order", "storage"])

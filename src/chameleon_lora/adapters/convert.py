@@ -8,7 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +34,7 @@ def is_only_pickled(folder: Path) -> bool:
     return pickled_file(folder) is not None and not os.path.lexists(folder / WEIGHTS_NAME)
 
 
-def convert(folder: Path, max_bytes: int | None = None, roots: Sequence[Path] = ()) -> None:
+def convert(folder: Path, max_bytes: int | None = None, roots: Iterable[Path] = ()) -> None:
     """Afterwards the folder holds weights as safetensors too: the same, unless there were some.
 
     Nothing that is there is written over or removed. With `roots`, only in a folder below one.
@@ -70,7 +70,7 @@ def convert(folder: Path, max_bytes: int | None = None, roots: Sequence[Path] = 
 
 
 @contextmanager
-def _new_file(folder: Path, roots: Sequence[Path]) -> Iterator[BinaryIO]:
+def _new_file(folder: Path, roots: Iterable[Path]) -> Iterator[BinaryIO]:
     """A file in the folder that gets the name of the weights if the block ends well, else goes.
 
     By the open folder, not its path: what that names may change meanwhile.

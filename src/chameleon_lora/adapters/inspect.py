@@ -164,7 +164,7 @@ def require_servable(
 
 def _convert(path: Path, limits: AdapterLimits, roots: Iterable[Path], name: str | None) -> None:
     try:
-        convert(path, limits.max_bytes, tuple(roots))
+        convert(path, limits.max_bytes, roots)
     except AdapterUnreadableError:
         raise
     except AdapterError as error:

@@ -100,7 +100,7 @@ def convert_command(args: argparse.Namespace) -> int:
     refused = 0
     for path in pickled:
         try:
-            convert(path, largest_bytes(), tuple(folder.real_roots) if names else ())
+            convert(path, largest_bytes(), folder.real_roots if names else ())
             told = f"{WEIGHTS_NAME} written"
         except AdapterError as error:
             refused += 1
