@@ -15,7 +15,13 @@ from chameleon_lora.adapters.convert import convert, is_only_pickled
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import AdapterLimits, require_servable
 from chameleon_lora.adapters.make import ModelDims, make_adapter
-from chameleon_lora.errors import AdapterInvalidError, AdapterTooLargeError, ConfigError
+from chameleon_lora.errors import (
+    AdapterInvalidError,
+    AdapterTooLargeError,
+    AdapterUnreadableError,
+    ConfigError,
+)
+from tests.adapters.failing_files import failing
 
 torch: Any = pytest.importorskip("torch")
 BIN = "adapter_model.bin"
@@ -156,6 +162,15 @@ def test_what_cannot_be_converted_says_why(
     with pytest.raises(AdapterInvalidError, match="not a regular file"):
         convert(adapter)
     assert ["adapter_config.json", BIN] == names_in(adapter)
+
+
+def test_trouble_that_may_be_over_soon_refuses_no_adapter(adapter: Path) -> None:
+    """As where descriptors are used up: whoever offers it tries again."""
+    with (
+        failing(adapter, errno.EMFILE),
+        pytest.raises(AdapterUnreadableError, match=r"adapter 'pickled': .*Too many open files"),
+    ):
+        require_servable(adapter, AdapterLimits(converts_bin=True))
 
 
 def test_without_torch_it_says_how_to_get_it(

@@ -4,6 +4,7 @@ Nothing here unpickles: a process of its own does (`unpickle`), within limits. I
 path: the pickled one, and a hidden one in the same folder that gets the weights' name once it is whole.
 """
 
+import errno
 import importlib.util
 import os
 import subprocess
@@ -14,12 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.adapters.untrusted import open_regular, require_inside
-from chameleon_lora.errors import AdapterInvalidError, AdapterTooLargeError, ConfigError
+from chameleon_lora.adapters.untrusted import open_regular, require_inside, unreadable
+from chameleon_lora.errors import (
+    AdapterInvalidError,
+    AdapterTooLargeError,
+    AdapterUnreadableError,
+    ConfigError,
+)
 
 PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
 TIME_LIMIT_S = 180.0  # CPU seconds have a limit of their own; this one is for disks that hang
-_REFUSED = 3
+REFUSED = 3  # the reader's status when its reason is on stderr
+_OF_THE_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _WAY_OUT = "way out: save it again with PEFT's save_pretrained, which writes safetensors"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -42,6 +49,7 @@ def convert(folder: Path, max_bytes: int | None = None, roots: Iterable[Path] = 
     Raises:
         AdapterInvalidError: there is nothing to convert, it is no file of tensors, or it cannot be written.
         AdapterTooLargeError: it has more than `max_bytes`.
+        AdapterUnreadableError: what is wrong may be over soon, as where no descriptor is left.
         ConfigError: torch is not installed.
     """
     name = pickled_file(folder)
@@ -63,6 +71,8 @@ def convert(folder: Path, max_bytes: int | None = None, roots: Iterable[Path] = 
                 )
             _unpickle(name, source, target)
     except OSError as error:
+        if error.errno not in _OF_THE_FOLDER:
+            raise AdapterUnreadableError(unreadable(name, error)) from error
         raise AdapterInvalidError(
             f"{WEIGHTS_NAME} cannot be made beside {name} ({error.strerror}); way out: convert a copy of "
             "the folder where you may write, and put that in its place"
@@ -112,11 +122,9 @@ def _unpickle(name: str, source: BinaryIO, target: BinaryIO) -> None:
         ) from error
     if done.returncode == 0:
         return
-    *_, told = (
-        "",
-        *done.stderr.decode(errors="replace").splitlines(),
-    )  # torch may have warned before
-    if done.returncode != _REFUSED:
+    words = done.stderr.decode(errors="replace").rstrip()
+    told = words.rpartition("\n")[2]  # torch may have warned before
+    if done.returncode != REFUSED:
         told = f"its reader was stopped (status {done.returncode})"  # below 0: by that signal
     raise AdapterInvalidError(
         f"{name} is no file of tensors that can be read safely: {told}; {_WAY_OUT}"

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from chameleon_lora.adapters.convert import REFUSED
 from chameleon_lora.adapters.untrusted import quoted
 
-REFUSED = 3
 CPU_SECONDS = 60
 MOST_TIMES = 2  # the bytes of all tensors, in sizes of the file: two may share what is stored once
 _ROOM_TIMES, _ROOM_BYTES = 8, 512 << 20  # the file, its tensors, and both as safetensors has them
