@@ -12,7 +12,7 @@ from chameleon_lora.adapters.base_model import strangers
 from chameleon_lora.adapters.config import PeftConfig
 from chameleon_lora.adapters.header import TensorEntry
 from chameleon_lora.adapters.patterns import pattern_problems
-from chameleon_lora.adapters.untrusted import quoted
+from chameleon_lora.adapters.untrusted import first_of, quoted
 
 _PREFIX = "base_model.model."
 _EXAMPLE = f"{_PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -37,7 +37,7 @@ def pair_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> tuple[s
     if named:
         return (_named(named),)
     if not a_sides and not b_sides:
-        found = f", but {_first_of([t.name for t in tensors])}" if tensors else ""
+        found = f", but {first_of([t.name for t in tensors])}" if tensors else ""
         return (
             f"the weights hold no LoRA tensors under names as PEFT writes them, which are like {_EXAMPLE!r}"
             f"{found}; way out: save the adapter with PEFT's save_pretrained or its trainer's export to "
@@ -74,7 +74,7 @@ def layer_problems(tensors: Sequence[TensorEntry], layers: frozenset[str]) -> It
     absent = strangers(list(modules), layers)
     if absent:
         yield (
-            f"its weights for {_first_of(absent)} find no layer among the names in the model's files; "
+            f"its weights for {first_of(absent)} find no layer among the names in the model's files; "
             "way out: serve it with the model it was trained on, or rename them if this is that model"
         )
 
@@ -89,7 +89,7 @@ def _named(names: Sequence[str]) -> str:
     """The fault of weights that were saved from PEFT's memory, not by its save_pretrained."""
     right = _NAMED.sub(lambda match: "".join(match.groups("")), names[0])
     return (
-        f"tensor {_first_of(names)} has an adapter's name in its own; way out: save the adapter with "
+        f"tensor {first_of(names)} has an adapter's name in its own; way out: save the adapter with "
         f"PEFT's save_pretrained, or write the file anew with such names as {quoted(right)}"
     )
 
@@ -99,7 +99,7 @@ def head_problems(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterato
     names = [entry.name for entry in tensors if _is_head(entry.name, config)]
     if names:
         yield (
-            f"tensor {_first_of(names)} is the head of a classifier, and this engine can take none: its "
+            f"tensor {first_of(names)} is the head of a classifier, and this engine can take none: its "
             "model does not classify, or its vLLM is too old; way out: serve the classifier it was "
             "trained on (--runner pooling, where vLLM does not choose that itself)"
         )
@@ -116,14 +116,14 @@ def _alien(tensors: Sequence[TensorEntry], config: PeftConfig) -> Iterator[str]:
     biases = [name for name in names if name.endswith(".bias") and not _OTHER_BIAS.search(name)]
     if biases:
         yield (
-            f"tensor {_first_of(biases)} is a bias of the base model that was trained along, and vLLM 0.32 "
+            f"tensor {first_of(biases)} is a bias of the base model that was trained along, and vLLM 0.32 "
             "has one for all adapters; way out: train it again with bias='none', or merge it into the "
             "base model"
         )
     names = [name for name in names if name not in biases]
     if names:
         yield (
-            f"tensor {_first_of(names)} is no LoRA weight that vLLM 0.32 loads; "
+            f"tensor {first_of(names)} is no LoRA weight that vLLM 0.32 loads; "
             "way out: save the adapter with PEFT's save_pretrained, without extra modules"
         )
 
@@ -132,15 +132,15 @@ def _one_sided(a_sides: dict[str, TensorEntry], b_sides: dict[str, TensorEntry])
     without_b = [name for name in a_sides if name not in b_sides]
     without_a = [name for name in b_sides if name not in a_sides]
     if without_b:
-        yield f"module {_first_of(without_b)} has lora_A but no lora_B; way out: save it again"
+        yield f"module {first_of(without_b)} has lora_A but no lora_B; way out: save it again"
     if without_a:
-        yield f"module {_first_of(without_a)} has lora_B but no lora_A; way out: save it again"
+        yield f"module {first_of(without_a)} has lora_B but no lora_A; way out: save it again"
 
 
 def _not_float(tensors: Sequence[TensorEntry]) -> Iterator[str]:
     names = [entry.name for entry in tensors if entry.float_name is None]
     if names:
-        yield f"tensor {_first_of(names)} is not floating point; way out: save it as float16"
+        yield f"tensor {first_of(names)} is not floating point; way out: save it as float16"
 
 
 def _wrong_rank(
@@ -154,7 +154,7 @@ def _wrong_rank(
     ]
     if wrong:
         yield (
-            f"{side} of module {_first_of(wrong)} has shape {list(sides[wrong[0]].shape)}, the "
+            f"{side} of module {first_of(wrong)} has shape {list(sides[wrong[0]].shape)}, the "
             f"configuration promises rank {rank_of(_pattern_name(wrong[0]))}; "
             "way out: copy the adapter_config.json that was saved with these weights"
         )
@@ -172,7 +172,3 @@ def _pattern_name(module: str) -> str:
         if module.endswith(ending):
             return module.removesuffix(ending) + parameter
     return module
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return quoted(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -6,7 +6,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
@@ -153,6 +153,11 @@ def quoted(value: object) -> str:
     cut = reprlib.Repr()
     cut.maxstring, cut.maxother = 100, 60
     return cut.repr(value)
+
+
+def first_of(values: Sequence[object]) -> str:
+    """The first of some for a message, and how many more there are."""
+    return quoted(values[0]) + (f" (and {len(values) - 1} more)" if len(values) > 1 else "")
 
 
 def _require_regular(mode: int, path: Path) -> None:

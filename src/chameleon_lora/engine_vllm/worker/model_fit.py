@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chameleon_lora.adapters.untrusted import quoted
+from chameleon_lora.adapters.untrusted import first_of, quoted
 from chameleon_lora.errors import AdapterUnfitError
 
 _logger = logging.getLogger(f"vllm.{__name__}")
@@ -34,9 +34,8 @@ def require_fit(
     absent, idle = strangers(adapter_manager, lora_model)
     is_partial = len(absent) < len(lora_model.loras) or getattr(lora_model, "modules_to_save", None)
     if absent and is_partial and not serves_partial:
-        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise AdapterUnfitError(
-            f"its weights for {quoted(absent[0])}{more} find no layer of this model; way out: serve it "
+            f"its weights for {first_of(absent)} find no layer of this model; way out: serve it "
             "with the model it was trained on, or rename them if this is that model; with "
             "serving.serves_partial they are left out"
         )
@@ -64,9 +63,8 @@ def why_unknown(adapter_manager: Any, modules: Sequence[str], told: str) -> str 
     absent = [name for name in modules if name.rpartition(".")[2] not in known]
     if not absent:
         return None
-    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
     return (
-        f"its weights for {quoted(absent[0])}{more} are of a kind that this model has no layers of, which "
+        f"its weights for {first_of(absent)} are of a kind that this model has no layers of, which "
         f"has {', '.join(known)}; way out: serve it with the model it was trained on, or train it without"
     )
 
