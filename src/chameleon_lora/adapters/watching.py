@@ -196,7 +196,7 @@ class FolderWatch:
         root = self._folder.root
         if not self._scan_all_s:
             return None
-        kind = _file_system(root)
+        kind = file_system_of(root)
         if kind not in LOCAL:
             _logger.info("%r is on %s: each look is at all of its adapters", str(root), kind)
             return None
@@ -217,8 +217,8 @@ class FolderWatch:
             return False
 
 
-def _file_system(path: Path) -> str:
-    """Of what kind it is, as the kernel calls it."""
+def file_system_of(path: Path) -> str:
+    """Of what kind a path's file system is, as the kernel calls it."""
     place = path.resolve()
     mounts = [(Path(mount.mountpoint), mount.fstype) for mount in psutil.disk_partitions(all=True)]
     holding = [(len(m.parts), kind) for m, kind in mounts if m in (place, *place.parents)]

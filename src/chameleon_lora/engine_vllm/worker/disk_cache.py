@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from chameleon_lora.adapters.watching import file_system_of
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.worker.packed_adapter import (
     PackedAdapter,
@@ -188,7 +189,7 @@ class DiskCache:
         """The unnamed file, its limit set and told in the log; None if there is to be none."""
         try:
             folder = self._folder or Path(tempfile.gettempdir())
-            if self._folder is None and _file_system_of(folder) in _MEMORY:
+            if self._folder is None and file_system_of(folder) in _MEMORY:
                 _logger.info(
                     "Adapters read once are not kept on disk: %s is in memory. Name another folder "
                     "in serving.disk_cache_dir to have later loads of them read faster.", folder,
@@ -207,17 +208,6 @@ class DiskCache:
             "each of %d workers (serving.disk_cache_bytes).", folder, self._limit_bytes, self._workers,
         )  # fmt: skip
         return descriptor
-
-
-def _file_system_of(folder: Path) -> str | None:
-    """The type of the file system a folder is on, None if that cannot be told."""
-    device = folder.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        fields = line.split()
-        if fields[2] == wanted:
-            return fields[fields.index("-") + 1]
-    return None
 
 
 def _write_all(descriptor: int, flat: torch.Tensor, offset: int) -> None:
