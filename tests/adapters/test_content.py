@@ -16,14 +16,7 @@ from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.errors import AdapterInvalidError
 from tests.adapters.rewriting import FILE_CHANGES, rewrite, wait_for_tick
 
-DIMS = ModelDims(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-)
+DIMS = ModelDims(8, 8, 1, 1, 1, 8)
 
 
 @pytest.fixture

@@ -21,15 +21,7 @@ from chameleon_lora.errors import (
     ConfigError,
 )
 
-DIMS = ModelDims(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    name="tiny-llama",
-)
+DIMS = ModelDims(32, 48, 2, 4, 2, 8, "tiny-llama")
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 Q1 = "base_model.model.model.layers.1.self_attn.q_proj"
 

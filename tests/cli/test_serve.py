@@ -19,14 +19,7 @@ from chameleon_lora.errors import AdapterNotFoundError, ConfigError
 from chameleon_lora.tenants import hash_key
 from tests.engine_vllm.served_folder import opened_by
 
-DIMS = ModelDims(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=8,
-)
+DIMS = ModelDims(8, 8, 1, 1, 1, 8)
 
 
 def read(*words: str | Path) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""vLLM's requests as far as the driver reads them, and drivers over the real policy."""
+"""vLLM's requests as far as the driver reads them, its own for its client, and drivers over the real policy."""
 
 from collections.abc import Sized
 from dataclasses import dataclass, field
@@ -96,3 +96,24 @@ def carry_out(driver: Driver, now_s: float, room: StepBudget = ROOM) -> tuple[St
     loads = [command for command in driver.commands(plan) if isinstance(command, LoadAdapter)]
     driver.acknowledge([Loaded(load.adapter_id, MIB, 8, 0.1) for load in loads], now_s)
     return plan, admitted
+
+
+def core_request(name: str, prompt: list[int], params: Any) -> Any:
+    """vLLM's own EngineCoreRequest, as its client makes it, of SamplingParams or PoolingParams."""
+    from vllm import PoolingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    is_pooling = isinstance(params, PoolingParams)
+    request = EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=list(prompt),
+        mm_features=None,
+        sampling_params=None if is_pooling else params,
+        pooling_params=params if is_pooling else None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    request.external_req_id = "client's"
+    return request

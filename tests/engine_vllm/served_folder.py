@@ -24,14 +24,7 @@ from chameleon_lora.engine_vllm.messages import TRY
 BASE = "base-model"
 MAX_RANK = 8
 NEVER_S = 3600.0
-DIMS = ModelDims(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=8,
-)
+DIMS = ModelDims(8, 8, 1, 1, 1, 8)
 
 
 @dataclass

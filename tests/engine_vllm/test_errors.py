@@ -10,7 +10,7 @@ from chameleon_lora.engine_vllm.errors import STATUS, failure_in, failure_output
 from chameleon_lora.errors import AdapterRequestsError
 from chameleon_lora.policy.plan import Failure, Fault
 from chameleon_lora.policy.request import AdapterId, RequestId
-from tests.engine_vllm.fake_requests import FakeRequest
+from tests.engine_vllm.fake_requests import FakeRequest, core_request
 
 REASON = "adapter 'a': no weights"
 POOLED = 4  # of `all_params`
@@ -63,24 +63,10 @@ def test_a_reason_survives_the_process_border(fault: Fault) -> None:
 
 def processor_with(params: Any, queue: Any) -> Any:
     """vLLM's own, with request r and this place for its outputs, or none as under the LLM class."""
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.output_processor import OutputProcessor
 
-    is_pooling = hasattr(params, "extra_kwargs")
-    request = EngineCoreRequest(
-        request_id="r",
-        prompt_token_ids=[5, 6, 7],
-        mm_features=None,
-        sampling_params=None if is_pooling else params,
-        pooling_params=params if is_pooling else None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
-    request.external_req_id = "client's"
     processor = OutputProcessor(None, log_stats=False)
-    processor.add_request(request, None, None, 0, queue)
+    processor.add_request(core_request("r", [5, 6, 7], params), None, None, 0, queue)
     return processor
 
 

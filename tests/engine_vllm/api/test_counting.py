@@ -7,6 +7,7 @@ import pytest
 from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.tenants import Tenant
 from tests.engine_vllm.callers import ACME
+from tests.engine_vllm.fake_requests import core_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("hooked")]
 PROMPT = [5, 6, 7]
@@ -24,22 +25,7 @@ class Answers:
 
     def begin(self, name: str, params: Any, parent: Any = None, index: int = 0) -> Any:
         """A request for an answer, or for one of several; vLLM's form of it."""
-        from vllm import PoolingParams
-        from vllm.v1.engine import EngineCoreRequest
-
-        is_pooling = isinstance(params, PoolingParams)
-        request = EngineCoreRequest(
-            request_id=name,
-            prompt_token_ids=list(PROMPT),
-            mm_features=None,
-            sampling_params=None if is_pooling else params,
-            pooling_params=params if is_pooling else None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
-        request.external_req_id = "client's"
+        request = core_request(name, PROMPT, params)
         queue = self._collector(params.output_kind, name)
         token = CALLER.set(self.caller)
         self._processor.add_request(request, None, parent, index, queue)

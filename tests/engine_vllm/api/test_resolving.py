@@ -18,15 +18,7 @@ from chameleon_lora.engine_vllm.api.serving import NameLocks, resolving
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 BASE = "tiny"
-DIMS = ModelDims(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=8,
-    name=BASE,
-)
+DIMS = ModelDims(8, 8, 1, 1, 1, 8, BASE)
 NOT_FOUND = 404
 
 

@@ -21,14 +21,7 @@ from chameleon_lora.engine_vllm.worker.sealed_copy import sealed_copy
 from chameleon_lora.errors import AdapterError, AdapterInvalidError, AdapterTooLargeError
 from tests.engine_vllm.worker.watched_files import Watch
 
-DIMS = ModelDims(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=8,
-)
+DIMS = ModelDims(8, 8, 1, 1, 1, 8)
 ANY = AdapterLimits()
 
 
