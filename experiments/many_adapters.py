@@ -183,9 +183,11 @@ def listing_all_the_time(base_url: str) -> Iterator[None]:
 
     asker = threading.Thread(target=ask)
     asker.start()
-    yield
-    ended.set()
-    asker.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        asker.join()
 
 
 def stream_gap_s(base_url: str, seconds: float) -> float:
