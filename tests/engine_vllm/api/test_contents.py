@@ -153,3 +153,21 @@ def test_files_that_are_not_what_was_announced_are_read_again(served: ServedFold
     expected = [read_fingerprint(served.root / "a")]
     assert expected == announced_since(served, served.refresh_all)
     assert [] == announced_since(served, served.refresh_all)
+
+
+@pytest.mark.parametrize("elsewhere", [None, "elsewhere"])
+def test_the_same_bytes_written_again_are_offered_where_they_are_not_served(
+    served: ServedFolder, elsewhere: str | None
+) -> None:
+    """Unloaded by request, or another loaded under their name: they come back, as if never asked for."""
+    from vllm.lora.request import LoRARequest
+
+    offered = served.models.lora_requests
+    del offered["a"]
+    if elsewhere is not None:
+        offered["a"] = LoRARequest("a", 9, elsewhere)
+    path = served.root / "a" / WEIGHTS_NAME
+    wait_for_tick(path)
+    os.utime(path)
+    assert [read_fingerprint(path.parent)] == announced_since(served, served.refresh_all)
+    assert str(path.parent) == offered["a"].lora_path

@@ -371,7 +371,7 @@ class AdapterRegistry:
 
     def _is_offered(self, name: str, found: Checked) -> bool:
         """Whether only the files' times or rights are others, or these very bytes were written again."""
-        former = self._fingerprints.get(name)
+        former = self._fingerprints.get(name) if self._is_own(name) else None
         return former is not None and former == found.fingerprint
 
     async def _withdraw_all(self, names: list[str]) -> None:
