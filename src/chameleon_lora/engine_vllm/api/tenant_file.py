@@ -1,6 +1,5 @@
 """The tenants' file, read at start and again whenever it has changed."""
 
-import asyncio
 import logging
 import os
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.untrusted import open_regular
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
+from chameleon_lora.engine_vllm.api.patience import PatientWork
 from chameleon_lora.errors import AdapterInvalidError, AdapterUnreadableError, ConfigError
 from chameleon_lora.tenants import KeyHash, TenantRegistry, parse_tenants
 
@@ -42,7 +42,7 @@ class TenantFile:
         self._scan_s = scan_s
         self._admin = admin
         self._looked_s: float | None = None
-        self._look: asyncio.Future[None] | None = None
+        self._patient = PatientWork(patience_s=LOOK_S)
         self._trouble = LastTrouble()
         self._stamp, self.registry = self._read_usable()
         _logger.info("Read %d tenants from %s", len(self.registry.tenants), path)
@@ -51,26 +51,29 @@ class TenantFile:
         """Afterwards `registry` is that of the file, unless a look was had just now. Ends in any case."""
         if self._looked_s is not None and now_s - self._looked_s < self._scan_s:
             return
-        if self._look is not None and not self._look.done():
-            return  # the disk hangs, and the log says so
         self._looked_s = now_s
-        self._look = asyncio.ensure_future(asyncio.to_thread(self._take_up))
-        await asyncio.wait({self._look}, timeout=LOOK_S)
-        if not self._look.done():
-            self._tell(f"tenants file {self._path} cannot be read in {LOOK_S} s")
-
-    def _take_up(self) -> None:
         try:
-            if stamp_of(self._path.stat()) == self._stamp:
-                self._trouble.note(None)
-                return
-            self._stamp, self.registry = self._read_usable()
+            found = await self._patient.one(self._look, str(self._path))
         except OSError as error:
             self._tell(f"tenants file {self._path} cannot be read: {error.strerror}")
         except Exception as error:  # noqa: BLE001  # whatever a file can hold
             self._tell(str(error))
         else:
-            self._trouble.note(None)
+            self._take_up(found)
+
+    def _look(self, _path: str) -> tuple[str, TenantRegistry]:
+        """What the file is and holds, read if it is another than before. For a thread; changes nothing."""
+        is_known = stamp_of(self._path.stat()) == self._stamp
+        return (self._stamp, self.registry) if is_known else self._read_usable()
+
+    def _take_up(self, found: tuple[str, TenantRegistry] | None) -> None:
+        """Keep what was found; None if the disk hangs."""
+        if found is None:
+            self._tell(f"tenants file {self._path} cannot be read in {LOOK_S} s")
+            return
+        self._trouble.note(None)
+        if found[0] != self._stamp:
+            self._stamp, self.registry = found
             _logger.info("Read %d tenants from %s", len(self.registry.tenants), self._path)
 
     def _read_usable(self) -> tuple[str, TenantRegistry]:
