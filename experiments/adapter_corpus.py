@@ -8,8 +8,8 @@ shapes, and PEFT's own tokens. tests/data/adapter_corpus.jsonl is such a file wi
 Shapes of files are those of PEFT, axolotl, unsloth, LLaMA-Factory, TRL, ms-swift and torchtune as known in November 2026.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +191,11 @@ VARIANTS = {
 
 def main() -> None:
     """Write all of them."""
-    root = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where to write adapters/ and corpus.jsonl")
+    root: Path = parser.parse_args().folder
     model = ensure_tiny_model(default_cache_dir(), LAYERS)
     lines = [make(root / "adapters" / name, model, name) for name in VARIANTS]
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)

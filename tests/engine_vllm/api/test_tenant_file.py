@@ -137,37 +137,28 @@ def test_a_pipe_in_its_place_is_no_file(path: Path, caplog: pytest.LogCaptureFix
         TenantFile(path, SCAN_S)
 
 
-class HangingPath(type(Path())):  # type: ignore[misc]  # whose class depends on the system
-    """A path on a disk that does not answer while `answers` is clear."""
-
-    answers = threading.Event()
-
-    def stat(self, **kwargs: bool) -> os.stat_result:
-        """What the disk says, once it answers."""
-        self.answers.wait()
-        return Path(self).stat(**kwargs)
-
-
 def test_a_disk_that_hangs_holds_up_neither_a_request_nor_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says so once, the process waits for no thread that hangs, and what is new is read at last."""
     monkeypatch.setattr(tenant_file, "LOOK_S", 0.05)
-    file, loop, others = (
-        TenantFile(HangingPath(path), SCAN_S),
-        asyncio.new_event_loop(),
-        set(threading.enumerate()),
-    )
+    file, loop = TenantFile(path, SCAN_S), asyncio.new_event_loop()
     replace(path, tenants_text().replace("bob", "carol"))
-    HangingPath.answers.clear()
+    others, answers, stamp_of = set(threading.enumerate()), threading.Event(), tenant_file.stamp_of
+
+    def stamp_late(status: os.stat_result) -> str:
+        answers.wait()
+        return stamp_of(status)
+
+    monkeypatch.setattr(tenant_file, "stamp_of", stamp_late)
     for look in (1, 2):
         loop.run_until_complete(file.follow(look * SCAN_S))
     hanging = set(threading.enumerate()) - others
-    HangingPath.answers.set()
+    answers.set()
     assert {True} == {thread.daemon for thread in hanging}
-    assert 1 == caplog.text.count("cannot be read in 0.05 s")
     for thread in hanging:
         thread.join()
+    assert 1 == caplog.text.count("cannot be read in 0.05 s")
     loop.run_until_complete(file.follow(3 * SCAN_S))
     loop.close()
     assert ["acme", "carol"] == [tenant.name for tenant in file.registry.tenants]
