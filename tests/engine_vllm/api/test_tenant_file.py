@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.engine_vllm.api import tenant_file
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
 from chameleon_lora.errors import ConfigError
@@ -144,7 +145,7 @@ def test_a_disk_that_hangs_holds_up_neither_a_request_nor_the_end(
     monkeypatch.setattr(tenant_file, "LOOK_S", 0.05)
     file, loop = TenantFile(path, SCAN_S), asyncio.new_event_loop()
     replace(path, tenants_text().replace("bob", "carol"))
-    others, answers, stamp_of = set(threading.enumerate()), threading.Event(), tenant_file.stamp_of
+    others, answers = set(threading.enumerate()), threading.Event()
 
     def stamp_late(status: os.stat_result) -> str:
         answers.wait()
