@@ -4,15 +4,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
+from inotify_simple import INotify
 
-from chameleon_lora.adapters import watching
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.folder import AdapterFolder
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.watching import FolderEvents, FolderWatch
 from chameleon_lora.errors import AdapterNotFoundError
+from tests.engine_vllm.served_folder import opened_by
 
 HOUR_S = 3600.0
 Look = Callable[[], set[str]]
@@ -161,9 +165,9 @@ def test_where_nobody_tells_all_are_looked_at(
 ) -> None:
     """On a file system that others write to, and where the kernel has no more to give."""
     if reason == "network":
-        monkeypatch.setattr(watching, "LOCAL", frozenset())
+        on_a_network(monkeypatch)
     else:
-        monkeypatch.setattr(watching, "INotify", _none_left)
+        monkeypatch.setattr(INotify, "__init__", _none_left)
     watch = FolderWatch(AdapterFolder(root), HOUR_S)
     assert [{"a", "b"}] * 2 == [look(watch) for _ in range(2)]
     shutil.rmtree(root / "a")
@@ -202,8 +206,12 @@ def test_events_go_on_after_too_many(
     root: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though with them went the word that the folder is another, whose number is the same."""
-    place = AdapterFolder(root).place()
-    monkeypatch.setattr(AdapterFolder, "place", lambda _: place)
+    status_of, status = os.stat, root.stat()
+
+    def same(path: Any, **given: Any) -> os.stat_result:
+        return status if path == root else status_of(path, **given)
+
+    monkeypatch.setattr(os, "stat", same)
     write_too_often(root / "a")
     shutil.rmtree(root)
     write(root / "d")
@@ -245,16 +253,17 @@ def test_a_change_while_a_look_hangs_is_looked_at(
     root: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was due meanwhile is not done by a look that began before."""
-    try_stamp = AdapterFolder.try_stamp
+    status_of = os.stat
 
-    def hang(folder: AdapterFolder, name: str) -> str | None:
-        stamp = try_stamp(folder, name)
-        write(root / "a", "{}  ")
-        assert ["a"] == watch.due(0.0) == watch.due(0.0)
-        return stamp
+    def late(path: Any, *, follow_symlinks: bool = True) -> os.stat_result:
+        status = status_of(path, follow_symlinks=follow_symlinks)
+        if path == root / "a" / WEIGHTS_NAME and follow_symlinks:
+            write(root / "a", "{}  ")
+            assert ["a"] == watch.due(0.0) == watch.due(0.0)
+        return status
 
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterFolder, "try_stamp", hang)
+        patched.setattr(os, "stat", late)
         watch.look_at("a")
     assert {"a"} == look(watch)
     assert AdapterFolder(root).try_stamp("a") == watch.look().stamps["a"]
@@ -264,26 +273,20 @@ def test_why_a_folder_is_none_is_asked_where_it_changed(
     root: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking into it may cost a hundred times more than looking at it."""
-    monkeypatch.setattr(watching, "LOCAL", frozenset())
+    on_a_network(monkeypatch)
     watch = FolderWatch(AdapterFolder(root), HOUR_S)
-    write(root / "task" / "checkpoint-1")
-    asked: list[str] = []
-    why = AdapterFolder.why_left_out
+    task = root / "task"
+    write(task / "checkpoint-1")
 
-    def note(folder: AdapterFolder, name: str) -> str | None:
-        asked.append(name)
-        return why(folder, name)
+    def listed(*times_s: float) -> int:
+        return opened_by(lambda: [look(watch, now_s) for now_s in times_s]).count(str(task))
 
-    monkeypatch.setattr(AdapterFolder, "why_left_out", note)
-    look(watch)
-    look(watch)
-    assert ["task"] == asked
+    assert 1 == listed(0.0, 0.0)
     assert "checkpoint-1" in watch.look().left_out["task"]
-    write(root / "task" / "checkpoint-2")
-    look(watch)
+    write(task / "checkpoint-2")
+    assert 1 == listed(0.0)
     assert "checkpoint-2" in watch.look().left_out["task"]
-    look(watch, HOUR_S)
-    assert ["task"] * 3 == asked
+    assert 1 == listed(HOUR_S)
 
 
 def test_no_link_is_followed(root: Path) -> None:
@@ -295,6 +298,12 @@ def test_no_link_is_followed(root: Path) -> None:
     write(root.parent / "outside")
     assert set() == events.take()
     events.close()
+
+
+def on_a_network(patch: pytest.MonkeyPatch) -> None:
+    """Afterwards the system says of all its file systems that they are NFS."""
+    mounts = [SimpleNamespace(mountpoint="/", fstype="nfs4")]
+    patch.setattr(psutil, "disk_partitions", lambda **_: mounts)
 
 
 def _none_left(*_: object, **__: object) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from chameleon_lora.engine_vllm.api import patience
 from chameleon_lora.engine_vllm.api.patience import PatientWork
 
 SOON_S = 0.25  # of a busy machine, too, that does not hang
@@ -86,10 +85,9 @@ def test_a_name_on_which_it_hangs_holds_up_no_other(disk: Disk) -> None:
     asyncio.run(asyncio.wait_for(work(), 30))
 
 
-def test_so_many_threads_hang_and_no_more(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_many_threads_hang_and_no_more(disk: Disk) -> None:
     """Half of them where it was to be feared; the others are left to names of which nobody knew."""
-    monkeypatch.setattr(patience, "MOST_HUNG", 4)
-    patient = PatientWork(lambda name: name.startswith("xx"), SOON_S)
+    patient = PatientWork(lambda name: name.startswith("xx"), SOON_S, most_hung=4)
     feared = [f"xx{number}" for number in range(9)]
 
     async def work() -> None:

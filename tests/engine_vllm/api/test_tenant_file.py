@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lora.adapters.content import stamp_of
-from chameleon_lora.engine_vllm.api import tenant_file
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.tenants import hash_key, parse_hash
+from tests.adapters.failing_files import HungDisk
 from tests.engine_vllm.tenant_settings import SCAN_S, tenants_text
 
 
@@ -142,24 +141,17 @@ def test_a_disk_that_hangs_holds_up_neither_a_request_nor_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says so once, the process waits for no thread that hangs, and what is new is read at last."""
-    monkeypatch.setattr(tenant_file, "LOOK_S", 0.05)
-    file, loop = TenantFile(path, SCAN_S), asyncio.new_event_loop()
+    file, loop = TenantFile(path, SCAN_S, look_s=0.25), asyncio.new_event_loop()
     replace(path, tenants_text().replace("bob", "carol"))
-    others, answers = set(threading.enumerate()), threading.Event()
-
-    def stamp_late(status: os.stat_result) -> str:
-        answers.wait()
-        return stamp_of(status)
-
-    monkeypatch.setattr(tenant_file, "stamp_of", stamp_late)
+    others, disk = set(threading.enumerate()), HungDisk(monkeypatch, path.__eq__)
     for look in (1, 2):
         loop.run_until_complete(file.follow(look * SCAN_S))
     hanging = set(threading.enumerate()) - others
-    answers.set()
+    disk.set()
     assert {True} == {thread.daemon for thread in hanging}
     for thread in hanging:
         thread.join()
-    assert 1 == caplog.text.count("cannot be read in 0.05 s")
+    assert 1 == caplog.text.count("cannot be read in 0.25 s")
     loop.run_until_complete(file.follow(3 * SCAN_S))
     loop.close()
     assert ["acme", "carol"] == [tenant.name for tenant in file.registry.tenants]

@@ -47,16 +47,20 @@ class _Part(Generic[T]):
 
 
 class PatientWork:
-    """Work by name, which may hang: at most MOST_HUNG times at once, half of that for names where it may well.
+    """Work by name, which may hang: at most `most_hung` times at once, half of that for names where it may well.
 
     Attributes:
         hung: the names on which it hangs now; nothing is begun for them until it has ended.
     """
 
     def __init__(
-        self, may_hang: Callable[[str], bool] | None = None, patience_s: float = PATIENCE_S
+        self,
+        may_hang: Callable[[str], bool] | None = None,
+        patience_s: float = PATIENCE_S,
+        most_hung: int = MOST_HUNG,
     ) -> None:
         self._may_hang = may_hang
+        self._most_hung = most_hung
         self._patience_s = patience_s
         self.hung: set[str] = set()
 
@@ -68,9 +72,9 @@ class PatientWork:
         Nothing of names on which it hangs, nor of those for which it hangs too often already.
         """
         todo = deque(names)
-        while todo and len(self.hung) < MOST_HUNG:
+        while todo and len(self.hung) < self._most_hung:
             taken = [todo.popleft() for _ in range(min(at_once, len(todo)))]
-            is_careful = len(self.hung) >= MOST_HUNG // 2
+            is_careful = len(self.hung) >= self._most_hung // 2
             part = _Part(work, [n for n in taken if not self._is_left_out(n, is_careful)])
             count = await self._wait(part)
             todo.extendleft(reversed(part.names[count + 1 :]))

@@ -37,12 +37,15 @@ class TenantFile:
         ConfigError: the file cannot be used at the start.
     """
 
-    def __init__(self, path: Path, scan_s: float, admin: KeyHash | None = None) -> None:
+    def __init__(
+        self, path: Path, scan_s: float, admin: KeyHash | None = None, look_s: float = LOOK_S
+    ) -> None:
         self._path = path
         self._scan_s = scan_s
         self._admin = admin
         self._looked_s: float | None = None
-        self._patient = PatientWork(patience_s=LOOK_S)
+        self._look_s = look_s
+        self._patient = PatientWork(patience_s=look_s)
         self._trouble = LastTrouble()
         self._stamp, self.registry = self._read_usable()
         _logger.info("Read %d tenants from %s", len(self.registry.tenants), path)
@@ -69,7 +72,7 @@ class TenantFile:
     def _take_up(self, found: tuple[str, TenantRegistry] | None) -> None:
         """Keep what was found; None if the disk hangs."""
         if found is None:
-            self._tell(f"tenants file {self._path} cannot be read in {LOOK_S} s")
+            self._tell(f"tenants file {self._path} cannot be read in {self._look_s} s")
             return
         self._trouble.note(None)
         if found[0] != self._stamp:
