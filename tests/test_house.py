@@ -208,6 +208,33 @@ def test_no_module_has_state() -> None:
     assert PROCESS_STATE == {re.sub(r":\d+", "", write) for write in writes}
 
 
+def patched(path: Path) -> Iterator[str]:
+    """Where a test puts something in the place of what it imports from the package, or names by its path."""
+    tree = parsed(path)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if (node.module or "").startswith(PACKAGE.name)]
+    names = {alias.asname or alias.name for node in ours for alias in node.names}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="setattr" | "delattr" | "setitem"), args=[to, *_]
+            ):
+                parts = (
+                    [] if isinstance(to, ast.Call) else ast.walk(to)
+                )  # what a call finds is vLLM's
+                of_ours = any(isinstance(part, ast.Name) and part.id in names for part in parts)
+                if of_ours or PACKAGE.name in ast.unparse(to):
+                    yield f"{shown(path)}:{node.lineno}"
+            case _:
+                pass
+
+
+def test_our_own_code_is_never_patched() -> None:
+    """What goes wrong in a test goes wrong in the system, in vLLM, or in a class written out for it."""
+    tests = [path for path in PYTHON_FILES if ROOT / "tests" in path.parents]
+    assert [] == [place for path in tests for place in patched(path)]
+
+
 def test_each_ignore_names_its_code() -> None:
     """No type error is silenced without naming it."""
     bare = [

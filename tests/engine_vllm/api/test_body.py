@@ -134,10 +134,9 @@ def test_a_body_of_the_longest_kind_is_read() -> None:
 
 @pytest.mark.parametrize("part", [b"", b'{"prompt": '])
 def test_an_unfinished_body_is_told_that_the_server_ends(
-    part: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    part: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As soon as it does: nobody waits for it until the time is over."""
-    monkeypatch.setattr(body, "LOOK_S", 0.05)
     app = limited(reading_app(), Ending(is_near=True))
     status, error = asyncio.run(refused(app, head(900), part))
     assert (503, SHUTDOWN_WORDS) == (status, error["message"])

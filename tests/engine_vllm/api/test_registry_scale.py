@@ -2,16 +2,15 @@
 
 import asyncio
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from chameleon_lora.adapters import AdapterFolder, require_servable
 from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.engine_vllm.api import checks, registry
+from chameleon_lora.engine_vllm.api import registry
 from chameleon_lora.engine_vllm.api.patience import PatientWork
+from tests.adapters.failing_files import HungDisk
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
 pytestmark = pytest.mark.vllm
@@ -29,40 +28,15 @@ def served(tmp_path: Path) -> ServedFolder:
     return served
 
 
-class Hang(threading.Event):
-    """Looking at folders whose names begin with x hangs until this is set, as on a dead server's disk."""
-
-    asked = 0
-
-
-@pytest.fixture(params=["status", "bytes"])
+@pytest.fixture(params=["stat", "open"])
 def hanging(
     served: ServedFolder, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Hang]:
-    """In place from now on, when the files' status or their bytes are asked for."""
-    hang = Hang()
-    try_stamp = AdapterFolder.try_stamp
-
-    def wait(name: str) -> None:
-        if name.startswith("x"):
-            hang.asked += 1
-            hang.wait()
-
-    def stamp(folder: AdapterFolder, name: str) -> str | None:
-        wait(name)
-        return try_stamp(folder, name)
-
-    def check(path: Path, *given: object) -> object:
-        wait(path.name)
-        return require_servable(path, *given)  # type: ignore[arg-type]
-
-    if request.param == "status":
-        monkeypatch.setattr(AdapterFolder, "try_stamp", stamp)
-    else:
-        monkeypatch.setattr(f"{checks.__name__}.require_servable", check)
+) -> Iterator[HungDisk]:
+    """For the adapter x from now on, when its files' status or their bytes are asked for."""
+    disk = HungDisk(monkeypatch, lambda path: "x" in path.parts, request.param)
     served.registry._patient = PatientWork(patience_s=SOON_S)
-    yield hang
-    hang.set()
+    yield disk
+    disk.set()
 
 
 def add_many(served: ServedFolder, count: int) -> list[str]:
@@ -106,21 +80,14 @@ def test_a_request_for_one_does_not_wait_for_the_others(
     """It is offered while the look at all is still under way."""
     add_many(served, 3 * registry.CHECKED)
     served.add("z")
-    let_go = threading.Event()
-
-    def check(path: Path, *given: object) -> object:
-        if path.name.startswith("c-"):
-            let_go.wait()
-        return require_servable(path, *given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(f"{checks.__name__}.require_servable", check)
+    disk = HungDisk(monkeypatch, lambda path: path.parent.name.startswith("c-"), "open")
 
     async def ask() -> None:
         look = asyncio.create_task(served.registry._refresh_all())
         await served.registry.refresh("z")
         assert "z" in served.models.lora_requests
         assert not look.done()
-        let_go.set()
+        disk.set()
         await look
 
     asyncio.run(asyncio.wait_for(ask(), 30))
@@ -128,7 +95,7 @@ def test_a_request_for_one_does_not_wait_for_the_others(
 
 
 def test_a_hung_folder_delays_no_other(
-    served: ServedFolder, hanging: Hang, caplog: pytest.LogCaptureFixture
+    served: ServedFolder, hanging: HungDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log and the pages say so; once its disk answers, it is served. One thread waits for it."""
     for name in ("x", "b", "z"):
@@ -156,7 +123,7 @@ def test_a_hung_folder_delays_no_other(
     assert "adapter 'x'" in refused[0]
 
 
-def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging: Hang) -> None:
+def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging: HungDisk) -> None:
     """As long as nobody knows that it went."""
     hanging.set()
     served.add("x")
@@ -173,21 +140,14 @@ def test_a_root_that_hangs_is_told_and_asked_once(
     served: ServedFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is offered stays offered."""
-    let_go = threading.Event()
-    place = AdapterFolder.place
-
-    def hang(folder: AdapterFolder) -> tuple[int, int]:
-        let_go.wait()
-        return place(folder)
-
-    monkeypatch.setattr(AdapterFolder, "place", hang)
+    disk = HungDisk(monkeypatch, served.root.__eq__)
     served.registry._patient = PatientWork(patience_s=SOON_S)
 
     async def look() -> None:
         for _ in range(3):
             await served.registry._refresh_all()
         assert ["a"] == list(served.models.lora_requests)
-        let_go.set()
+        disk.set()
         while served.registry._patient.hung:
             await asyncio.sleep(0)
         await served.registry._refresh_all()

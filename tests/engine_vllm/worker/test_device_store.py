@@ -52,6 +52,27 @@ class HeldCopier:
         self._copier.close()
 
 
+class BreakingCopier:
+    """A ThreadCopier whose first copy breaks."""
+
+    def __init__(self) -> None:
+        self._copier = ThreadCopier()
+        self._is_broken = True
+
+    def start(self, work: Callable[[], T]) -> CopyJob[T]:
+        """Begins, in the thread."""
+
+        def broken() -> T:
+            raise IndexError("list index out of range")
+
+        is_broken, self._is_broken = self._is_broken, False
+        return self._copier.start(broken if is_broken else work)
+
+    def close(self) -> None:
+        """Of the copier behind."""
+        self._copier.close()
+
+
 def runner(kv_dtype: Any = torch.float32) -> Any:
     """A model runner as far as its KV cache."""
     config = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=[])
@@ -266,20 +287,18 @@ def test_a_kv_cache_of_another_kind_is_a_final_answer(
     assert 1 == sum("host memory serves" in record.message for record in caplog.records)
 
 
-def test_a_copy_that_breaks_is_an_answer(
-    store: DeviceStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_copy_that_breaks_is_an_answer(caplog: pytest.LogCaptureFixture) -> None:
     """The reason is told, the copy not used, and the next promotion works."""
-    source = image(1)
-    with monkeypatch.context() as patch:
-        patch.setattr("chameleon_lora.engine_vllm.worker.kv_pages.KvPages.store", lambda *_: [][1])
-        store.promote(PromoteAdapter(1, 0, blocks_of(source)), source)
-        ack = ack_of(store)
+    store, source = DeviceStore(BreakingCopier()), image(1)
+    store.runner = runner()
+    store.promote(PromoteAdapter(1, 0, blocks_of(source)), source)
+    ack = ack_of(store)
     assert isinstance(ack, PromotionFailed)
     assert "list index out of range" in ack.reason
     assert store.try_get(1, source) is None
     assert 1 == len(caplog.records)
     promoted(store, source, blocks_of(source))
+    store.close()
 
 
 def test_a_kv_cache_made_anew_holds_no_old_copies(store: DeviceStore) -> None:
