@@ -20,7 +20,7 @@ from chameleon_lora.errors import ChameleonError
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
 from faults.adapter_fixtures import SERVED, AdapterFixtures
 from faults.context import FaultContext
-from faults.fault import Fault
+from faults.fault import InflictedFault
 from faults.kinds import named
 from faults.servers import ServerKind, started
 from faults.trial import FaultRow, line, table, try_fault
@@ -50,7 +50,7 @@ def main() -> int:
     return 0
 
 
-def rows_of(kind: ServerKind, faults: Sequence[Fault]) -> Iterator[FaultRow]:
+def rows_of(kind: ServerKind, faults: Sequence[InflictedFault]) -> Iterator[FaultRow]:
     """A row for each fault that this server can have."""
     left = [fault for fault in faults if not (fault.needs_folder and kind.is_stock)]
     with tempfile.TemporaryDirectory(prefix="faults-chameleon-") as folder:
@@ -66,7 +66,7 @@ def rows_of(kind: ServerKind, faults: Sequence[Fault]) -> Iterator[FaultRow]:
             left = left[len(rows) :]
 
 
-async def _until_unwell(faults: Sequence[Fault], context: FaultContext) -> list[FaultRow]:
+async def _until_unwell(faults: Sequence[InflictedFault], context: FaultContext) -> list[FaultRow]:
     """Rows up to the first fault after which the server is not up and well."""
     rows: list[FaultRow] = []
     for fault in faults:

@@ -14,7 +14,7 @@ import aiohttp
 from chameleon_lora.bench.client import Answer, stream_completion
 from chameleon_lora.bench.server_pages import read_gauges
 from chameleon_lora.metrics.errors import Cause
-from faults.greedy_request import GreedyRequest, Reply, reply_of
+from faults.greedy_request import GreedyReply, GreedyRequest, reply_of
 
 PATIENCE_S = 120.0  # what has not ended by then is given up, which counts as lost
 POLL_S = 0.05
@@ -27,7 +27,7 @@ class Client:
     session: aiohttp.ClientSession
     url: str
 
-    async def ask(self, asked: GreedyRequest, answer: Answer | None = None) -> Reply:
+    async def ask(self, asked: GreedyRequest, answer: Answer | None = None) -> GreedyReply:
         """The reply, whatever it is; `answer` shows it as it comes."""
         answer = answer or Answer()
         began_s = now_s()
@@ -39,11 +39,11 @@ class Client:
             answer.error = Cause.GIVEN_UP.error(f"no whole answer after {PATIENCE_S:g} s")
         return reply_of(asked, answer, began_s, now_s())
 
-    async def ask_all(self, questions: Iterable[GreedyRequest]) -> list[Reply]:
+    async def ask_all(self, questions: Iterable[GreedyRequest]) -> list[GreedyReply]:
         """The replies to questions asked at once."""
         return list(await asyncio.gather(*map(self.ask, questions)))
 
-    async def hang_up(self, asked: GreedyRequest, after_tokens: int) -> Reply | None:
+    async def hang_up(self, asked: GreedyRequest, after_tokens: int) -> GreedyReply | None:
         """Takes so many tokens, or fewer if it is cancelled, then closes the connection.
 
         The reply if it ended before, None if it was cut.

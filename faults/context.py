@@ -13,7 +13,7 @@ from chameleon_lora.servers.launching import BASE_MODEL
 from faults.adapter_fixtures import SERVED, AdapterFixtures
 from faults.client import Client, until
 from faults.fault_injector import FaultInjector
-from faults.greedy_request import GreedyRequest, Reply, RequestEnd
+from faults.greedy_request import GreedyReply, GreedyRequest, RequestEnd
 from faults.load import KnownAnswers
 
 ANY = "a0"
@@ -108,7 +108,7 @@ class FaultContext:
         reply = await self.client.ask(GreedyRequest(name, SEEDS[0], PROBE_TOKENS))
         return self.end(reply, (number,)) is RequestEnd.RIGHT
 
-    def end(self, reply: Reply, weights: Iterable[int | None]) -> RequestEnd:
+    def end(self, reply: GreedyReply, weights: Iterable[int | None]) -> RequestEnd:
         """How a request ended, whose answer may be that of any of these weights, or else an error."""
         answers = [self.answer(number, reply.asked) for number in weights] or [()]
         ends = [reply.end(answer) for answer in answers]

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from faults.context import FaultContext
-from faults.greedy_request import Reply, RequestEnd
+from faults.greedy_request import GreedyReply, RequestEnd
 
 SILENCE_S = 8.0  # a step that waited for a stalled disk would last 10 s; a busy machine takes 5
 TOLD, RIGHT, EITHER = (
@@ -30,7 +30,7 @@ class FaultOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class InflictedFault:
     """One thing that goes wrong under a steady load.
 
     Attributes:
@@ -51,6 +51,6 @@ class Fault:
     needs_folder: bool = False
 
 
-def first_error(replies: list[Reply]) -> str:
+def first_error(replies: list[GreedyReply]) -> str:
     """What the first of them that failed was told; "" if none failed."""
     return next((reply.error for reply in replies if reply.error is not None), "")

@@ -39,7 +39,7 @@ class RequestEnd(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class GreedyReply:
     """What came back for one request.
 
     Attributes:
@@ -71,10 +71,10 @@ class Reply:
         return RequestEnd.TOLD if is_told and has_reason else RequestEnd.LOST
 
 
-def reply_of(asked: GreedyRequest, answer: Answer, began_s: float, ended_s: float) -> Reply:
+def reply_of(asked: GreedyRequest, answer: Answer, began_s: float, ended_s: float) -> GreedyReply:
     """The reply that a client's answer amounts to."""
     times_s = [began_s, *answer.token_times_s]
     if answer.error is not None:
         times_s.append(ended_s)
     silence_s = max((after - before for before, after in itertools.pairwise(times_s)), default=0.0)
-    return Reply(asked, tuple(answer.token_ids), answer.error, began_s, ended_s, silence_s)
+    return GreedyReply(asked, tuple(answer.token_ids), answer.error, began_s, ended_s, silence_s)

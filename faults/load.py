@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from chameleon_lora.bench.client import Answer
 from faults.client import POLL_S, Client
-from faults.greedy_request import GreedyRequest, Reply, RequestEnd
+from faults.greedy_request import GreedyReply, GreedyRequest, RequestEnd
 
 KnownAnswers = Mapping[GreedyRequest, tuple[int, ...]]
 """Questions, and the tokens of their answers."""
@@ -29,7 +29,7 @@ class SteadyLoad:
     known: KnownAnswers
     streams: int
     stops_when_told: bool = False
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[GreedyReply] = field(default_factory=list)
     _under_way: dict[int, Answer] = field(default_factory=dict)
     _begun: set[int] = field(default_factory=set)
     _is_over: bool = False
@@ -55,7 +55,7 @@ class SteadyLoad:
         """Requests that have been sent and not ended."""
         return len(self._under_way)
 
-    def end(self, reply: Reply) -> RequestEnd:
+    def end(self, reply: GreedyReply) -> RequestEnd:
         """How a request of the load ended."""
         return reply.end(self.known[reply.asked])
 
@@ -92,7 +92,7 @@ async def learn(
     """
     seats = asyncio.Semaphore(at_once)
 
-    async def ask(asked: GreedyRequest) -> Reply:
+    async def ask(asked: GreedyRequest) -> GreedyReply:
         async with seats:
             return await client.ask(asked)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from faults.client import now_s
 from faults.context import FaultContext
-from faults.fault import Fault
+from faults.fault import InflictedFault
 from faults.leaks import LEAST_SAMPLES, LeakSample, Slope, sample, slope
 from faults.trial import FaultRow, try_fault
 
@@ -81,7 +81,7 @@ class Soaked:
 
 
 async def soak(
-    faults: Sequence[Fault],
+    faults: Sequence[InflictedFault],
     duration_s: float,
     seed: int,
     on_row: Callable[[FaultRow, LeakSample], None],

@@ -10,8 +10,8 @@ import psutil
 
 from faults.client import now_s, until
 from faults.context import FaultContext
-from faults.fault import Fault, FaultOutcome, first_error
-from faults.greedy_request import Reply, RequestEnd
+from faults.fault import FaultOutcome, InflictedFault, first_error
+from faults.greedy_request import GreedyReply, RequestEnd
 from faults.load import SteadyLoad
 
 STREAMS = 6
@@ -55,7 +55,7 @@ RULE = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"
 SAID_CHARACTERS = 90
 
 
-async def try_fault(fault: Fault, context: FaultContext) -> FaultRow:
+async def try_fault(fault: InflictedFault, context: FaultContext) -> FaultRow:
     """Inflicts it on a server whose load runs from before it until after it."""
     stops = fault.ends_server
     load = SteadyLoad(context.client, context.questions(), STREAMS, stops_when_told=stops)
@@ -75,7 +75,7 @@ async def try_fault(fault: Fault, context: FaultContext) -> FaultRow:
     return replace(row, silent=felt.count(RequestEnd.RIGHT))
 
 
-async def _inflicted(fault: Fault, context: FaultContext) -> FaultOutcome:
+async def _inflicted(fault: InflictedFault, context: FaultContext) -> FaultOutcome:
     """What came of it, also if it ended a server that it was not to end."""
     try:
         return await fault.inflict(context)
@@ -84,7 +84,7 @@ async def _inflicted(fault: Fault, context: FaultContext) -> FaultOutcome:
 
 
 def _row(
-    fault: Fault,
+    fault: InflictedFault,
     outcome: FaultOutcome,
     load: SteadyLoad,
     counts: tuple[int, int],
@@ -112,7 +112,9 @@ def _row(
     )
 
 
-def _is_disturbed(reply: Reply, end: RequestEnd, fault: Fault, inflicted_s: float) -> bool:
+def _is_disturbed(
+    reply: GreedyReply, end: RequestEnd, fault: InflictedFault, inflicted_s: float
+) -> bool:
     """Did this request of the load feel what it had no part in?"""
     if fault.ends_server:
         must_end_right = fault.drains and reply.began_s < inflicted_s

@@ -1,10 +1,10 @@
 """Every fault there is, those that end the server last."""
 
 from chameleon_lora.errors import ConfigError
-from faults.fault import Fault
+from faults.fault import InflictedFault
 from faults.kinds import broken_adapters, crowds, deaths, rude_clients, slow_disks
 
-FAULTS: tuple[Fault, ...] = (
+FAULTS: tuple[InflictedFault, ...] = (
     *broken_adapters.FAULTS,
     *slow_disks.FAULTS,
     *crowds.FAULTS,
@@ -13,7 +13,7 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
-def named(words: list[str]) -> tuple[Fault, ...]:
+def named(words: list[str]) -> tuple[InflictedFault, ...]:
     """The faults in whose names one of the words stands; all, if there are no words.
 
     Raises:

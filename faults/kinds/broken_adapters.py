@@ -18,7 +18,7 @@ from chameleon_lora.adapters.make import ModelDims, make_adapter
 from faults.adapter_fixtures import MAX_RANK
 from faults.client import until
 from faults.context import OTHER, SEEDS, TOKENS, VICTIM, FaultContext
-from faults.fault import EITHER, Fault, FaultOutcome, first_error
+from faults.fault import EITHER, FaultOutcome, InflictedFault, first_error
 from faults.greedy_request import GreedyRequest
 
 Ruin = Callable[[Path, Path], None]
@@ -174,7 +174,13 @@ MEANWHILE: dict[str, Callable[[FaultContext, Path], None]] = {
     "half written while loading": write_half,
 }
 FAULTS = (
-    *(Fault(name, partial(broken_from_the_start, ruin)) for name, ruin in FROM_THE_START.items()),
-    *(Fault(name, partial(broken_later, ruin)) for name, ruin in LATER.items()),
-    *(Fault(name, partial(while_loading, ruin), EITHER) for name, ruin in MEANWHILE.items()),
+    *(
+        InflictedFault(name, partial(broken_from_the_start, ruin))
+        for name, ruin in FROM_THE_START.items()
+    ),
+    *(InflictedFault(name, partial(broken_later, ruin)) for name, ruin in LATER.items()),
+    *(
+        InflictedFault(name, partial(while_loading, ruin), EITHER)
+        for name, ruin in MEANWHILE.items()
+    ),
 )

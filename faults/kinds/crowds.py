@@ -19,7 +19,7 @@ from faults.context import (
     VICTIM,
     FaultContext,
 )
-from faults.fault import RIGHT, Fault, FaultOutcome, first_error
+from faults.fault import RIGHT, FaultOutcome, InflictedFault, first_error
 from faults.greedy_request import GreedyRequest
 
 LEAVERS = 500
@@ -126,9 +126,9 @@ async def _lists(context: FaultContext, count: int) -> bool:
 
 
 FAULTS = (
-    Fault("500 clients leave in mid-stream", leave, RIGHT, silence_s=None),
-    Fault("clients leave during loads", leave_while_loading, RIGHT, silence_s=None),
-    Fault("5,000 adapters registered", register, RIGHT, needs_folder=True),
-    Fault("2,000 requests at once", come_at_once, RIGHT, silence_s=None),
-    Fault("KV cache full, preemptions", fill_memory, RIGHT, silence_s=None),
+    InflictedFault("500 clients leave in mid-stream", leave, RIGHT, silence_s=None),
+    InflictedFault("clients leave during loads", leave_while_loading, RIGHT, silence_s=None),
+    InflictedFault("5,000 adapters registered", register, RIGHT, needs_folder=True),
+    InflictedFault("2,000 requests at once", come_at_once, RIGHT, silence_s=None),
+    InflictedFault("KV cache full, preemptions", fill_memory, RIGHT, silence_s=None),
 )

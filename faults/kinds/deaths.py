@@ -10,7 +10,7 @@ import psutil
 from faults.adapter_fixtures import SERVED
 from faults.client import until
 from faults.context import ANY, FaultContext
-from faults.fault import RIGHT, Fault, FaultOutcome
+from faults.fault import RIGHT, FaultOutcome, InflictedFault
 from faults.kinds.rude_clients import unfinished_body
 
 ENGINE, WORKER = "VLLM::Engine", "VLLM::Worker"  # as vLLM names its processes
@@ -81,12 +81,14 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 FAULTS = (
-    Fault("clock jumps a day", jump, RIGHT),
-    Fault("worker killed", partial(kill, WORKER), ends_server=True),
-    Fault("engine killed", partial(kill, ENGINE), ends_server=True),
-    Fault("API server killed", kill_first, ends_server=True),
+    InflictedFault("clock jumps a day", jump, RIGHT),
+    InflictedFault("worker killed", partial(kill, WORKER), ends_server=True),
+    InflictedFault("engine killed", partial(kill, ENGINE), ends_server=True),
+    InflictedFault("API server killed", kill_first, ends_server=True),
     *(
-        Fault(name, partial(end, number, tells_all=tells_all), ends_server=True, drains=True)
+        InflictedFault(
+            name, partial(end, number, tells_all=tells_all), ends_server=True, drains=True
+        )
         for name, number, tells_all in (
             ("SIGTERM with streams", signal.SIGTERM, False),
             ("Ctrl-C with streams", signal.SIGINT, True),

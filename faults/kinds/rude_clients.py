@@ -9,7 +9,7 @@ from functools import partial
 from faults.adapter_fixtures import SERVED
 from faults.client import until
 from faults.context import ANY, LONG_SEED, LONG_TOKENS, FaultContext
-from faults.fault import TOLD, Fault, FaultOutcome
+from faults.fault import TOLD, FaultOutcome, InflictedFault
 from faults.greedy_request import GreedyRequest, RequestEnd
 
 PEERS = 20
@@ -84,6 +84,6 @@ def _address(url: str) -> tuple[str, int]:
 
 
 FAULTS = (
-    Fault("unfinished bodies", leave_bodies_unfinished, TOLD),
-    Fault("peers that never read", never_read, silence_s=None),
+    InflictedFault("unfinished bodies", leave_bodies_unfinished, TOLD),
+    InflictedFault("peers that never read", never_read, silence_s=None),
 )

@@ -10,7 +10,7 @@ from chameleon_lora.adapters.header import WEIGHTS_NAME
 from faults.adapter_fixtures import SERVED
 from faults.client import now_s, until
 from faults.context import ANY, OTHER, SEEDS, TOKENS, VICTIM, FaultContext
-from faults.fault import EITHER, RIGHT, Fault, FaultOutcome, first_error
+from faults.fault import EITHER, RIGHT, FaultOutcome, InflictedFault, first_error
 from faults.greedy_request import GreedyRequest, RequestEnd
 
 STALL_S = 10.0
@@ -122,10 +122,12 @@ async def _recovery_s(context: FaultContext, name: str) -> float | None:
 
 
 FAULTS = (
-    Fault("disk stalls for 10 s", stall, RIGHT),
-    Fault("disk fails with EIO", fail, EITHER),
-    Fault("one EIO", partial(fail_at_a_look, errno.EIO), EITHER, needs_folder=True),
-    Fault("out of descriptors", partial(fail_at_a_look, errno.EMFILE), EITHER, needs_folder=True),
-    Fault("folder unmounted", unmount, RIGHT, needs_folder=True),
-    Fault("disk full", fill, RIGHT),
+    InflictedFault("disk stalls for 10 s", stall, RIGHT),
+    InflictedFault("disk fails with EIO", fail, EITHER),
+    InflictedFault("one EIO", partial(fail_at_a_look, errno.EIO), EITHER, needs_folder=True),
+    InflictedFault(
+        "out of descriptors", partial(fail_at_a_look, errno.EMFILE), EITHER, needs_folder=True
+    ),
+    InflictedFault("folder unmounted", unmount, RIGHT, needs_folder=True),
+    InflictedFault("disk full", fill, RIGHT),
 )

@@ -28,7 +28,7 @@ BIN = "adapter_model.bin"
 DIMS = ModelDims(16, 32, 1, 2, 1, 8)
 
 
-class Order:
+class PickledOrder:
     """What a hostile pickle asks for."""
 
     def __init__(self, target: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_hostile_pickle_does_nothing(kind: str, adapter: Path, tmp_path: Path)
 def _write_hostile(kind: str, path: Path, owned: Path) -> str:
     """The words with which it is refused."""
     if kind == "order":
-        torch.save({"a": torch.zeros(2), "b": Order(owned)}, path)
+        torch.save({"a": torch.zeros(2), "b": PickledOrder(owned)}, path)
         return "posix.system"
     torch.save({"a": torch.zeros(70_000)}, path, _use_new_zipfile_serialization=False)
     raw, size = path.read_bytes(), (70_000).to_bytes(4, "little")

@@ -84,7 +84,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Done:
+class ComparisonDone:
     """A comparison that was run to its end."""
 
     folder: Path
@@ -93,13 +93,13 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(tmp_path_factory: pytest.TempPathFactory) -> ComparisonDone:
     """Two repeats of two arms at two loads."""
     folder = tmp_path_factory.mktemp("comparison")
-    return Done(folder, *run(plan(folder, command="chameleon compare")))
+    return ComparisonDone(folder, *run(plan(folder, command="chameleon compare")))
 
 
-def test_both_arms_get_the_same_requests_in_alternating_order(done: Done) -> None:
+def test_both_arms_get_the_same_requests_in_alternating_order(done: ComparisonDone) -> None:
     """A B, then B A; equal indexes, adapters and lengths in each repeat, other lengths in the next."""
     result, said = done.result, done.said
     starts = [line.split(",")[0] for line in said if line.endswith("starting")]
@@ -118,7 +118,7 @@ def test_both_arms_get_the_same_requests_in_alternating_order(done: Done) -> Non
     assert (0, ()) == (result.failed, result.troubles)
 
 
-def test_gaps_are_compared_by_pairs(done: Done) -> None:
+def test_gaps_are_compared_by_pairs(done: ComparisonDone) -> None:
     """At both loads, two pairs. The usual gap tells which is slow: 50 ms against 2.5 ms.
 
     P99 of so few gaps is whatever the machine held up, whoever is faster.
@@ -137,7 +137,7 @@ def test_gaps_are_compared_by_pairs(done: Done) -> None:
         assert fast < slow
 
 
-def test_a_ratio_is_that_of_the_runs_folders(done: Done) -> None:
+def test_a_ratio_is_that_of_the_runs_folders(done: ComparisonDone) -> None:
     """P99 time to first token of the fast arm over the slow one's, by two pairs, at both loads.
 
     The folders have microseconds.
@@ -162,7 +162,7 @@ def test_a_ratio_is_that_of_the_runs_folders(done: Done) -> None:
         )
 
 
-def test_each_run_is_a_folder_that_says_what_it_was(done: Done) -> None:
+def test_each_run_is_a_folder_that_says_what_it_was(done: ComparisonDone) -> None:
     """Label, purpose, load, rate, repeat, adapters with ranks, and the command."""
     config = read_config(done.folder / "fast" / "0-load-0.5")
     expected = {
@@ -173,7 +173,7 @@ def test_each_run_is_a_folder_that_says_what_it_was(done: Done) -> None:
     assert {"name": "a", "rank": 4} == config["adapters"][0]
 
 
-def test_comparison_json_says_what_differs(done: Done) -> None:
+def test_comparison_json_says_what_differs(done: ComparisonDone) -> None:
     """Base, arms, machine, ratios and why it stopped."""
     fields = json.loads((done.folder / COMPARISON).read_text("utf8"))
     assert ("slow", "all repeats were made") == (fields["base"], fields["stopped"])
@@ -183,7 +183,7 @@ def test_comparison_json_says_what_differs(done: Done) -> None:
     assert {"fast"} == {ratio["label"] for ratio in fields["ratios"]}
 
 
-def test_what_is_written_is_read_as_it_was(done: Done) -> None:
+def test_what_is_written_is_read_as_it_was(done: ComparisonDone) -> None:
     """By whoever makes a report of it."""
     found = read_comparison(done.folder / COMPARISON)
     assert done.result == found

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AppAnswer:
     """What the app sent; header names are in lower case."""
 
     status: int
@@ -27,7 +27,7 @@ def ask(
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
     root_path: str = "",
-) -> Answer:
+) -> AppAnswer:
     """One request to a path, with its query, if any; with a JSON body and more headers, if any."""
     path, _, query = target.partition("?")
     sent: list[MutableMapping[str, Any]] = []
@@ -58,4 +58,4 @@ def ask(
     asyncio.run(app(scope, receive, send))
     start, *chunks = sent
     headers = {name.decode().lower(): value.decode() for name, value in start["headers"]}
-    return Answer(start["status"], headers, b"".join(chunk.get("body", b"") for chunk in chunks))
+    return AppAnswer(start["status"], headers, b"".join(chunk.get("body", b"") for chunk in chunks))

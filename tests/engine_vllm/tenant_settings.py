@@ -12,7 +12,7 @@ from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.engine_vllm.api.keys import ApiKeys
 from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
 from chameleon_lora.tenants import hash_key, parse_hash
-from tests.engine_vllm.asgi_client import Answer, ask
+from tests.engine_vllm.asgi_client import AppAnswer, ask
 
 ADMIN, ACME, BOB = "admin-key-0123456", "acme-key-01234567", "bob-key-012345678"
 LIMITS = "requests_per_s = 1.0\nburst = 2\noutput_tokens_per_minute = 600"
@@ -91,7 +91,7 @@ class GuardedApp:
         key: str | None = None,
         body: Mapping[str, Any] | bytes = b"",
         **headers: str,
-    ) -> Answer:
+    ) -> AppAnswer:
         """One request, with a key if one is given; underscores stand for dashes in header names."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if key is not None:
@@ -99,6 +99,6 @@ class GuardedApp:
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
         return ask(self.middleware, method, path, text, sent)
 
-    def complete(self, key: str | None, **fields: Any) -> Answer:
+    def complete(self, key: str | None, **fields: Any) -> AppAnswer:
         """POST /v1/completions."""
         return self.ask("POST", "/v1/completions", key, {"model": "acme-1", **fields})

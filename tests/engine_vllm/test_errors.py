@@ -17,7 +17,7 @@ POOLED = 4  # of `all_params`
 
 
 @dataclass
-class FakeOutput:
+class FakeCoreOutput:
     """What is read of an EngineCoreOutput."""
 
     stop_reason: int | str | None
@@ -32,16 +32,16 @@ def failure(request_id: str, fault: Fault = Fault.CONTENT) -> Failure:
 @pytest.mark.parametrize(
     "output",
     [
-        FakeOutput(None),
-        FakeOutput(2),
-        FakeOutput("END"),
-        FakeOutput("chameleon content: a", finished=False),
-        FakeOutput("chameleon weather: a"),
-        FakeOutput("a chameleon content: b"),
+        FakeCoreOutput(None),
+        FakeCoreOutput(2),
+        FakeCoreOutput("END"),
+        FakeCoreOutput("chameleon content: a", finished=False),
+        FakeCoreOutput("chameleon weather: a"),
+        FakeCoreOutput("a chameleon content: b"),
     ],
     ids=str,
 )
-def test_other_outputs_carry_no_reason(output: FakeOutput) -> None:
+def test_other_outputs_carry_no_reason(output: FakeCoreOutput) -> None:
     """Stop strings, stop tokens, unfinished outputs and none at all are no failure of ours."""
     assert failure_in(output) is None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faults.fault import Fault
+from faults.fault import InflictedFault
 from faults.kinds import FAULTS, named
 from faults.servers import RunningServer
 from faults.trial import FaultRow, try_fault
@@ -20,7 +20,7 @@ LONG = (
 )
 
 
-def params(faults: Iterable[Fault]) -> list[Any]:
+def params(faults: Iterable[InflictedFault]) -> list[Any]:
     """Each under its name, the long ones marked."""
     return [
         pytest.param(fault, id=fault.name, marks=[pytest.mark.long] if fault.name in LONG else [])
@@ -43,7 +43,7 @@ def assert_nothing_is_lost(row: FaultRow) -> None:
 
 
 @pytest.mark.parametrize("fault", SURVIVED)
-def test_a_fault_costs_nobody_else_anything(server: RunningServer, fault: Fault) -> None:
+def test_a_fault_costs_nobody_else_anything(server: RunningServer, fault: InflictedFault) -> None:
     """Requests it concerns end as they may, all others token for token as without it.
 
     The server is up, nothing is left running, and all KV memory has come back, counted block by block.
@@ -58,7 +58,7 @@ def test_a_fault_costs_nobody_else_anything(server: RunningServer, fault: Fault)
 
 @pytest.mark.parametrize("fault", DEADLY)
 def test_a_server_without_its_engine_tells_all_and_fails(
-    doomed_server: RunningServer, fault: Fault
+    doomed_server: RunningServer, fault: InflictedFault
 ) -> None:
     """Each request in flight is told, the exit status is 1, and no process is left over."""
     row = doomed_server.run(partial(try_fault, fault))
@@ -76,7 +76,9 @@ def test_a_server_that_is_told_to_end_finishes_its_streams(server: RunningServer
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", TOLD_OTHERWISE, ids=lambda fault: fault.name)
-def test_so_does_one_that_is_told_otherwise(doomed_server: RunningServer, fault: Fault) -> None:
+def test_so_does_one_that_is_told_otherwise(
+    doomed_server: RunningServer, fault: InflictedFault
+) -> None:
     """By a container, which tells the first process alone, by a terminal that closes, by systemd."""
     row = doomed_server.run(partial(try_fault, fault))
     assert_nothing_is_lost(row)

@@ -7,7 +7,7 @@ import pytest
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
 from faults.adapter_fixtures import AdapterFixtures
-from tests.live.servers import WEIGHTS, Server, Setup, server_spec
+from tests.live.servers import WEIGHTS, Server, ServerSetup, server_spec
 from tests.live.stock import Stock
 
 
@@ -32,11 +32,11 @@ def server(
     stock: Stock,  # noqa: ARG001  # so that its server is gone before this one starts
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """The server of the Setup that the test names as parameter.
+    """The server of the ServerSetup that the test names as parameter.
 
     pytest puts the tests of one parameter together, and ends one server before the next starts.
     """
-    setup: Setup = request.param
+    setup: ServerSetup = request.param
     home = tmp_path_factory.mktemp(setup.name)
     adapters = fixtures.served_below(home)
     with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:

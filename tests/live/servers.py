@@ -33,7 +33,7 @@ NAMES = (*SERVED, BASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class ServerSetup:
     """One way to run Chameleon.
 
     Attributes:
@@ -53,8 +53,8 @@ class Setup:
     flags: tuple[str, ...] = ()
 
 
-MANY_SLOTS = Setup("plain-one-seat-eight-slots", slots=8, seats=1, is_plain=True)
-SHARED = Setup(
+MANY_SLOTS = ServerSetup("plain-one-seat-eight-slots", slots=8, seats=1, is_plain=True)
+SHARED = ServerSetup(
     "two-slots-eight-seats",
     slots=2,
     seats=8,
@@ -65,7 +65,7 @@ SHARED = Setup(
     ),
 )
 """Scarce in all: slots, and KV blocks, into which adapters come as fast as they can."""
-EMBEDDING = Setup(
+EMBEDDING = ServerSetup(
     "embedding",
     slots=2,
     seats=4,
@@ -78,7 +78,7 @@ EMBEDDING = Setup(
         ),  # what is new is found by a request for it, or not at all
     ),
 )
-VLLM_PRESET = Setup(
+VLLM_PRESET = ServerSetup(
     "plain-preset-vllm",
     slots=2,
     seats=4,
@@ -144,7 +144,9 @@ async def _unload_late_ones(client: Connection) -> None:
     await until(are_gone)
 
 
-def server_spec(setup: Setup, fixtures: AdapterFixtures, adapters: Path, log: Path) -> ServerSpec:
+def server_spec(
+    setup: ServerSetup, fixtures: AdapterFixtures, adapters: Path, log: Path
+) -> ServerSpec:
     """How to start Chameleon so."""
     served = ServedModel.of(fixtures.model, adapters, _shape(setup.slots, setup.seats))
     if not setup.is_plain:

@@ -4,11 +4,11 @@ import pytest
 
 from faults.adapter_fixtures import SERVED
 from tests.live.client import Question
-from tests.live.servers import BASE, MANY_SLOTS, NAMES, VLLM_PRESET, Server, Setup
+from tests.live.servers import BASE, MANY_SLOTS, NAMES, VLLM_PRESET, Server, ServerSetup
 from tests.live.stock import ANSWER_TOKENS, INTERLEAVED, Stock
 
 
-def with_name(setup: Setup) -> str:
+def with_name(setup: ServerSetup) -> str:
     """How a failure names the server."""
     return setup.name
 

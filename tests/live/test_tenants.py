@@ -17,7 +17,7 @@ from chameleon_lora.servers.process import running_server
 from chameleon_lora.tenants import hash_key
 from faults.adapter_fixtures import SERVED, AdapterFixtures
 from tests.live.client import LIMIT_S, OK, Connection, Question, until
-from tests.live.servers import BASE, CONTEXT_TOKENS, NAMES, Setup, server_spec
+from tests.live.servers import BASE, CONTEXT_TOKENS, NAMES, ServerSetup, server_spec
 from tests.live.stock import ANSWER_TOKENS, BOOK, INTERLEAVED, PROMPTS, Stock
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -26,7 +26,7 @@ T = TypeVar("T")
 BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TOO_MANY = 400, 401, 404, 429
 KEYS = {name: f"{name}-key-0123456789" for name in ("admin", "acme", "bob", "slow", "carl", "dora")}
 HOLDING_TOKENS = CONTEXT_TOKENS // 2
-SETUP = Setup(
+SETUP = ServerSetup(
     "tenants",
     slots=2,
     seats=1,
@@ -75,7 +75,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class TenantServer:
     """A server with tenants, and its log."""
 
     url: str
@@ -106,7 +106,7 @@ def server(
     fixtures: AdapterFixtures,
     stock: Stock,  # noqa: ARG001  # so that its server is gone before this one starts
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
+) -> Iterator[TenantServer]:
     """One with adapters acme-1, bob-1 and a broken bob-2, and others that are only the admin's."""
     home = tmp_path_factory.mktemp("tenants")
     adapters = home / "adapters"
@@ -121,22 +121,22 @@ def server(
         *("--tenants", str(home / "tenants.toml"), "--admin-key-file", str(home / "admin.key")),
         *("--chat-template", str(home / "chat.jinja")),
     )
-    setup = Setup(SETUP.name, SETUP.slots, SETUP.seats, flags=(*SETUP.flags, *flags))
+    setup = ServerSetup(SETUP.name, SETUP.slots, SETUP.seats, flags=(*SETUP.flags, *flags))
     with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:
-        yield Server(url, home / "server.log")
+        yield TenantServer(url, home / "server.log")
 
 
 @pytest.mark.parametrize(
     ("name", "models"),
     [("acme", {BASE, "acme-1"}), ("bob", {"bob-1"}), ("admin", {*NAMES, "acme-1", "bob-1"})],
 )
-def test_each_sees_its_own_models(server: Server, name: str, models: set[str]) -> None:
+def test_each_sees_its_own_models(server: TenantServer, name: str, models: set[str]) -> None:
     """GET /v1/models lists what it may name."""
     assert models == set(server.run(name, lambda client: client.models()))
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_each_uses_its_own_models(server: Server, path: str) -> None:
+def test_each_uses_its_own_models(server: TenantServer, path: str) -> None:
     """On every route that names one."""
     for name, model in (("acme", "acme-1"), ("acme", BASE), ("bob", "bob-1"), ("admin", "bob-1")):
         status, text = server.post(name, path, {"model": model, **ROUTES[path]})
@@ -145,7 +145,9 @@ def test_each_uses_its_own_models(server: Server, path: str) -> None:
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("model", ["acme-1", BASE])
-def test_anothers_model_is_as_one_that_nobody_has(server: Server, path: str, model: str) -> None:
+def test_anothers_model_is_as_one_that_nobody_has(
+    server: TenantServer, path: str, model: str
+) -> None:
     """Status and body are those of an unknown name, but for the name in the text."""
     bodies = [{"model": asked, **ROUTES[path]} for asked in (model, "nobody", "bob-9")]
     answers = [server.post("bob", path, body) for body in bodies]
@@ -160,7 +162,7 @@ def test_anothers_model_is_as_one_that_nobody_has(server: Server, path: str, mod
 
 
 @pytest.mark.parametrize("model", [None, ""])
-def test_no_name_is_no_way_to_the_base_model(server: Server, model: str | None) -> None:
+def test_no_name_is_no_way_to_the_base_model(server: TenantServer, model: str | None) -> None:
     """vLLM takes a request without a name as one to the base model; a tenant without it gets 404."""
     body = {"model": model, **ROUTES["/v1/completions"]}
     assert NOT_FOUND == server.post("bob", "/v1/completions", body)[0]
@@ -170,7 +172,7 @@ def test_no_name_is_no_way_to_the_base_model(server: Server, model: str | None) 
 
 
 @pytest.mark.parametrize("path", sorted(ASKING - ROUTES.keys()))
-def test_no_other_open_route_tells_names_apart(server: Server, path: str) -> None:
+def test_no_other_open_route_tells_names_apart(server: TenantServer, path: str) -> None:
     """Also those that a server of a generating model has not."""
     answers = [
         server.post("bob", path, {"model": name, "input": "a", "messages": [], "max_tokens": 1})
@@ -180,7 +182,7 @@ def test_no_other_open_route_tells_names_apart(server: Server, path: str) -> Non
     assert OK != answers[0][0]
 
 
-def test_why_an_adapter_is_broken_is_told_to_its_tenant_only(server: Server) -> None:
+def test_why_an_adapter_is_broken_is_told_to_its_tenant_only(server: TenantServer) -> None:
     """Others get 404."""
     body = {"model": "bob-2", **ROUTES["/v1/completions"]}
     statuses = [server.post(name, "/v1/completions", body)[0] for name in ("bob", "acme")]
@@ -188,14 +190,14 @@ def test_why_an_adapter_is_broken_is_told_to_its_tenant_only(server: Server) -> 
 
 
 @pytest.mark.parametrize("path", ["/chameleon/state", "/chameleon/arrivals", "/metrics"])
-def test_pages_are_for_the_admin(server: Server, path: str) -> None:
+def test_pages_are_for_the_admin(server: TenantServer, path: str) -> None:
     """401 for tenants and for nobody."""
     statuses = [server.get(name, path)[0] for name in (None, "acme", "admin")]
     assert [UNAUTHORIZED, UNAUTHORIZED, OK] == statuses
 
 
 @pytest.mark.parametrize("verb", ["load", "unload", "pin", "unpin"])
-def test_adapters_are_changed_by_the_admin(server: Server, verb: str) -> None:
+def test_adapters_are_changed_by_the_admin(server: TenantServer, verb: str) -> None:
     """401 for tenants, also for their own adapter; the admin gets as far as the name."""
     path, body = f"/v1/{verb}_lora_adapter", {"lora_name": "nobody", "lora_path": "/nowhere"}
     statuses = [server.post(name, path, body)[0] for name in (None, "acme", "admin")]
@@ -210,7 +212,7 @@ def test_adapters_are_changed_by_the_admin(server: Server, verb: str) -> None:
         *(("GET", "/v1/models%0A"), ("GET", "/%76%31/models"), ("POST", "/v1/abort_requests")),
     ],
 )
-def test_no_spelling_opens_a_page(server: Server, method: str, path: str) -> None:
+def test_no_spelling_opens_a_page(server: TenantServer, method: str, path: str) -> None:
     """Neither without a key, nor for bob what is not his: no name of an adapter of acme's comes back."""
 
     async def ask(client: Connection) -> tuple[int, str]:
@@ -224,7 +226,7 @@ def test_no_spelling_opens_a_page(server: Server, method: str, path: str) -> Non
     assert status in (OK, UNAUTHORIZED, NOT_FOUND)
 
 
-def test_probes_are_open_and_other_routes_closed(server: Server) -> None:
+def test_probes_are_open_and_other_routes_closed(server: TenantServer) -> None:
     """Health needs no key; what is not for tenants is not there for them."""
     assert OK == server.get(None, "/health")[0]
     assert UNAUTHORIZED == server.get(None, "/v1/models")[0]
@@ -232,7 +234,7 @@ def test_probes_are_open_and_other_routes_closed(server: Server) -> None:
     assert OK == server.get("admin", "/openapi.json")[0]
 
 
-def cached_tokens(server: Server, name: str, model: str, prompt: tuple[int, ...]) -> int:
+def cached_tokens(server: TenantServer, name: str, model: str, prompt: tuple[int, ...]) -> int:
     """How many of a prompt's tokens were found in the prefix cache."""
     body = Question(model, prompt, tokens=1).body(stream=False)
     status, text = server.post(name, "/v1/completions", body)
@@ -242,7 +244,7 @@ def cached_tokens(server: Server, name: str, model: str, prompt: tuple[int, ...]
 
 
 @pytest.mark.parametrize("model", [BASE, "acme-1"])
-def test_no_tenant_can_time_anothers_prompts(server: Server, model: str) -> None:
+def test_no_tenant_can_time_anothers_prompts(server: TenantServer, model: str) -> None:
     """A prompt is cached for its tenant alone, though another may use the same model."""
     found = [
         cached_tokens(server, name, model, BOOK) > 0 for name in ("acme", "acme", "carl", "carl")
@@ -250,7 +252,7 @@ def test_no_tenant_can_time_anothers_prompts(server: Server, model: str) -> None
     assert [False, True, False, True] == found
 
 
-def test_tenants_that_share_prefixes_share_them_with_each_other(server: Server) -> None:
+def test_tenants_that_share_prefixes_share_them_with_each_other(server: TenantServer) -> None:
     """The admin is one of them; the others' prompts stay their own."""
     prompt = BOOK[::-1]
     names = ("acme", "dora", "admin", "carl")
@@ -259,7 +261,7 @@ def test_tenants_that_share_prefixes_share_them_with_each_other(server: Server) 
     ]
 
 
-def test_several_answers_to_one_prompt_are_a_tenants_own_too(server: Server) -> None:
+def test_several_answers_to_one_prompt_are_a_tenants_own_too(server: TenantServer) -> None:
     """vLLM makes a request of each of `n` answers."""
     prompt = (*BOOK[100:], *BOOK[:100])
     body = {**Question(BASE, prompt, tokens=1).body(stream=False), "n": 2, "temperature": 1}
@@ -269,7 +271,7 @@ def test_several_answers_to_one_prompt_are_a_tenants_own_too(server: Server) -> 
     ]
 
 
-def test_answers_are_those_of_a_server_without_tenants(server: Server, stock: Stock) -> None:
+def test_answers_are_those_of_a_server_without_tenants(server: TenantServer, stock: Stock) -> None:
     """Token for token, whatever a client writes about priority and shares."""
     question = Question("acme-1", PROMPTS[0], ANSWER_TOKENS)
     forged = {"chameleon_share": ["bob", 1e9], "output_tokens": 1}
@@ -282,7 +284,7 @@ def test_answers_are_those_of_a_server_without_tenants(server: Server, stock: St
 
 @pytest.mark.parametrize("at_once", [1, 6])
 def test_interleaved_adapters_answer_as_stock_vllm_does(
-    server: Server, stock: Stock, at_once: int
+    server: TenantServer, stock: Stock, at_once: int
 ) -> None:
     """45 requests of the admin's to 8 adapters and the base model get stock vLLM's tokens."""
     expected = [stock.answer(SERVED.get(n), p, ANSWER_TOKENS) for n, p in INTERLEAVED]
@@ -291,7 +293,7 @@ def test_interleaved_adapters_answer_as_stock_vllm_does(
     assert expected == [reply.tokens for reply in replies]
 
 
-def test_limits_hold_and_say_when_to_come_again(server: Server) -> None:
+def test_limits_hold_and_say_when_to_come_again(server: TenantServer) -> None:
     """400 for what never fits, which counts as a request, then 429 with Retry-After once the burst is spent."""
 
     async def ask(client: Connection) -> list[tuple[int, str | None]]:
@@ -319,7 +321,7 @@ async def waits(client: Connection, requests: int) -> bool:
     return bool(requests <= sum(lane["waiting"] for lane in lanes))
 
 
-def test_one_that_floods_does_not_keep_another_waiting(server: Server) -> None:
+def test_one_that_floods_does_not_keep_another_waiting(server: TenantServer) -> None:
     """Of one seat, bob's few requests get every other turn, though acme's many came before.
 
     A long request of the admin's holds the seat until all of them wait. The server's log tells whose

@@ -192,7 +192,7 @@ def test_boosted_requests_pass_no_more_often_than_others() -> None:
 
 
 @dataclass
-class Watch:
+class OvertakeWatch:
     """What the bound is made of, counted at the engine for one request."""
 
     older: frozenset[RequestId]
@@ -205,11 +205,11 @@ class Watchers:
     """One watch a request, until it runs."""
 
     engine: EngineModel
-    watches: dict[RequestId, Watch] = field(default_factory=dict)
+    watches: dict[RequestId, OvertakeWatch] = field(default_factory=dict)
 
     def arrive(self, request: Request, output: int) -> None:
         """A request comes in."""
-        self.watches[request.id] = Watch(frozenset(self.engine.policy._backlog.states))
+        self.watches[request.id] = OvertakeWatch(frozenset(self.engine.policy._backlog.states))
         self.engine.arrive(request, output)
 
     def step(self) -> None:

@@ -10,7 +10,7 @@ from chameleon_lora.workload.requests import TimedRequest
 
 
 @dataclass
-class Plain:
+class PlainRun:
     """One request, and when it was admitted, got its first token and ended."""
 
     request: TimedRequest
@@ -38,11 +38,11 @@ class PlainEngine:
     def __init__(self, costs: StepCosts, style: EngineStyle, requests: Sequence[TimedRequest]):
         self.costs = costs
         self.style = style
-        self.all = [Plain(request) for request in requests]
-        self.running: list[Plain] = []
+        self.all = [PlainRun(request) for request in requests]
+        self.running: list[PlainRun] = []
         self.now_s = 0.0
 
-    def run(self) -> list[Plain]:
+    def run(self) -> list[PlainRun]:
         """All requests, to their ends."""
         waiting = list(self.all)
         while waiting or self.running:
@@ -58,7 +58,7 @@ class PlainEngine:
                 self.step(0)
         return self.all
 
-    def admit(self, waiting: list[Plain]) -> None:
+    def admit(self, waiting: list[PlainRun]) -> None:
         """In order of arrival, while there is a seat and a token to compute."""
         budget = self.style.batch_tokens
         if self.style.mixes_prefill:

@@ -11,7 +11,7 @@ from chameleon_lora.workload.requests import TimedRequest
 PICKS = st.integers(0, 1 << 16)
 
 
-class Plain:
+class PlainRequest:
     """A request of the plain batch: its tokens in the cache, and what it generated."""
 
     def __init__(self, run: RunningRequest) -> None:
@@ -27,7 +27,9 @@ class Plain:
         return self.generated >= self.run.request.output_tokens
 
 
-def plain_prefill(batch: dict[RequestId, Plain], budget: int | None) -> tuple[list[Plain], int]:
+def plain_prefill(
+    batch: dict[RequestId, PlainRequest], budget: int | None
+) -> tuple[list[PlainRequest], int]:
     """Prompts computed one token at a time, oldest request first; answers whose are complete."""
     complete, pairs = [], 0
     for plain in batch.values():
@@ -50,9 +52,9 @@ class BatchMachine(RuleBasedStateMachine):
     def start(self, block: int) -> None:
         self.block = block
         self.batch = Batch(block)
-        self.plain: dict[RequestId, Plain] = {}
+        self.plain: dict[RequestId, PlainRequest] = {}
         self.count = 0
-        self.out: list[Plain] = []
+        self.out: list[PlainRequest] = []
 
     @rule(
         tokens=st.integers(1, 40),
@@ -84,7 +86,7 @@ class BatchMachine(RuleBasedStateMachine):
             generated=generated,
         )
         self.batch.admit(run)
-        self.plain[run.request_id] = Plain(run)
+        self.plain[run.request_id] = PlainRequest(run)
 
     @precondition(lambda self: self.batch.prefilling)
     @rule(budget=st.none() | st.integers(0, 60))
@@ -131,7 +133,7 @@ class BatchMachine(RuleBasedStateMachine):
             plain = self.plain.pop(run.request_id)
             assert (plain.tokens, plain.generated) == (run.tokens, run.generated)
 
-    def growth(self, decoding: list[Plain], steps: int) -> int:
+    def growth(self, decoding: list[PlainRequest], steps: int) -> int:
         """Blocks that these take in so many steps."""
         now = sum(self.blocks(plain.tokens) for plain in decoding)
         return sum(self.blocks(plain.tokens + steps) for plain in decoding) - now

@@ -16,7 +16,7 @@ ACTIONS = st.lists(
 
 
 @dataclass
-class Plain:
+class PlainGaps:
     """A request: when it joined last, and when it got its last token."""
 
     joined_s: float
@@ -35,7 +35,7 @@ def rounded(gaps: list[tuple[float, int]]) -> Counter[int]:
 def test_agrees_with_a_list_for_each_request(actions: list[Action]) -> None:
     """Whoever joins, decodes for some steps, is taken out and comes back: the same gaps as often."""
     gathered, expected = list[tuple[float, int]](), list[tuple[float, int]]()
-    decoding, out = list[Plain](), list[Plain]()
+    decoding, out = list[PlainGaps](), list[PlainGaps]()
     gaps, now_s = TokenGaps(gathered), 0.0
     for action, number in actions:
         now_s += 0.5 + number
@@ -43,7 +43,7 @@ def test_agrees_with_a_list_for_each_request(actions: list[Action]) -> None:
             case "join" | "join once":
                 gaps.joined(None, now_s, is_decoding=action == "join")
                 if action == "join":
-                    decoding.append(Plain(now_s, now_s))
+                    decoding.append(PlainGaps(now_s, now_s))
             case "decode":
                 first_s = now_s
                 now_s += 0.25 * (number - 1)
@@ -61,7 +61,7 @@ def test_agrees_with_a_list_for_each_request(actions: list[Action]) -> None:
                 plain = out.pop()
                 gaps.joined(plain.last_s, now_s, is_decoding=True)
                 expected.append((now_s - plain.last_s, 1))
-                decoding.append(Plain(now_s, now_s))
+                decoding.append(PlainGaps(now_s, now_s))
             case _:
                 pass
     assert rounded(expected) == rounded(gathered)

@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.api.auth import AuthMiddleware
 from chameleon_lora.engine_vllm.api.caller import CALLER
-from tests.engine_vllm.asgi_client import Answer, ask
+from tests.engine_vllm.asgi_client import AppAnswer, ask
 from tests.engine_vllm.tenant_settings import (
     ACME,
     ADMIN,
@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def error_of(answer: Answer) -> dict[str, Any]:
+def error_of(answer: AppAnswer) -> dict[str, Any]:
     """The error of a refusal, whose status it repeats."""
     error = json.loads(answer.text)["error"]
     assert answer.status == error["code"]

@@ -258,7 +258,7 @@ def test_a_servers_own_fault_is_still_its_own() -> None:
 
 
 @dataclass
-class Client:
+class PiecesClient:
     """One that sends a body in pieces, and notes how many were asked for."""
 
     pieces: list[bytes]
@@ -302,15 +302,15 @@ def guarded(tmp_path: Path) -> GuardedApp:
 @pytest.mark.parametrize("key", [None, "another-key-01234"])
 def test_who_has_no_key_is_not_read(guarded: GuardedApp, key: str | None) -> None:
     """Nor told how much it might send."""
-    client = Client([b"{}"], headers={"content-length": str(10**12)})
+    client = PiecesClient([b"{}"], headers={"content-length": str(10**12)})
     assert (401, 0) == (client.post(guarded.middleware, key), client.asked)
 
 
 def test_a_request_counts_before_its_body_is_read(guarded: GuardedApp) -> None:
     """So who has none left is not read, and one whose body will not do has had it."""
     bodies = [b"[1,", b"{}"]  # of a burst of two
-    assert [400, 200] == [Client([text]).post(guarded.middleware, ACME) for text in bodies]
-    client = Client([b"{}"])
+    assert [400, 200] == [PiecesClient([text]).post(guarded.middleware, ACME) for text in bodies]
+    client = PiecesClient([b"{}"])
     assert (429, 0) == (client.post(guarded.middleware, ACME), client.asked)
 
 
@@ -322,7 +322,7 @@ def test_a_tenants_body_is_not_read_beyond_the_limit(
     """413, and nothing reaches the server behind."""
     piece = b"1" * (MOST_BYTES // 10)
     headers = {"content-length": str(len(piece) * 100)} if is_announced else {}
-    client = Client([piece] * 100, headers=headers)
+    client = PiecesClient([piece] * 100, headers=headers)
     assert 413 == client.post(guarded.middleware, ACME, path)
     assert (0 if is_announced else 11) == client.asked
     assert [] == guarded.behind.seen
@@ -332,7 +332,7 @@ def test_a_long_body_goes_on_as_a_short_one(guarded: GuardedApp) -> None:
     """Though it is parsed elsewhere."""
     text = json.dumps({"model": "acme-1", "prompt": [1] * 60_000, "priority": 3}).encode()
     assert MOST_BYTES > len(text) > body.IN_THREAD
-    assert 200 == Client([text]).post(guarded.middleware, ACME)
+    assert 200 == PiecesClient([text]).post(guarded.middleware, ACME)
     assert {"model": "acme-1", "prompt": [1] * 60_000} == json.loads(guarded.behind.seen[0]["body"])
 
 
@@ -345,7 +345,7 @@ def test_a_number_beyond_all_limits_is_a_bad_request(
     guarded: GuardedApp, key: str, number: str
 ) -> None:
     """400 that names the field, and does not repeat thousands of digits."""
-    client = Client([f'{{"model": "acme-1", "{key}": {number}}}'.encode()])
+    client = PiecesClient([f'{{"model": "acme-1", "{key}": {number}}}'.encode()])
     assert 400 == client.post(guarded.middleware, ACME)
     assert f"'{key}'" in json.loads(client.text)["error"]["message"]
     assert len(client.text) < 400

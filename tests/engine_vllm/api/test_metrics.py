@@ -13,7 +13,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.api.metrics import MetricsPage, render
 from chameleon_lora.engine_vllm.core.state import metrics_of
-from tests.engine_vllm.asgi_client import Answer, ask
+from tests.engine_vllm.asgi_client import AppAnswer, ask
 from tests.engine_vllm.fake_requests import (
     ROOM,
     FakeRequest,
@@ -162,7 +162,7 @@ async def answer() -> dict[str, Any]:
 
 def get(
     engine: Callable[[], Awaitable[dict[str, Any]]], path: str = "/metrics", **fields: Any
-) -> Answer:
+) -> AppAnswer:
     """The page of a fresh server over this engine."""
     return ask(MetricsPage(FakePage(**fields), engine), "GET", path)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine_vllm.asgi_client import Answer
+from tests.engine_vllm.asgi_client import AppAnswer
 from tests.engine_vllm.tenant_settings import (
     ACME,
     BOB,
@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tenants.toml"
 
 
-def error_of(answer: Answer) -> dict[str, Any]:
+def error_of(answer: AppAnswer) -> dict[str, Any]:
     """The error of a refusal."""
     return dict(json.loads(answer.text)["error"])
 

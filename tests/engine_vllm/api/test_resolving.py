@@ -22,7 +22,7 @@ DIMS = ModelDims(8, 8, 1, 1, 1, 8, BASE)
 NOT_FOUND = 404
 
 
-class Counter:
+class IdCounter:
     """vLLM's AtomicCounter."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Counter:
         return next(self.numbers)
 
 
-class Engine:
+class TakingEngine:
     """Takes every adapter it is offered."""
 
     async def add_lora(self, _request: Any) -> bool:
@@ -50,9 +50,9 @@ class Models:
         default_factory=lambda: SimpleNamespace(resolvers_trouble=LastTrouble())
     )
     lora_requests: dict[str, Any] = field(default_factory=dict)
-    lora_id_counter: Counter = field(default_factory=Counter)
+    lora_id_counter: IdCounter = field(default_factory=IdCounter)
     lora_resolver_lock: Any = field(default_factory=NameLocks)
-    engine_client: Engine = field(default_factory=Engine)
+    engine_client: TakingEngine = field(default_factory=TakingEngine)
     model_config: Any = field(default_factory=lambda: SimpleNamespace(model=BASE))
 
     def resolve(self, name: str) -> Any:
@@ -71,7 +71,7 @@ class Broken:
         raise ConnectionError("no such host")
 
 
-class Asked:
+class FindsNothing:
     """A resolver that finds nothing, and what it was asked for."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def test_a_path_is_not_resolved(folder_resolver: Any, tmp_path: Path, form: str)
 @pytest.mark.parametrize("name", ["a\0", "a\nINFO all is well", "x" * 10_000, "\u202ea"])
 def test_what_is_no_name_is_not_resolved(name: str) -> None:
     """No resolver is asked, and the answer is that of any other name."""
-    asked = Asked()
+    asked = FindsNothing()
     assert NOT_FOUND == Models([asked]).resolve(name).error.code
     assert [] == asked.names
     assert NOT_FOUND == Models([asked]).resolve("nobody").error.code

@@ -15,7 +15,7 @@ from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.engine_vllm.core import utilities
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.state import state_of
-from tests.engine_vllm.asgi_client import Answer, ask
+from tests.engine_vllm.asgi_client import AppAnswer, ask
 from tests.engine_vllm.fake_requests import announced, carry_out, make_driver, request_for
 
 fastapi = pytest.importorskip("fastapi")
@@ -71,7 +71,7 @@ class FakeRegistry:
 
 
 @dataclass
-class Server:
+class RoutesServer:
     """An app with Chameleon's routes, whose models have no registry."""
 
     can_change: bool = True
@@ -89,7 +89,7 @@ class Server:
         self.core.driver.announce(announced(name))
         self.models.lora_requests[name] = object()
 
-    def pin(self, name: str, verb: str = "pin") -> Answer:
+    def pin(self, name: str, verb: str = "pin") -> AppAnswer:
         """POST the name to one of the two routes."""
         body = json.dumps({"lora_name": name}).encode()
         return ask(self.app, "POST", f"/v1/{verb}_lora_adapter", body)
@@ -105,7 +105,7 @@ class Server:
         return bool(self.core.driver.policy.adapter(version.id).is_pinned)
 
 
-def error_of(answer: Answer) -> tuple[int, str, str]:
+def error_of(answer: AppAnswer) -> tuple[int, str, str]:
     """Status, type and message of an error in OpenAI's form, whose code is the status."""
     error = json.loads(answer.text)["error"]
     assert answer.status == error["code"]
@@ -114,7 +114,7 @@ def error_of(answer: Answer) -> tuple[int, str, str]:
 
 def test_the_state_is_the_engines() -> None:
     """As JSON, all of it."""
-    server = Server()
+    server = RoutesServer()
     server.serve("a")
     driver = server.core.driver
     driver.arrived(request_for("1", driver.versions.current("a")))
@@ -124,7 +124,7 @@ def test_the_state_is_the_engines() -> None:
 
 def test_what_the_engine_was_never_told_of_is_in_state_and_metrics() -> None:
     """Adapters that are refused, with their reasons: at most a thousand; the metric counts all."""
-    server = Server()
+    server = RoutesServer()
     why = {f"a{number}": "no weights" for number in range(routes.MOST_REFUSED + 5)}
     server.models.chameleon_registry = FakeRegistry(server.models, refused=why)
     refused = server.state()["refused"]
@@ -137,7 +137,7 @@ def test_what_the_engine_was_never_told_of_is_in_state_and_metrics() -> None:
 
 def test_pinning_and_unpinning_reach_the_policy() -> None:
     """With vLLM's words for success."""
-    server = Server()
+    server = RoutesServer()
     server.serve("a")
     answer = server.pin("a")
     assert (OK, "Success: LoRA adapter 'a' pinned successfully.") == (answer.status, answer.text)
@@ -151,13 +151,13 @@ def test_pinning_and_unpinning_reach_the_policy() -> None:
 def test_an_unknown_name_is_not_found(verb: str) -> None:
     """404 in OpenAI's form, with vLLM's words."""
     expected = (NOT_FOUND, "NotFoundError", "The lora adapter 'nobody' cannot be found.")
-    assert expected == error_of(Server().pin("nobody", verb))
+    assert expected == error_of(RoutesServer().pin("nobody", verb))
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\0", "x" * 10_000, "a\r\nINFO all is well"])
 def test_a_hostile_name_is_not_found(name: str) -> None:
     """The same 404, whose message is short and can be printed and sent."""
-    status, kind, message = error_of(Server().pin(name))
+    status, kind, message = error_of(RoutesServer().pin(name))
     assert (NOT_FOUND, "NotFoundError") == (status, kind)
     assert message.isprintable()
     assert len(message) < 200
@@ -166,7 +166,7 @@ def test_a_hostile_name_is_not_found(name: str) -> None:
 @pytest.mark.parametrize("after", ["-1", "9223372036854775808", "1" * 5000, "x", "1e3", "NaN"])
 def test_arrivals_after_no_number_of_any_are_refused(after: str) -> None:
     """Before the engine is asked (with 400 on vLLM's server)."""
-    server = Server()
+    server = RoutesServer()
     server.core.driver = None
     answer = ask(server.app, "GET", f"/chameleon/arrivals?after={after}")
     assert answer.status in (BAD_REQUEST, 422)
@@ -175,7 +175,7 @@ def test_arrivals_after_no_number_of_any_are_refused(after: str) -> None:
 
 def test_an_empty_name_is_a_bad_request() -> None:
     """The field is named."""
-    status, kind, message = error_of(Server().pin(""))
+    status, kind, message = error_of(RoutesServer().pin(""))
     assert (BAD_REQUEST, "InvalidUserInput") == (status, kind)
     assert "'lora_name'" in message
 
@@ -183,14 +183,14 @@ def test_an_empty_name_is_a_bad_request() -> None:
 @pytest.mark.parametrize("body", [b"{}", b'{"lora_name": 3}', b"[]", b"{"])
 def test_a_body_without_a_name_changes_nothing(body: bytes) -> None:
     """It is refused before the engine is asked (with 400 on vLLM's server, see the live test)."""
-    server = Server()
+    server = RoutesServer()
     server.core.driver = None
     assert ask(server.app, "POST", "/v1/pin_lora_adapter", body).status in (BAD_REQUEST, 422)
 
 
 def test_what_the_engine_refuses_is_a_bad_request_with_its_reason() -> None:
     """A name that the API server knows and the engine does not."""
-    server = Server()
+    server = RoutesServer()
     server.models.lora_requests["a"] = object()
     status, kind, message = error_of(server.pin("a"))
     assert (BAD_REQUEST, "BadRequestError") == (status, kind)
@@ -199,7 +199,7 @@ def test_what_the_engine_refuses_is_a_bad_request_with_its_reason() -> None:
 
 def test_a_folder_that_has_just_come_can_be_pinned() -> None:
     """As its first request would find it."""
-    server = Server()
+    server = RoutesServer()
     server.models.chameleon_registry = FakeRegistry(server.models, late={"a": object()})
     server.core.driver.announce(announced("a"))
     assert OK == server.pin("a").status
@@ -207,7 +207,7 @@ def test_a_folder_that_has_just_come_can_be_pinned() -> None:
 
 def test_an_adapter_that_is_not_served_is_refused_with_its_reason() -> None:
     """400, as for a request that names it."""
-    server = Server()
+    server = RoutesServer()
     server.models.chameleon_registry = FakeRegistry(
         server.models, refused={"a": "adapter 'a': no weights"}
     )
@@ -227,7 +227,7 @@ def test_a_caller_that_controls_nothing_is_refused_by_the_route_itself(
     method: str, path: str
 ) -> None:
     """Whatever way it came by; one that controls gets in."""
-    server = Server()
+    server = RoutesServer()
     for may_control, expected in ((False, UNAUTHORIZED), (True, OK)):
         token = CALLER.set(CallerContext(None, may_control))
         try:
@@ -241,7 +241,7 @@ def test_a_caller_that_controls_nothing_is_refused_by_the_route_itself(
 
 def test_without_runtime_updating_nobody_pins() -> None:
     """The routes are absent, as vLLM's load and unload are; the state stays."""
-    server = Server(can_change=False)
+    server = RoutesServer(can_change=False)
     server.serve("a")
     assert [NOT_FOUND, NOT_FOUND] == [server.pin("a", verb).status for verb in ("pin", "unpin")]
     assert [] == server.state()["adapters"]
@@ -257,7 +257,7 @@ class SilentCore:
 
 def test_a_silent_engine_is_unavailable() -> None:
     """503 rather than a client that waits for ever."""
-    server = Server(core=SilentCore())
+    server = RoutesServer(core=SilentCore())
     assert UNAVAILABLE == error_of(ask(server.app, "GET", "/chameleon/state"))[0]
 
 

@@ -27,7 +27,7 @@ from tests.engine_vllm.served_folder import FakeEngine, ServedFolder, opened_by
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
-class Client:
+class FakeAsyncLlm:
     """The engine's client, in whose own way the engine learns the id, once it knows the adapter."""
 
     def __init__(self, engine: FakeEngine) -> None:
@@ -45,12 +45,12 @@ def load(
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
     served.registry = AdapterRegistry(served.models, None, served.scan_s)
-    client: Any = Client(served.engine)
+    client: Any = FakeAsyncLlm(served.engine)
     setattr(client, REGISTRY, served.registry)
     models: Any = object.__new__(OpenAIServingModels)
     vars(models).update(vars(served.models))
     setattr(models, REGISTRY, served.registry)
-    add_lora = publishing(Client.add_lora)
+    add_lora = publishing(FakeAsyncLlm.add_lora)
     models.engine_client = SimpleNamespace(add_lora=lambda request: add_lora(client, request))
     models.lora_resolver_lock = served.locks
     models.registry = served.models

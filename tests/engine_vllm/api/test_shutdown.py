@@ -29,7 +29,7 @@ class DeadError(Exception):
 
 
 @dataclass
-class Engine:
+class EndingEngine:
     """What of vLLM's AsyncLLM takes part in its end."""
 
     scheduler: str = SCHEDULER
@@ -68,13 +68,13 @@ class Engine:
         self.calls.append("health")
 
 
-shutdown = ending(Engine.stock_shutdown)
-check_health = checking_health(Engine.stock_check_health)
+shutdown = ending(EndingEngine.stock_shutdown)
+check_health = checking_health(EndingEngine.stock_check_health)
 
 
 def test_an_engine_that_died_ends_its_server_with_an_error() -> None:
     """After vLLM's own clean-up, and once only."""
-    engine = Engine(is_dead=True)
+    engine = EndingEngine(is_dead=True)
     with pytest.raises(EngineGoneError, match="The engine has ended by itself"):
         shutdown(engine, timeout=3)
     shutdown(engine)
@@ -83,7 +83,7 @@ def test_an_engine_that_died_ends_its_server_with_an_error() -> None:
 
 def test_an_engine_whose_outputs_are_read_no_more_ends_its_server_with_an_error() -> None:
     """Whatever the reading stumbled over: no request has an answer any more."""
-    engine = Engine()
+    engine = EndingEngine()
 
     async def stumble() -> None:
         raise OSError
@@ -100,7 +100,7 @@ def test_an_engine_whose_outputs_are_read_no_more_ends_its_server_with_an_error(
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_a_reader_that_ended_with_its_loop_has_not_failed(is_dead: bool) -> None:
     """After asyncio.run a script may end its engine; one that died before is told as ever."""
-    engine = Engine(is_dead=is_dead, unfinished=3)
+    engine = EndingEngine(is_dead=is_dead, unfinished=3)
 
     async def main() -> None:
         engine.output_handler = asyncio.ensure_future(asyncio.sleep(3600))
@@ -114,7 +114,7 @@ def test_a_reader_that_ended_with_its_loop_has_not_failed(is_dead: bool) -> None
 
 def test_a_server_that_is_told_to_end_does_so_without_an_error() -> None:
     """Though the second call finds an engine that is gone."""
-    engine = Engine()
+    engine = EndingEngine()
     shutdown(engine, timeout=30)
     shutdown(engine, timeout=30)
     assert is_shutting_down(engine)
@@ -122,7 +122,11 @@ def test_a_server_that_is_told_to_end_does_so_without_an_error() -> None:
 
 def test_requests_in_flight_end_before_the_engine_does() -> None:
     """For as long as it was told; without a time, or with a dead engine, nobody waits."""
-    patient, hasty, dead = Engine(unfinished=3), Engine(unfinished=3), Engine("x", is_dead=True)
+    patient, hasty, dead = (
+        EndingEngine(unfinished=3),
+        EndingEngine(unfinished=3),
+        EndingEngine("x", is_dead=True),
+    )
     shutdown(patient, timeout=30)
     shutdown(hasty, timeout=0)
     shutdown(dead, timeout=30)
@@ -131,7 +135,7 @@ def test_requests_in_flight_end_before_the_engine_does() -> None:
 
 def test_the_thread_that_writes_answers_does_not_wait_for_them() -> None:
     """Called in the event loop, it would wait for itself."""
-    engine = Engine(unfinished=3)
+    engine = EndingEngine(unfinished=3)
 
     async def end() -> None:
         shutdown(engine, timeout=30)
@@ -142,7 +146,7 @@ def test_the_thread_that_writes_answers_does_not_wait_for_them() -> None:
 
 def test_health_fails_from_then_on() -> None:
     """Whoever balances load sends nothing more; before that vLLM's own answer counts."""
-    engine = Engine()
+    engine = EndingEngine()
     asyncio.run(check_health(engine))
     assert ["health"] == engine.calls
     shutdown(engine)
@@ -152,7 +156,7 @@ def test_health_fails_from_then_on() -> None:
 
 def test_stock_vllm_ends_as_it_always_did() -> None:
     """Nothing is changed for an engine without Chameleon's scheduler."""
-    engine = Engine(scheduler="vllm.v1.core.sched.scheduler.Scheduler", is_dead=True)
+    engine = EndingEngine(scheduler="vllm.v1.core.sched.scheduler.Scheduler", is_dead=True)
     shutdown(engine)
     assert not is_shutting_down(engine)
     asyncio.run(check_health(engine))
@@ -160,7 +164,7 @@ def test_stock_vllm_ends_as_it_always_did() -> None:
 
 def test_an_engine_that_never_started_is_not_told_to_have_died() -> None:
     """Its own error is what matters."""
-    engine = Engine()
+    engine = EndingEngine()
     del engine.engine_core
     with pytest.raises(AttributeError, match="engine_core"):  # of the stock one
         shutdown(engine)
@@ -215,7 +219,7 @@ def test_only_our_servers_end_in_our_time() -> None:
     found = [uvicorn.Config(app) for app in (App(30.0), App(None), lambda: None)]
     found.append(uvicorn.Config(App(30.0), timeout_graceful_shutdown=7))
     assert [30.0, None, None, 7] == [config.timeout_graceful_shutdown for config in found]
-    engine = Engine()
+    engine = EndingEngine()
     shutdown(engine, timeout=0)  # the time is over for those still waiting
     assert [1.0, None, None, 7] == [config.timeout_graceful_shutdown for config in found]
 

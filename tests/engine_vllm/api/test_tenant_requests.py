@@ -29,7 +29,7 @@ class PoolingParams:
 
 
 @dataclass
-class Engine:
+class EngineDoor:
     """The door of an engine: notes what is added."""
 
     added: list[dict[str, Any]] = field(default_factory=list)
@@ -51,10 +51,10 @@ class Engine:
 
 def added(tenant: Tenant | None, params: Any, name: str | None = None, **given: Any) -> Any:
     """What arrives at the engine."""
-    engine = Engine()
+    engine = EngineDoor()
     lora = None if name is None else SimpleNamespace(lora_name=name)
     with called_by(tenant):
-        signed = isolation.signing(Engine.add_request)
+        signed = isolation.signing(EngineDoor.add_request)
         run(signed(engine, "r", "p", params, lora_request=lora, **given))
     (arrived,) = engine.added
     return arrived

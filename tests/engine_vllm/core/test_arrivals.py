@@ -6,7 +6,7 @@ import pytest
 
 from chameleon_lora.engine_vllm.core.telemetry import ArrivalLog
 from chameleon_lora.policy.view import Place
-from tests.engine_vllm.api.test_routes import Server
+from tests.engine_vllm.api.test_routes import RoutesServer
 from tests.engine_vllm.asgi_client import ask
 from tests.engine_vllm.fake_requests import ROOM, announced, make_driver, request_for
 
@@ -51,7 +51,7 @@ def test_a_request_is_noted_with_the_tier_it_found() -> None:
 
 def test_the_route_answers_in_json() -> None:
     """As the engine tells it, from the number that was asked for."""
-    server = Server()
+    server = RoutesServer()
     server.serve("a")
     driver = server.core.driver
     for number in "12":
@@ -63,6 +63,6 @@ def test_the_route_answers_in_json() -> None:
 @pytest.mark.parametrize("after", ["-1", "x"])
 def test_a_number_that_is_none_is_refused(after: str) -> None:
     """Before the engine is asked."""
-    server = Server()
+    server = RoutesServer()
     server.core.driver = None
     assert ask(server.app, "GET", f"/chameleon/arrivals?after={after}").status in (400, 422)

@@ -32,7 +32,7 @@ from tests.engine_vllm.served_folder import DIMS, bring_head
 pytestmark = pytest.mark.vllm
 
 
-class Engine:
+class IdleEngine:
     """An idle engine as far as its queue, its scheduler and its sleep."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ def test_an_idle_engine_wakes_for_a_pin() -> None:
     """One step is due then, as if a client had asked for it; what clients ask comes first."""
     from vllm.v1.engine import EngineCoreRequestType
 
-    engine = Engine()
+    engine = IdleEngine()
     engine.driver.announce(announced("a"))
     engine.input_queue.put("a request")
     assert pin(engine, "a", is_pinned=True) is None
@@ -92,7 +92,7 @@ def test_vllms_own_wait_ends_when_a_step_is_due() -> None:
     """What clients ask meanwhile is handled first, as ever."""
     from vllm.v1.engine.core import EngineCoreProc
 
-    engine = Engine()
+    engine = IdleEngine()
     engine.driver.announce(announced("a"))
     pin(engine, "a", is_pinned=True)
     engine.input_queue.put(("asked", 1))
@@ -103,7 +103,7 @@ def test_vllms_own_wait_ends_when_a_step_is_due() -> None:
 
 def test_an_engine_that_sleeps_is_not_woken() -> None:
     """Its memory may be gone; nor is whoever only looks kept waiting."""
-    engine = Engine()
+    engine = IdleEngine()
     engine.driver.announce(announced("a"))
     pin(engine, "a", is_pinned=True)
     engine.sleeps = True
@@ -117,7 +117,7 @@ def test_an_engine_that_sleeps_is_not_woken() -> None:
 
 def test_announcements_cross_the_border_by_their_fields_names() -> None:
     """From then on requests announce nothing: that is for whoever looks into files."""
-    engine = Engine()
+    engine = IdleEngine()
     source = announced("a")
     assert (1, True) == (announce(engine, [asdict(source)]), engine.driver.has_api_server)
     version = engine.driver.versions.current("a")
@@ -126,7 +126,7 @@ def test_announcements_cross_the_border_by_their_fields_names() -> None:
     assert [1, 0] == [withdraw(engine, ["a"]), withdraw(engine, ["a"])]
 
 
-class Ids(Engine):
+class Ids(IdleEngine):
     """An engine asked by the ids that a client gives, as vLLM's own is; folders are real."""
 
     def __init__(self, root: Path) -> None:
@@ -300,6 +300,6 @@ def test_an_engine_without_adapters_answers_in_vllms_words(
     hook: Callable[..., Any], asked: list[Any]
 ) -> None:
     """Which say that LoRA is not enabled."""
-    engine = Engine()
+    engine = IdleEngine()
     engine.scheduler.lora_config = None
     assert (engine, *asked) == hook(lambda *given: given)(engine, *asked)

@@ -25,7 +25,7 @@ SLOT_RANK = 16
 
 
 @dataclass
-class FakeLora:
+class ScheduledLora:
     """As much of vLLM's LoRARequest as is read."""
 
     lora_int_id: int
@@ -33,17 +33,17 @@ class FakeLora:
 
 
 @dataclass
-class FakeRequest:
+class ScheduledRequest:
     """As much of vLLM's Request as is read."""
 
     num_prompt_tokens: int
     num_computed_tokens: int
-    lora_request: FakeLora | None = None
+    lora_request: ScheduledLora | None = None
     chameleon_arrived_s: float | None = None
 
 
 @dataclass
-class FakeOutput:
+class ScheduledOutput:
     """As much of vLLM's SchedulerOutput as is read."""
 
     num_scheduled_tokens: dict[str, int]
@@ -55,19 +55,19 @@ class FakeOutput:
         return sum(self.num_scheduled_tokens.values())
 
 
-class FakeScheduler:
+class FakeStepScheduler:
     """Schedules what it is told to; `requests` are as vLLM leaves them after `schedule`."""
 
-    def __init__(self, requests: dict[str, FakeRequest]) -> None:
+    def __init__(self, requests: dict[str, ScheduledRequest]) -> None:
         self.requests = requests
         self.vllm_config = SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=SLOT_RANK))
         self.has_more = True
 
-    def schedule(self, output: FakeOutput) -> FakeOutput:
+    def schedule(self, output: ScheduledOutput) -> ScheduledOutput:
         """The output it was given."""
         return output
 
-    def update_from_output(self, scheduler_output: FakeOutput, model_output: object) -> str:
+    def update_from_output(self, scheduler_output: ScheduledOutput, model_output: object) -> str:
         """A word to tell that the answer comes through."""
         return (
             f"{len(scheduler_output.num_scheduled_tokens)} outputs of {type(model_output).__name__}"
@@ -89,18 +89,20 @@ class Ticks:
         return next(self._times_s)
 
 
-PROMPT = FakeRequest(num_prompt_tokens=10, num_computed_tokens=10)
-CHUNK = FakeRequest(num_prompt_tokens=30, num_computed_tokens=12, lora_request=FakeLora(1, "/a"))
-DECODE = FakeRequest(num_prompt_tokens=10, num_computed_tokens=16)
-LORA_DECODE = FakeRequest(
-    num_prompt_tokens=5, num_computed_tokens=8, lora_request=FakeLora(2, "/b")
+PROMPT = ScheduledRequest(num_prompt_tokens=10, num_computed_tokens=10)
+CHUNK = ScheduledRequest(
+    num_prompt_tokens=30, num_computed_tokens=12, lora_request=ScheduledLora(1, "/a")
+)
+DECODE = ScheduledRequest(num_prompt_tokens=10, num_computed_tokens=16)
+LORA_DECODE = ScheduledRequest(
+    num_prompt_tokens=5, num_computed_tokens=8, lora_request=ScheduledLora(2, "/b")
 )
 
 
 def test_work_tells_prompts_from_decodes() -> None:
     """A whole prompt of 10, tokens 8 to 11 of another, and two decodes after 15 and 7 tokens."""
-    scheduler = FakeScheduler({"p": PROMPT, "c": CHUNK, "d": DECODE, "e": LORA_DECODE})
-    work = work_of(scheduler, FakeOutput({"p": 10, "c": 4, "d": 1, "e": 1}), SLOT_RANK)
+    scheduler = FakeStepScheduler({"p": PROMPT, "c": CHUNK, "d": DECODE, "e": LORA_DECODE})
+    work = work_of(scheduler, ScheduledOutput({"p": 10, "c": 4, "d": 1, "e": 1}), SLOT_RANK)
     assert work is not None
     assert (14, 2, 22) == (work.prefill_tokens, work.decode_requests, work.context_tokens)
     assert 55.0 + (9 + 10 + 11 + 12) == work.attention_pairs
@@ -113,18 +115,18 @@ def test_work_tells_prompts_from_decodes() -> None:
 
 def test_the_last_token_of_a_prompt_is_prompt() -> None:
     """A chunk of one token is no decode while the prompt is not complete."""
-    scheduler = FakeScheduler({"p": PROMPT})
-    work = work_of(scheduler, FakeOutput({"p": 1}), SLOT_RANK)
+    scheduler = FakeStepScheduler({"p": PROMPT})
+    work = work_of(scheduler, ScheduledOutput({"p": 1}), SLOT_RANK)
     assert work is not None
     assert (1, 0) == (work.prefill_tokens, work.decode_requests)
 
 
 def test_a_step_without_tokens_is_none() -> None:
     """All wait for their adapters."""
-    assert None is work_of(FakeScheduler({}), FakeOutput({}), SLOT_RANK)
+    assert None is work_of(FakeStepScheduler({}), ScheduledOutput({}), SLOT_RANK)
 
 
-def run_step(scheduler: Any, output: FakeOutput, acks: tuple[object, ...] = ()) -> str:
+def run_step(scheduler: Any, output: ScheduledOutput, acks: tuple[object, ...] = ()) -> str:
     """As the engine core does."""
     scheduler.schedule(output)
     return str(scheduler.update_from_output(output, SimpleNamespace(**{ACKS_ATTRIBUTE: acks})))
@@ -136,38 +138,38 @@ def test_a_step_lasts_until_the_next_begins() -> None:
     The second step ends the work: what comes after it is idle time.
     """
     lines: list[dict[str, Any]] = []
-    scheduler = FakeScheduler({"d": DECODE})
+    scheduler = FakeStepScheduler({"d": DECODE})
     #             flush start end own update | flush start end own update
     clock = Ticks(0.0, 0.0, 1.0, 3.0, 9.0, 10.0, 10.0, 10.5, 10.5, 12.0)
     StepRecorder(scheduler, lines.append, clock)
-    assert "1 outputs of SimpleNamespace" == run_step(scheduler, FakeOutput({"d": 1}))
+    assert "1 outputs of SimpleNamespace" == run_step(scheduler, ScheduledOutput({"d": 1}))
     scheduler.has_more = False
-    run_step(scheduler, FakeOutput({"d": 1}))
+    run_step(scheduler, ScheduledOutput({"d": 1}))
     assert [8.0, 2.0] == [line["step"]["seconds"] for line in lines]
 
 
 def test_the_first_token_of_a_request_is_timed_once(tmp_path: Path) -> None:
     """From its arrival at 2 s to the end of the step that completes its prompt, at 9 s."""
     lines: list[dict[str, Any]] = []
-    whole = FakeRequest(num_prompt_tokens=10, num_computed_tokens=10, chameleon_arrived_s=2.0)
-    part = FakeRequest(num_prompt_tokens=30, num_computed_tokens=12, chameleon_arrived_s=1.0)
-    scheduler = FakeScheduler({"w": whole, "p": part})
+    whole = ScheduledRequest(num_prompt_tokens=10, num_computed_tokens=10, chameleon_arrived_s=2.0)
+    part = ScheduledRequest(num_prompt_tokens=30, num_computed_tokens=12, chameleon_arrived_s=1.0)
+    scheduler = FakeStepScheduler({"w": whole, "p": part})
     clock = Ticks(
         5.0, 5.0, 6.0, 6.0, 9.0, 10.0, 10.0, 10.5, 10.5, 12.0, 12.0, 12.0, 12.0, 12.0, 12.0
     )
     StepRecorder(scheduler, lines.append, clock)
     for tokens in ({"w": 10, "p": 4}, {"w": 1}, {}):
-        run_step(scheduler, FakeOutput(tokens))
+        run_step(scheduler, ScheduledOutput(tokens))
     assert [7.0] == read_step_log(written(tmp_path, lines)).first_s
 
 
 def test_empty_steps_are_counted_not_written(tmp_path: Path) -> None:
     """Two steps without tokens stand in the line of the next one that has some."""
     lines: list[dict[str, Any]] = []
-    scheduler = FakeScheduler({"d": DECODE})
+    scheduler = FakeStepScheduler({"d": DECODE})
     StepRecorder(scheduler, lines.append)
     for tokens in ({}, {}, {"d": 1}, {}):
-        run_step(scheduler, FakeOutput(tokens))
+        run_step(scheduler, ScheduledOutput(tokens))
     log = read_step_log(written(tmp_path, lines))
     assert [2] == [step.empty for step in log.steps]
 
@@ -175,11 +177,11 @@ def test_empty_steps_are_counted_not_written(tmp_path: Path) -> None:
 def test_copies_of_our_workers_come_from_their_acks(tmp_path: Path) -> None:
     """A load beside the step costs it nothing; what it waited for is told apart."""
     lines: list[dict[str, Any]] = []
-    scheduler = FakeScheduler({"e": LORA_DECODE})
+    scheduler = FakeStepScheduler({"e": LORA_DECODE})
     StepRecorder(scheduler, lines.append)
-    run_step(scheduler, FakeOutput({"e": 1}), (Loaded(7, 1000, 8, 0.5), Activated(7, 0, 0.25)))
-    run_step(scheduler, FakeOutput({"e": 1}), (Activated(7, 4, 0.125, from_device=True),))
-    run_step(scheduler, FakeOutput({}))
+    run_step(scheduler, ScheduledOutput({"e": 1}), (Loaded(7, 1000, 8, 0.5), Activated(7, 0, 0.25)))
+    run_step(scheduler, ScheduledOutput({"e": 1}), (Activated(7, 4, 0.125, from_device=True),))
+    run_step(scheduler, ScheduledOutput({}))
     log = read_step_log(written(tmp_path, lines))
     assert [0.25, 0.125] == log.copies_s
     assert [
@@ -192,10 +194,10 @@ def test_copies_of_our_workers_come_from_their_acks(tmp_path: Path) -> None:
 def test_adapters_are_named_once(tmp_path: Path) -> None:
     """The log says which folder an id stands for when a request first names it."""
     lines: list[dict[str, Any]] = []
-    scheduler = FakeScheduler({"e": LORA_DECODE})
+    scheduler = FakeStepScheduler({"e": LORA_DECODE})
     StepRecorder(scheduler, lines.append)
     for _ in range(2):
-        run_step(scheduler, FakeOutput({"e": 1}, scheduled_new_reqs=[LORA_DECODE]))
+        run_step(scheduler, ScheduledOutput({"e": 1}, scheduled_new_reqs=[LORA_DECODE]))
     assert {2: "/b"} == read_step_log(written(tmp_path, lines)).paths
     assert 1 == sum("adapter" in line for line in lines)
 
