@@ -40,7 +40,7 @@ def layer_names(model: Path) -> frozenset[str]:
 
 
 def strangers(modules: Sequence[str], layers: frozenset[str]) -> list[str]:
-    """Those of an adapter's modules that are none of these layers; fused experts go by their layer."""
+    """The modules of an adapter that are none of these layers; fused experts go by their layer."""
     return [name for name in modules if name.removesuffix(".base_layer") not in layers]
 
 

@@ -45,7 +45,7 @@ def fingerprint_of(raw_config: bytes, weights: FileIO) -> str:
 
 
 def read_fingerprint(folder: Path, roots: Iterable[Path] = ()) -> str:
-    """That of an adapter's folder as it is now, read below `roots` if there are any.
+    """The fingerprint of an adapter's folder as it is now, read below `roots` if there are any.
 
     Raises:
         AdapterInvalidError: a file is missing or lies elsewhere.

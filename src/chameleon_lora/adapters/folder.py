@@ -203,7 +203,7 @@ def _is_allowed(name: str) -> bool:
 
 
 def _inner_adapter(path: Path) -> str | None:
-    """That the adapter lies one level down, as where a trainer saved checkpoints; None if none does."""
+    """The message that the adapter lies one level down, as where a trainer saved checkpoints; None if none does."""
     with os.scandir(path) as entries:
         first = [entry.name for entry in itertools.islice(entries, MOST_INNER)]
     inner = [name for name in first if (path / name / CONFIG_NAME).is_file()]

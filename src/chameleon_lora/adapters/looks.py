@@ -106,7 +106,7 @@ class KnownAdapters:
         return Changes(changed, gone, [name for name in missing if name not in gone])
 
     def looked_into(self, names: Collection[str]) -> None:
-        """Their files were others than before, and have been looked into."""
+        """The files of these adapters were others than before, and have been looked into."""
         for name in names:
             before = self._unrest.get(name)
             changes = 1 if before is None else before.changes + 1

@@ -25,7 +25,7 @@ _FUSED_EXPERTS = {".experts.base_layer": ".experts.gate_up_proj", ".experts": ".
 
 
 def lora_tensors(tensors: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
-    """Those that vLLM loads into a slot; base-model embeddings saved beside them are skipped."""
+    """The tensors that vLLM loads into a slot; base-model embeddings saved beside them are skipped."""
     return tuple(entry for entry in tensors if entry.name.endswith(_A_ENDINGS + _B_ENDINGS))
 
 
@@ -69,7 +69,7 @@ def pattern_names(tensors: Sequence[TensorEntry]) -> list[str]:
 
 
 def layer_problems(tensors: Sequence[TensorEntry], layers: frozenset[str]) -> Iterator[str]:
-    """That some are for none of the model's layers; at most one line."""
+    """That some modules are none of the model's layers, in one line; no line if all are."""
     modules = dict.fromkeys(_module(t.name, _A_ENDINGS + _B_ENDINGS) for t in lora_tensors(tensors))
     absent = strangers(list(modules), layers)
     if absent:

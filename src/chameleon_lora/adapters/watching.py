@@ -192,7 +192,7 @@ class FolderWatch:
         return happened
 
     def _try_events(self) -> FolderEvents | None:
-        """Those of the folder as it is now; None where they would not tell of everything."""
+        """The events of the folder as it is now; None where they would not tell of everything."""
         root = self._folder.root
         if not self._scan_all_s:
             return None

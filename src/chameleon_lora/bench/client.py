@@ -70,7 +70,7 @@ async def stream_call(
     answer: Answer,
     clock: Clock,
 ) -> None:
-    """The same for a completion made ready before.
+    """Fills `answer` for a completion that is encoded already.
 
     A server may hang up on a connection that has been idle just as the next request is on its way
     there. So a request that ends without a word on a connection that was used before is sent once

@@ -87,10 +87,10 @@ class EncodedCompletion:
 
 
 def token_prompt(rng: random.Random, tokens: int, token_ids: tuple[int, int]) -> tuple[int, ...]:
-    """So many ids of the half-open range."""
+    """A prompt of so many token ids of the half-open range."""
     return tuple(rng.randrange(*token_ids) for _ in range(tokens))
 
 
 def text_prompt(rng: random.Random, tokens: int) -> str:
-    """So many words, of about one token each."""
+    """A prompt of so many words, of about one token each."""
     return " ".join(rng.choices(_WORDS, k=tokens))

@@ -73,7 +73,7 @@ class StatePage(msgspec.Struct):
 
     @property
     def lent_bytes(self) -> int:
-        """Of idle KV memory that adapters hold."""
+        """Bytes of idle KV memory that adapters hold."""
         return self.device.held_blocks * self.device.block_bytes
 
 

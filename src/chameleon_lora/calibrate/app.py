@@ -122,7 +122,7 @@ def prepare(
 
 
 def usable_adapters(adapters_dir: Path, max_rank: int) -> tuple[AdapterInfo, ...]:
-    """Those in the folder that an engine with slots of this rank serves, by name.
+    """The adapters in the folder that an engine with slots of this rank serves, by name.
 
     Raises:
         ConfigError: there is none.
@@ -219,7 +219,7 @@ def fitted(
 
 
 def engine_bytes(info: AdapterInfo) -> int:
-    """Of an adapter in the engine's memory, whatever its file's numbers are."""
+    """Bytes of an adapter in the engine's memory, whatever its file's numbers are."""
     return info.nbytes * ENGINE_ITEM_BYTES // ITEM_BYTES.get(info.dtype or "", ENGINE_ITEM_BYTES)
 
 

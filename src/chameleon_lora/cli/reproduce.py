@@ -145,5 +145,5 @@ def listing(rows: Sequence[PaperRow]) -> str:
 
 
 def _width() -> int:
-    """Of the terminal; 100 characters where there is none."""
+    """Width of the terminal; 100 characters where there is none."""
     return shutil.get_terminal_size((100, 24)).columns

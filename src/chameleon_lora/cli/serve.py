@@ -228,7 +228,7 @@ def _fitting_width(folder: AdapterFolder) -> int:
 
 
 async def _largest_rank(folder: AdapterFolder) -> int:
-    """Of those that are sound, as far as their disks answer. Of most no more than what they say is read."""
+    """The largest rank of adapters that are sound, as far as their disks answer. Of most no more than what they say is read."""
     patient, ranks = PatientWork(), dict[str, int]()
     async for found in patient.each(partial(_said_rank, folder), folder.entries(), LOOKED_AT):
         ranks |= found

@@ -89,6 +89,6 @@ class TrafficSpec:
     described: Mapping[str, object]
 
     def requests(self, point: Point, repeat: int) -> tuple[TimedRequest, ...]:
-        """The same on every arm; each repeat has others."""
+        """What each arm is sent in one repeat at one point; another repeat has others."""
         active = self.adapters[: point.active_adapters]
         return self.requests_of(point.rate_per_s, self.duration_s, active, self.seed + repeat)

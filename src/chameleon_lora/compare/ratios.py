@@ -62,7 +62,7 @@ SPECS = (
 
 
 def load_ratios(labels: Sequence[str], results: Mapping[str, Repeats]) -> tuple[Ratio, ...]:
-    """Of every other arm, at every point, each figure; by repeats that both arms have made."""
+    """Ratios to the base of every other arm, at every point, of each figure; by repeats that both arms have made."""
     base = labels[0]
     points = sorted(
         {run.point.value for runs in results[base].values() for run in runs if _is_load(run)}
@@ -79,7 +79,7 @@ def load_ratios(labels: Sequence[str], results: Mapping[str, Repeats]) -> tuple[
 def sustained(
     labels: Sequence[str], highest: Mapping[str, Mapping[int, float]]
 ) -> tuple[Sustained, ...]:
-    """Of each arm that was searched; the ratio is to the base's in the same repeat."""
+    """The highest load of each arm that was searched; the ratio is to the base's in the same repeat."""
     base = highest[labels[0]]
     return tuple(
         _sustained(label, highest[label], {} if label == labels[0] else base)

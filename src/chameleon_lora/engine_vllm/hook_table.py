@@ -57,7 +57,7 @@ class Hook:
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """The place in vLLM, as messages name it."""
         return f"{self.module}.{self.target}"
 
 

@@ -33,7 +33,7 @@ class Lateness:
 
 
 def lateness(records: Sequence[RequestRecord], limit_s: float = LIMIT_S) -> Lateness | None:
-    """Of all requests, failed ones too; None of a run without requests."""
+    """The lateness of all requests, failed ones too; None of a run without requests."""
     if not records:
         return None
     late_s = [record.lateness_s for record in records]

@@ -22,7 +22,7 @@ class Peaks:
 
 
 def peaks(records: Sequence[RequestRecord]) -> Peaks:
-    """Of the completed requests; both 0 if there are none.
+    """The peaks of the completed requests; both 0 if there are none.
 
     As `vllm bench serve` counts max_output_tokens_per_s and max_concurrent_requests.
     """

@@ -32,7 +32,7 @@ class Slo:
     gap_s: float = math.inf
 
     def excess(self, run: SimFigures) -> float:
-        """How far a run is from it: 1 or less is within."""
+        """How far a run is from the objective: 1 or less meets it."""
         gap_share = run.gap.p99_s / self.gap_s if run.gap else 0.0
         return max(run.ttft.p99_s / self.ttft_s, gap_share)
 

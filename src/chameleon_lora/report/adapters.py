@@ -48,7 +48,7 @@ def adapters_section(evidence: Evidence) -> Section:
 
 
 def _records(evidence: Evidence, points: Points) -> dict[str, tuple[RequestRecord, ...]]:
-    """Of each arm that has runs at the highest load."""
+    """The records of each arm that has runs at the highest load."""
     pooled = {
         label: tuple(record for run in of_arm(points.highest[1], label) for record in run.records)
         for label in evidence.arms

@@ -52,13 +52,13 @@ class Points:
 
 
 def load_points(evidence: Evidence) -> Points | None:
-    """Of the runs made at a load, neither to search nor for the cliff; None if there are none."""
+    """The points of runs made at a load, neither to search nor for the cliff; None if there are none."""
     runs = [run for run in evidence.runs if run.purpose in (Purpose.RUN, Purpose.LOAD)]
     return _points(runs)
 
 
 def search_points(evidence: Evidence) -> Points | None:
-    """Of the runs made to find the highest rate; None if there are none."""
+    """The points of runs made to find the highest rate; None if there are none."""
     runs = [run for run in evidence.runs if run.purpose is Purpose.SEARCH]
     return _points([run for run in runs if run.rate_per_s is not None], has_rates_only=True)
 

@@ -21,7 +21,7 @@ PURPOSE_WORDS = {
 
 
 def report_page(evidence: Evidence, command: str) -> Page:
-    """All of it; `command` makes the page again."""
+    """The whole page; `command` makes it again."""
     sections: tuple[Section | None, ...] = (
         headline_section(evidence),
         arms_section(evidence),

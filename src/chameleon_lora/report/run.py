@@ -71,7 +71,7 @@ class RecordedRun:
 def figures_of(
     sent: Sequence[RequestRecord], window: Window, slo_s: float | None
 ) -> RunFigures | None:
-    """Of those that arrive in the window; None if there are none.
+    """The figures of requests that arrive in the window; None if there are none.
 
     Rates are over the window, or to the last completed answer where that came later.
     """

@@ -32,7 +32,7 @@ class Table:
 
 
 def column_kinds(table: Table) -> list[str]:
-    """Of each column: NUMBERS are set to the right, LONG_WORDS may wrap; empty for other words."""
+    """The kind of each column: NUMBERS are set to the right, LONG_WORDS may wrap; empty for other words."""
     cells = zip(*(row[1:] for row in table.rows), strict=True)
     return ["", *map(_kind, cells)] if table.rows else [""] * len(table.head)
 

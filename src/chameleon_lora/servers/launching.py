@@ -46,7 +46,7 @@ class EngineShape:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """As vLLM's flags, for a base model of the name BASE_MODEL.
+        """These sizes as vLLM's flags, for a base model of the name BASE_MODEL.
 
         float32: bfloat16 is slow on CPUs without AMX. Eager: compiling takes longer than a short
         run. Target modules: otherwise vLLM pays for LoRA in layers that no adapter changes.

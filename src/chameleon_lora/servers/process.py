@@ -43,7 +43,7 @@ class ServerSpec:
 
     @property
     def base_url(self) -> str:
-        """Of this machine's loopback, without a slash at the end."""
+        """The server's URL on this machine's loopback, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
 
 
@@ -77,7 +77,7 @@ def running_server(spec: ServerSpec) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_process(spec: ServerSpec) -> Iterator[subprocess.Popen[bytes]]:
-    """The same, with the server's first process for what is yielded."""
+    """The first process of a healthy server, which is stopped on the way out, as by `running_server`."""
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("wb") as log:
         process = subprocess.Popen(

@@ -185,7 +185,7 @@ class Engine:
         self._begin(now_s)
 
     def _join(self, now_s: float) -> None:
-        """Those whose prompts are complete have a first token."""
+        """Requests whose prompts are complete have a first token."""
         ready, self._ready = self._ready, []
         for run in ready:
             record = self._records[run.request_id]

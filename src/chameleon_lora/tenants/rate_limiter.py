@@ -51,7 +51,7 @@ class Bucket:
         self._at_s = now_s
 
     def level(self, now_s: float) -> float:
-        """Its level, refilled up to the capacity; below zero while in debt. Changes nothing."""
+        """The bucket's level, refilled up to the capacity; below zero while in debt. Changes nothing."""
         passed_s = max(0.0, now_s - self._at_s)
         return min(self.capacity, self._level + passed_s * self.per_s)
 

@@ -59,13 +59,13 @@ class SeenAdapters:
         return isinstance(name, str) and self._tenant.may_name(name) and name in self._adapters
 
     def __getitem__(self, name: str) -> Any:
-        """Its LoRARequest; KeyError for any other name."""
+        """The LoRARequest of a name that the tenant may use; KeyError for any other."""
         if name not in self:
             raise KeyError(name)
         return self._adapters[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Its LoRARequest, or the default."""
+        """The LoRARequest of a name that the tenant may use, or the default."""
         return self._adapters[name] if name in self else default
 
     def __iter__(self) -> Iterator[str]:
@@ -73,7 +73,7 @@ class SeenAdapters:
         return (name for name in self._adapters if self._tenant.may_name(name))
 
     def values(self) -> list[Any]:
-        """Their LoRARequests. O(adapters)."""
+        """The LoRARequests of these names. O(adapters)."""
         return [self._adapters[name] for name in self]
 
 

@@ -70,7 +70,7 @@ async def _made(models: Any, lora_requests: Mapping[str, Any]) -> list[bytes]:
 
 
 async def _parts(names: list[str], count: int) -> AsyncIterator[list[str]]:
-    """So many at a time; between two of them others have their turn."""
+    """The names, so many at a time; between two of them others have their turn."""
     for begin in range(0, len(names), count):
         yield names[begin : begin + count]
         await asyncio.sleep(0)

@@ -120,7 +120,7 @@ class _Families:
         self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
-        """All of them."""
+        """All families, at each call the same."""
         return self._metrics
 
 

@@ -92,7 +92,7 @@ def reading_errors(stock: Any) -> Any:
 
 
 async def _raised(chunks: Any) -> AsyncIterator[str]:
-    """The same chunks; an error among them is raised in its own words."""
+    """The chunks as they come; an error among them is raised in its own words."""
     async for chunk in chunks:
         if chunk.startswith('data: {"error"'):
             told = json.loads(chunk.removeprefix("data: "))["error"]

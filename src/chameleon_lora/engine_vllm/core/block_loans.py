@@ -111,7 +111,7 @@ class LoanedBlocks:
         return tuple(sorted(block.block_id for block in blocks))
 
     def give_back(self, adapter_id: AdapterId) -> None:
-        """Its blocks are vLLM's again; without effect for one that holds none."""
+        """The adapter's blocks are vLLM's again; no effect if it holds none."""
         blocks = self._blocks.pop(adapter_id, [])
         self.held -= len(blocks)
         self._pool.free_blocks(blocks)
@@ -192,7 +192,7 @@ class BlockLoans:
         self._give_back(*self.policy.make_room(lacking - untold, self._now_s))
 
     def _give_back(self, *adapter_ids: AdapterId) -> None:
-        """Their blocks are free; a copy that no worker was told of yet is not begun."""
+        """The blocks of these adapters are free; a copy that no worker was told of yet is not begun."""
         for adapter_id in adapter_ids:
             self._blocks.give_back(adapter_id)
             if self._promotions.pop(adapter_id, None) is None:

@@ -290,7 +290,7 @@ class Driver:
         return self.policy.view(self._now_s)
 
     def tick(self, now_s: float) -> None:
-        """It is this late: for arrivals between two steps."""
+        """Set the time, for arrivals between two steps."""
         self._now_s = now_s
 
     def commands(self, plan: StepPlan) -> tuple[Command, ...]:

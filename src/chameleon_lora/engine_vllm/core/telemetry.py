@@ -140,7 +140,7 @@ class AdapterWaits:
         self._load_waits_s[adapter_id] = max(waits_s, default=0.0)
 
     def planned(self, activations: Iterable[Activation]) -> None:
-        """These are to be put into slots."""
+        """The adapters of these activations are about to be put into slots."""
         self._cold.update(a.adapter_id for a in activations if a.is_cold)
 
     def activated(self, ack: Activated) -> None:
@@ -176,12 +176,12 @@ class ArrivalLog:
         self._count = 0
 
     def note(self, request_id: str, place: Place) -> None:
-        """One arrived, whose adapter was there."""
+        """A request arrived, whose adapter was in this place."""
         self._last.append((request_id, place.value))
         self._count += 1
 
     def after(self, number: int) -> dict[str, Any]:
-        """Those counted after the `number`-th, as far as they are kept, and the newest's number."""
+        """The arrivals counted after the `number`-th, as far as they are kept, and the newest's number."""
         wanted = min(max(0, self._count - number), len(self._last))
         newest = list(islice(reversed(self._last), wanted))
         return {"next": self._count, "arrivals": [list(pair) for pair in reversed(newest)]}

@@ -63,7 +63,7 @@ class AdapterVersions:
         return self._list(source), former
 
     def renew(self, source: Announcement) -> tuple[Version, Version | None]:
-        """The same where the files are to be read anew: what nobody looked into is another content."""
+        """As `announce`, where the files are to be read anew: what nobody looked into is another content."""
         if source.fingerprint is not None:
             return self.announce(source)
         former = self._current.get(source.name)
@@ -105,7 +105,7 @@ class AdapterVersions:
         return LoadAdapter(adapter_id, source.name, source.path, source.is_3d, content)
 
     def was_read(self, adapter_id: AdapterId, fingerprint: str | None) -> None:
-        """Its files were read, and were these."""
+        """A version's files were read; it is the content with this fingerprint."""
         self._contents[adapter_id] = fingerprint
 
     def forget(self, used: Container[AdapterId]) -> list[AdapterId]:

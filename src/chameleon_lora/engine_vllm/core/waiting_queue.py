@@ -17,7 +17,7 @@ class WaitingQueue:
         self._driver = driver
 
     def add_request(self, request: Any) -> None:
-        """It joins its lane, or waits for its adapter; one seen before goes back to its place."""
+        """The request joins its lane, or waits for its adapter; one seen before goes back to its place."""
         self._driver.arrived(request)
 
     def prepend_request(self, request: Any) -> None:
@@ -34,15 +34,15 @@ class WaitingQueue:
         return self._driver.planned[0]
 
     def pop_request(self) -> Any:
-        """The same, taken as admitted."""
+        """The next request of the plan, which is admitted by that."""
         return self._driver.planned.popleft()
 
     def remove_request(self, request: Any) -> None:
-        """It is aborted: the policy learns nothing of lengths from it."""
+        """The request is aborted: the policy learns nothing of lengths from it."""
         self._driver.withdrawn(request)
 
     def remove_requests(self, requests: Iterable[Any]) -> None:
-        """Each as `remove_request`; vLLM aborts many in one call."""
+        """Requests are aborted, as by `remove_request`; vLLM aborts many in one call."""
         for request in requests:
             self._driver.withdrawn(request)
 
@@ -63,7 +63,7 @@ class EmptyQueue:
         self._lanes = lanes
 
     def add_request(self, request: Any) -> None:
-        """What vLLM would keep here joins its lane."""
+        """A request that vLLM would keep here joins its lane."""
         self._lanes.add_request(request)
 
     def prepend_request(self, request: Any) -> None:
@@ -71,7 +71,7 @@ class EmptyQueue:
         self._lanes.prepend_request(request)
 
     def prepend_requests(self, requests: Iterable[Any]) -> None:
-        """Each goes back to its place in its lane."""
+        """Those that were skipped go back to their places."""
         self._lanes.prepend_requests(list(requests))
 
     def peek_request(self) -> Any:

@@ -61,7 +61,7 @@ class OfflineJob(TypedDict):
 
 
 class OfflineAnswer(TypedDict):
-    """Its tokens, why it ended, and the seconds from its arrival to its first step.
+    """A request's tokens, why it ended, and the seconds from its arrival to its first step.
 
     One whose adapter cannot be loaded has no tokens, and the reason as `stop_reason`.
     """
@@ -176,7 +176,7 @@ class OfflineEngine:
         )
 
     def result(self, waves: list[WaveResult]) -> OfflineResult:
-        """Them, with the counters as they are now."""
+        """What came of all waves, with the counters as they are now."""
         device = self.driver.view().device if self.driver else None
         return OfflineResult(
             waves=waves,
