@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from chameleon_lora.compare.comparison_file import (
     ComparisonFile,
     read_comparison,
 )
-from chameleon_lora.compare.intervals import paired, percentile_ratio
+from chameleon_lora.compare.intervals import ValuesOf, paired, percentile_ratio
 from chameleon_lora.compare.points import LoadPoints, Point, TrafficSpec
 from chameleon_lora.compare.ratios import SPECS
 from chameleon_lora.errors import BenchError
@@ -118,27 +117,13 @@ def test_both_arms_get_the_same_requests_in_alternating_order(done: ComparisonDo
     assert (0, ()) == (result.failed, result.troubles)
 
 
-def test_gaps_are_compared_by_pairs(done: ComparisonDone) -> None:
-    """At both loads, two pairs. The usual gap tells which is slow: 50 ms against 2.5 ms.
-
-    P99 of so few gaps is whatever the machine held up, whoever is faster.
-    """
-    ratios = [ratio for ratio in done.result.ratios if ratio.figure == "itl_p99"]
-    assert [(0.5, 2), (1.0, 2)] == [(ratio.point, ratio.pairs) for ratio in ratios]
-    for ratio in ratios:
-        assert ratio.low is not None
-        assert ratio.high is not None
-        assert 0.0 < ratio.low <= ratio.ratio <= ratio.high
-    for run_name in ("0-load-0.5", "1-load-0.5", "0-load-1", "1-load-1"):
-        slow, fast = (
-            median(token_gaps_s(read_records(done.folder / label / run_name)))
-            for label in ("slow", "fast")
-        )
-        assert fast < slow
-
-
-def test_a_ratio_is_that_of_the_runs_folders(done: ComparisonDone) -> None:
-    """P99 time to first token of the fast arm over the slow one's, by two pairs, at both loads.
+@pytest.mark.parametrize(
+    ("figure", "values_of"), [("ttft_p99", ttfts_s), ("itl_p99", token_gaps_s)]
+)
+def test_a_ratio_is_that_of_the_runs_folders(
+    done: ComparisonDone, figure: str, values_of: ValuesOf
+) -> None:
+    """P99 of the fast arm over the slow one's, by two pairs, at both loads.
 
     The folders have microseconds.
     """
@@ -147,11 +132,11 @@ def test_a_ratio_is_that_of_the_runs_folders(done: ComparisonDone) -> None:
         records = read_records(done.folder / label / f"{repeat}-load-{load:g}")
         return [record for record in records if WARMUP_S <= record.arrival_s < DURATION_S]
 
-    found = [ratio for ratio in done.result.ratios if ratio.figure == "ttft_p99"]
+    found = [ratio for ratio in done.result.ratios if ratio.figure == figure]
     assert [0.5, 1.0] == [ratio.point for ratio in found]
     for ratio in found:
         pairs = [
-            paired(counted("slow", n, ratio.point), counted("fast", n, ratio.point), ttfts_s)
+            paired(counted("slow", n, ratio.point), counted("fast", n, ratio.point), values_of)
             for n in (0, 1)
         ]
         expected = percentile_ratio(pairs, 99.0)
