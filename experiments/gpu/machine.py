@@ -11,7 +11,7 @@ import torch
 
 from chameleon_lora.engine_vllm.hooks import require_targets
 from chameleon_lora.errors import BenchError
-from chameleon_lora.servers.launching import machine
+from chameleon_lora.servers.launching import this_machine
 from experiments.gpu.outcome import StageResults
 from experiments.gpu.scale import RunOptions
 
@@ -28,7 +28,7 @@ def look(options: RunOptions, results: StageResults) -> None:
     """
     plugins = importlib.metadata.entry_points(group="vllm.general_plugins", name="chameleon")
     results.add(
-        machine=machine(),
+        machine=this_machine(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_disk_bytes=shutil.disk_usage(options.work).free,
         python=platform.python_version(),

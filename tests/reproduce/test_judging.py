@@ -3,7 +3,7 @@
 import pytest
 
 from chameleon_lora.reproduce.finding import Verdict
-from chameleon_lora.reproduce.judging import change, fall_verdict, gain_verdict, percents
+from chameleon_lora.reproduce.judging import change, fall_verdict, gain_verdict, signed_percents
 
 
 def test_a_change_is_told_relative_to_the_base() -> None:
@@ -14,7 +14,7 @@ def test_a_change_is_told_relative_to_the_base() -> None:
 
 def test_changes_are_written_as_the_paper_writes_them() -> None:
     """Signs, one digit, slashes between."""
-    assert "-14.7 / +3.0 %" == percents((-0.147, 0.03))
+    assert "-14.7 / +3.0 %" == signed_percents((-0.147, 0.03))
 
 
 @pytest.mark.parametrize(

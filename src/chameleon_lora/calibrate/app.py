@@ -30,8 +30,8 @@ from chameleon_lora.servers.launching import (
     ServedModel,
     chameleon_command,
     cpu_server,
-    machine,
     stock_command,
+    this_machine,
 )
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
@@ -198,7 +198,7 @@ def fitted(
     profile = Profile(
         name=name,
         model=f"{target.model_dir.name}, float32; adapters on {', '.join(shape.target_modules)}",
-        machine=machine(),
+        machine=this_machine(),
         basis=Basis.MEASURED,
         source=f"chameleon calibrate, {whose} scheduler: {len(log.steps)} steps of a live server, "
         f"{len(log.copies)} copies",

@@ -21,7 +21,7 @@ from chameleon_lora.compare.points import LoadPoints, TrafficSpec
 from chameleon_lora.compare.ratios import is_tight, load_ratios, sustained
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.highest import STEP, narrowed
-from chameleon_lora.servers.launching import machine
+from chameleon_lora.servers.launching import this_machine
 from chameleon_lora.servers.process import ServerSpec, free_port, running_server
 
 SLO_FACTOR = 5.0
@@ -201,7 +201,7 @@ class Comparison:
         found = ComparisonFile(
             base=base.label,
             command=plan.command,
-            machine=machine(),
+            machine=this_machine(),
             arms=tuple(
                 ComparedArm(arm.label, arm.command, differences(base, arm)) for arm in plan.arms
             ),

@@ -13,8 +13,8 @@ from chameleon_lora.reproduce.judging import (
     fall_verdict,
     gain_verdict,
     latency_table,
-    ms,
-    percents,
+    signed_percents,
+    whole_ms,
 )
 from chameleon_lora.reproduce.testbed import SLO_S, Testbed, a40
 from chameleon_lora.sim.figures import SimFigures
@@ -66,7 +66,7 @@ def _ttft(effort: Effort, which: str, claimed: Sequence[float]) -> Finding:
         limit=SLO_S,
     )  # fmt: skip
     table = latency_table([(label, load, run.all) for (label, load), run in runs.items()])
-    ours = percents(falls) + change_range(*highest)
+    ours = signed_percents(falls) + change_range(*highest)
     return Finding(ours, fall_verdict(claimed, falls), CADENCE_NOTE, (table,), (plot,))
 
 
@@ -90,7 +90,7 @@ def throughput(effort: Effort) -> Finding:
                 label,
                 f"{s.rate_per_s:.1f}",
                 f"{s.rate_per_s / base:.2f}x",
-                ms(s.figures.ttft.p99_s) if s.figures else "",
+                whole_ms(s.figures.ttft.p99_s) if s.figures else "",
             )
             for label, s in found.items()
         ),

@@ -4,7 +4,7 @@ from chameleon_lora.policy.settings import PolicySettings, Preset, preset
 from chameleon_lora.report.table import Table
 from chameleon_lora.reproduce import arms
 from chameleon_lora.reproduce.finding import Effort, Finding, Verdict
-from chameleon_lora.reproduce.judging import change, latency_table, ms, percent
+from chameleon_lora.reproduce.judging import change, latency_table, signed_percent, whole_ms
 from chameleon_lora.reproduce.testbed import SLO_S, a40
 
 SLOTS = (4, 8, 16, 32)
@@ -29,11 +29,11 @@ def stock_vllm(effort: Effort) -> Finding:
     table = Table(
         ("arm", "sustained, 1/s", "P99 TTFT there, ms"),
         tuple(
-            (arm.label, f"{s.rate_per_s:.1f}", ms(s.figures.ttft.p99_s) if s.figures else "")
+            (arm.label, f"{s.rate_per_s:.1f}", whole_ms(s.figures.ttft.p99_s) if s.figures else "")
             for arm, s in sustained.values()
         ),
     )
-    ours = f"each with its best slots: P99 at 9 RPS {percent(fall)}, throughput {gain:.2f}x"
+    ours = f"each with its best slots: P99 at 9 RPS {signed_percent(fall)}, throughput {gain:.2f}x"
     verdict = Verdict.HOLDS if gain > 1.02 and fall < 0 else Verdict.FAILS
     note = (
         "Both on chunked prefill with slots padded to rank 128 (256 MiB each); every adapter is in host "
@@ -52,7 +52,11 @@ def own_policy(effort: Effort) -> Finding:
     falls = [
         change(runs[i][2].ttft.p99_s, runs[i + 1][2].ttft.p99_s) for i in range(0, len(runs), 3)
     ]
-    ours = "P99 TTFT " + " / ".join(percent(fall) for fall in falls) + " against the paper's policy"
+    ours = (
+        "P99 TTFT "
+        + " / ".join(signed_percent(fall) for fall in falls)
+        + " against the paper's policy"
+    )
     verdict = (
         Verdict.HOLDS if max(falls) <= 0.02 else Verdict.PARTLY if min(falls) < 0 else Verdict.FAILS
     )

@@ -11,9 +11,9 @@ from chameleon_lora.reproduce.judging import (
     change_range,
     fall_verdict,
     latency_table,
-    ms,
-    percent,
-    percents,
+    signed_percent,
+    signed_percents,
+    whole_ms,
 )
 from chameleon_lora.reproduce.testbed import SLO_S, a40
 
@@ -76,7 +76,7 @@ def eviction(effort: Effort) -> Finding:
         "adapters it pays in hits. `density` is ours (uses per byte), `belady` knows the future; "
         "`experiments/keep_rules.py` compares them over seeds."
     )
-    ours = f"{percents(falls[0][:3])}; with 500 adapters {percents(falls[1][:3])}"
+    ours = f"{signed_percents(falls[0][:3])}; with 500 adapters {signed_percents(falls[1][:3])}"
     return Finding(ours, Verdict.HOLDS if is_ordered else Verdict.FAILS, note, tuple(tables))
 
 
@@ -98,7 +98,7 @@ def prefetch(effort: Effort) -> Finding:
         "does (`experiments/forecast.py`)."
     )
     return Finding(
-        f"{percent(falls[0])}{ranges[0]} with 100 adapters, {percent(falls[1])}{ranges[1]} with 500",
+        f"{signed_percent(falls[0])}{ranges[0]} with 100 adapters, {signed_percent(falls[1])}{ranges[1]} with 500",
         fall_verdict((-0.088,), (best,)),
         note,
         (latency_table(runs),),
@@ -113,7 +113,7 @@ def adapter_counts(effort: Effort) -> Finding:
             beds = [a40(count, rank_alpha=rank_alpha) for count in COUNTS]
             p99s = [bed.figures(arm, 9.5, effort).ttft.p99_s for bed in beds]
             label = f"{arm.label}, {name}"
-            rows.append((label, *map(ms, p99s)))
+            rows.append((label, *map(whole_ms, p99s)))
             curves.append(Curve(label, tuple(map(float, COUNTS)), tuple(p99s)))
             within = [count for count, p99_s in zip(COUNTS, p99s, strict=True) if p99_s <= SLO_S]
             held[label] = max(within, default=0)

@@ -14,12 +14,12 @@ def change(base: float, other: float) -> float:
     return other / base - 1.0 if base else 0.0
 
 
-def percent(share: float) -> str:
+def signed_percent(share: float) -> str:
     """A share with its sign, in per cent."""
     return f"{100 * share:+.1f} %"
 
 
-def percents(shares: Sequence[float]) -> str:
+def signed_percents(shares: Sequence[float]) -> str:
     """Several of them, as the paper writes them: -14.7 / -24.6 / -80.7 %."""
     return " / ".join(f"{100 * share:+.1f}" for share in shares) + " %"
 
@@ -46,7 +46,7 @@ def gain_verdict(claimed: Sequence[float], found: Sequence[float]) -> Verdict:
     return Verdict.PARTLY if all(ours > 1.0 + NOISE for ours in found) else Verdict.FAILS
 
 
-def ms(seconds: float) -> str:
+def whole_ms(seconds: float) -> str:
     """Whole milliseconds with thousands separators, without the unit."""
     return f"{1000 * seconds:,.0f}"
 
@@ -67,9 +67,9 @@ def latency_row(label: str, rate_per_s: float, run: SimFigures) -> tuple[str, ..
     return (
         label,
         f"{rate_per_s:g}",
-        ms(run.ttft.p50_s),
-        ms(run.ttft.p99_s),
-        ms(run.per_token.p99_s if run.per_token else 0.0),
+        whole_ms(run.ttft.p50_s),
+        whole_ms(run.ttft.p99_s),
+        whole_ms(run.per_token.p99_s if run.per_token else 0.0),
         f"{run.hit_share:.2f}",
         f"{100 * run.queue_share:.1f} %",
     )

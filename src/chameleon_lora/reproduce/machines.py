@@ -14,9 +14,9 @@ from chameleon_lora.reproduce.judging import (
     fall_verdict,
     gain_verdict,
     latency_table,
-    ms,
-    percent,
-    percents,
+    signed_percent,
+    signed_percents,
+    whole_ms,
 )
 from chameleon_lora.reproduce.testbed import SLO_S, Testbed, a40
 from chameleon_lora.sim.profile import Profile, StepCosts, read_profile
@@ -85,7 +85,7 @@ def models(effort: Effort) -> Finding:
     deep = fall_verdict((-0.6, -0.6, -0.6), falls)
     return replace(
         finding,
-        ours=f"{finding.ours}; P99 {percents(falls)}",
+        ours=f"{finding.ours}; P99 {signed_percents(falls)}",
         verdict=verdict if deep is Verdict.HOLDS else Verdict.PARTLY,
         note="The 30B model leaves so little memory that S-LoRA, which reserves longest answers, runs a "
         "handful of requests at a time; few requests make its figure rough.",
@@ -119,7 +119,7 @@ def tensor_parallel(effort: Effort) -> Finding:
     is_growing = gains[0] <= gains[1] <= gains[2]
     holds = Verdict.HOLDS if falls[2] <= -0.958 else Verdict.PARTLY
     verdict = holds if is_growing else Verdict.FAILS
-    ours = f"{finding.ours}; P99 {percents(falls)}"
+    ours = f"{finding.ours}; P99 {signed_percents(falls)}"
     note = (
         "The claim is that the gain grows with the GPUs, and here it shrinks. Arithmetic and memory are "
         "split evenly and each GPU loads its share over its own link, so loads get cheaper with more "
@@ -163,7 +163,7 @@ def _gains(
         rows.append(
             (
                 name, f"{slo_s:.2f}", f"{base.rate_per_s:.1f}", f"{mine.rate_per_s:.1f}",
-                f"{gains[-1]:.2f}x", f"{load:.1f}", ms(p99s[0]), ms(p99s[1]), percent(falls[-1]),
+                f"{gains[-1]:.2f}x", f"{load:.1f}", whole_ms(p99s[0]), whole_ms(p99s[1]), signed_percent(falls[-1]),
             )
         )  # fmt: skip
     head = (

@@ -9,8 +9,8 @@ from chameleon_lora.reproduce.judging import (
     change_range,
     fall_verdict,
     latency_table,
-    ms,
-    percent,
+    signed_percent,
+    whole_ms,
 )
 from chameleon_lora.reproduce.testbed import WARM_UP_S, a40
 from chameleon_lora.sim.figures import queue_share
@@ -37,7 +37,7 @@ def queueing(effort: Effort) -> Finding:
             (
                 arm.label,
                 *(f"{100 * share:.1f} %" for share in shares[arm.label]),
-                *(ms(wait_s) for wait_s in waits),
+                *(whole_ms(wait_s) for wait_s in waits),
             )
         )
     head = ("arm", *(f"queued, {name}" for name in CLASSES), *(f"wait, {n}, ms" for n in CLASSES))
@@ -66,14 +66,14 @@ def between_tokens(effort: Effort) -> Finding:
             assert run.per_token is not None and run.gap is not None
             worst_s[arm.label, load] = run.gap.p99_s
             times_s = (run.gap.p50_s, run.gap.p99_s, run.per_token.p50_s, run.per_token.p99_s)
-            rows.append((arm.label, f"{load:g}", *map(ms, times_s)))
+            rows.append((arm.label, f"{load:g}", *map(whole_ms, times_s)))
     mine_s = max(worst_s[arms.CHAMELEON.label, load] for load in TBT_LOADS_PER_S)
     is_below = all(
         worst_s[arms.CHAMELEON.label, load] <= worst_s[arms.SLORA.label, load] * (1 + NOISE)
         for load in TBT_LOADS_PER_S
     )
     head = ("arm", "load, 1/s", "P50 ITL, ms", "P99 ITL, ms", "P50 TPOT, ms", "P99 TPOT, ms")
-    ours = f"P99 of gaps (ITL) {ms(mine_s)} ms, {'at or below' if is_below else 'above'} S-LoRA's"
+    ours = f"P99 of gaps (ITL) {whole_ms(mine_s)} ms, {'at or below' if is_below else 'above'} S-LoRA's"
     if is_below:
         verdict = Verdict.HOLDS if mine_s <= TBT_SLO_S else Verdict.PARTLY
     else:
@@ -91,7 +91,9 @@ def lanes(effort: Effort) -> Finding:
     """Lanes that follow the traffic against lanes cut once, at high load."""
     pair = [a40().run(arm, HIGH_LOAD_PER_S, effort) for arm in (arms.STATIC_LANES, arms.CHAMELEON)]
     fall = change(pair[0].all.ttft.p99_s, pair[1].all.ttft.p99_s)
-    ours = percent(fall) + change_range(*([f.ttft.p99_s for f in run.by_seed] for run in pair))
+    ours = signed_percent(fall) + change_range(
+        *([f.ttft.p99_s for f in run.by_seed] for run in pair)
+    )
     labels = ("static lanes", "Chameleon")
     runs = [(label, HIGH_LOAD_PER_S, run.all) for label, run in zip(labels, pair, strict=True)]
     note = "Lanes matter where their quotas bind; memory for a batch is not short at this load."
@@ -108,7 +110,7 @@ def accuracy(effort: Effort) -> Finding:
     true_s = runs["100 %"].all.ttft.p99_s
     losses = {label: change(true_s, runs[label].all.ttft.p99_s) for label in ("80 %", "60 %")}
     ours = "P99 TTFT against the truth: " + ", ".join(
-        f"{label} right {percent(loss)}{change_range(p99s['100 %'], p99s[label])}"
+        f"{label} right {signed_percent(loss)}{change_range(p99s['100 %'], p99s[label])}"
         for label, loss in losses.items()
     )
     is_hurt = losses["60 %"] > max(losses["80 %"], 0.0) + NOISE

@@ -126,7 +126,7 @@ def cpu_server(
     return ServerSpec(on_port(command, port), port, log, variables, start_limit_s)
 
 
-def machine() -> str:
+def this_machine() -> str:
     """What servers are started on here, in words."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

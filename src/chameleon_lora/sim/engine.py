@@ -40,9 +40,7 @@ class Engine:
         self._records: dict[RequestId, SimRecord] = {}
         self._looks_ahead = setup.policy.prefetch.predicted
         self._is_awake = False
-        self._ready: list[
-            RunningRequest
-        ] = []  # whose prompts are complete after the step under way
+        self._ready: list[RunningRequest] = []  # prompts are complete after the step under way
         self._register()
 
     def _register(self) -> None:
