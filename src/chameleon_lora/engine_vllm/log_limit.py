@@ -25,7 +25,7 @@ def limit_log_records() -> None:
 
 
 def cut(text: str, limit: int = TEXT_LIMIT) -> str:
-    """Its two ends and how much is missing between them, if it is longer than so many characters."""
+    """A text's two ends and how much is missing between them, if it is longer than so many characters."""
     if len(text) <= limit:
         return text
     kept = (limit - _MARK_ROOM) // 2

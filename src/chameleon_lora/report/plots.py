@@ -86,7 +86,7 @@ def _has_logarithms(values: Iterable[float]) -> bool:
 
 
 def _number_plainly(axis: Axis) -> None:
-    """Of a logarithmic axis: 0.1, 0.2, 0.5, 1 and not powers of ten."""
+    """How a logarithmic axis has its numbers: 0.1, 0.2, 0.5, 1 and not powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())

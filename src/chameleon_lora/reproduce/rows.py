@@ -34,7 +34,7 @@ ROWS: tuple[PaperRow, ...] = (
 
 
 def choose_rows(rows: Sequence[PaperRow], keys: Sequence[str]) -> tuple[PaperRow, ...]:
-    """Those named, in the order of `rows`; all of them if none is named.
+    """The rows named, in the order of `rows`; all of them if none is named.
 
     Raises:
         ConfigError: there is no row of a name.
