@@ -24,6 +24,7 @@ from chameleon_lora.engine_vllm.messages import TRY
 BASE = "base-model"
 MAX_RANK = 8
 NEVER_S = 3600.0
+PATIENCE_S = 600.0  # a busy machine is no disk that hangs
 DIMS = ModelDims(8, 8, 1, 1, 1, 8)
 
 
@@ -113,6 +114,8 @@ class ServedFolder:
         self.models.engine_client.vllm_config.additional_config["chameleon"] = serving
         folder = AdapterFolder(self.root, converts_bin=self.converts_bin)
         self.registry = AdapterRegistry(self.models, folder, self.scan_s)
+        for patient in (self.registry._patient, self.registry._patient_load):
+            patient._patience_s = PATIENCE_S
 
     def add(self, name: str, rank: int = 2, seed: int = 0) -> None:
         """Put a sound adapter into the folder, in place of one of that name."""
