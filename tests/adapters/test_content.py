@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_lora.adapters import AdapterFolder, read_fingerprint
 from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.adapters.content import stamp_of
+from chameleon_lora.adapters.content import fingerprint_of, stamp_of
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.errors import AdapterInvalidError
@@ -96,6 +96,15 @@ def test_a_fingerprint_is_of_configuration_and_weights(adapter: Path, tmp_path: 
         pieces[cut] = read_fingerprint(folder)
     assert pieces[10] != pieces[11]
     assert {32} == set(map(len, pieces.values()))
+
+
+def test_a_fingerprint_is_of_the_whole_file(adapter: Path) -> None:
+    """Wherever whoever read its header left it."""
+    with (adapter / WEIGHTS_NAME).open("rb", buffering=0) as file:
+        file.seek(100)
+        assert read_fingerprint(adapter) == fingerprint_of(
+            (adapter / CONFIG_NAME).read_bytes(), file
+        )
 
 
 @pytest.mark.parametrize("file", [CONFIG_NAME, WEIGHTS_NAME])
