@@ -5,6 +5,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from chameleon_lora.errors import AdapterInvalidError
 from tests.adapters.rewriting import FILE_CHANGES, rewrite, wait_for_tick
 
 DIMS = ModelDims(8, 8, 1, 1, 1, 8)
+STATUS = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 @pytest.fixture
@@ -82,6 +84,14 @@ def test_the_same_bytes_have_the_same_fingerprint(
     change(path)
     assert stamp != stamp_of(path.stat())
     assert fingerprint == read_fingerprint(adapter)
+
+
+@pytest.mark.parametrize("field", STATUS)
+def test_each_part_of_a_status_is_in_the_stamp(field: str) -> None:
+    """Another file may have the same size and all times, as one that was made in the same moment."""
+    status = dict.fromkeys(STATUS, 5)
+    first, second = SimpleNamespace(**status), SimpleNamespace(**status | {field: 6})
+    assert stamp_of(first) != stamp_of(second)  # type: ignore[arg-type]  # as os.stat gives it
 
 
 def test_a_fingerprint_is_of_configuration_and_weights(adapter: Path, tmp_path: Path) -> None:
