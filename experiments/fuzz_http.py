@@ -55,7 +55,7 @@ from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import TARGET_MODULES, default_cache_dir, ensure_tiny_model
 from chameleon_lora.tenants import hash_key
 
-LIMIT_S = 60.0
+LIMIT_S, START_LIMIT_S = 60.0, 900.0
 OK, ERROR = 200, 500
 CONTROLS = tuple(f"/v1/{verb}_lora_adapter" for verb in ("load", "unload", "pin", "unpin"))
 OURS = (
@@ -220,7 +220,7 @@ def server(log: Path, *, has_keys: bool) -> Iterator[Target]:
             keys = ("--tenants", str(tenants), "--admin-key-file", str(key))
         shape = EngineShape(target_modules=TARGET_MODULES)
         command = chameleon_command(ServedModel.of(model, adapters, shape), keys)
-        with running_server(cpu_server(command, log, RUNTIME_LOADING)) as url:
+        with running_server(cpu_server(command, log, RUNTIME_LOADING, START_LIMIT_S)) as url:
             yield Target(url, adapters, has_keys)
 
 

@@ -55,7 +55,7 @@ METHOD = re.compile(r"`([A-Z]\w+)\.(\w+)`")
 DRAWN = re.compile(r"^([│├└─ ]*)(\w+Error)\b", re.MULTILINE)
 LINKED = re.compile(r"\[`([A-Z]\w+)\.(\w+)`\]\(([\w./]+)\)")
 PROCESS_WIDE = re.compile(  # what outlives a call and has no owner but the process
-    r"^@functools\.(lru_)?cache|ContextVar\(|os\.environ\[[^]]+\] =|\(os\.environ\)|\bsignal\.signal\b|setrlimit\(|setswitchinterval\(|setLogRecordFactory\(|"
+    r"^@functools\.(lru_)?cache|ContextVar\(|os\.environ\[[^]]+\] =|\(os\.environ\)|\bsignal\.signal\b|setrlimit\(|set_inheritable\(|setswitchinterval\(|setLogRecordFactory\(|"
     r"torch\.(manual_seed|set_num_threads)\(|\b(gc|warnings|locale)\.(freeze|disable|simplefilter|setlocale)\(",
     re.MULTILINE,
 )

@@ -5,18 +5,20 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from chameleon_lora.adapters import AdapterFolder, read_fingerprint
 from chameleon_lora.adapters.config import CONFIG_NAME
-from chameleon_lora.adapters.content import stamp_of
+from chameleon_lora.adapters.content import fingerprint_of, stamp_of
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.make import ModelDims, make_adapter
 from chameleon_lora.errors import AdapterInvalidError
 from tests.adapters.rewriting import FILE_CHANGES, rewrite, wait_for_tick
 
 DIMS = ModelDims(8, 8, 1, 1, 1, 8)
+STATUS = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 @pytest.fixture
@@ -84,6 +86,14 @@ def test_the_same_bytes_have_the_same_fingerprint(
     assert fingerprint == read_fingerprint(adapter)
 
 
+@pytest.mark.parametrize("field", STATUS)
+def test_each_part_of_a_status_is_in_the_stamp(field: str) -> None:
+    """Another file may have the same size and all times, as one that was made in the same moment."""
+    status = dict.fromkeys(STATUS, 5)
+    first, second = SimpleNamespace(**status), SimpleNamespace(**status | {field: 6})
+    assert stamp_of(first) != stamp_of(second)  # type: ignore[arg-type]  # as os.stat gives it
+
+
 def test_a_fingerprint_is_of_configuration_and_weights(adapter: Path, tmp_path: Path) -> None:
     """A byte that moves from one file's end to the other's begin is another content."""
     pieces = {}
@@ -96,6 +106,15 @@ def test_a_fingerprint_is_of_configuration_and_weights(adapter: Path, tmp_path: 
         pieces[cut] = read_fingerprint(folder)
     assert pieces[10] != pieces[11]
     assert {32} == set(map(len, pieces.values()))
+
+
+def test_a_fingerprint_is_of_the_whole_file(adapter: Path) -> None:
+    """Wherever whoever read its header left it."""
+    with (adapter / WEIGHTS_NAME).open("rb", buffering=0) as file:
+        file.seek(100)
+        assert read_fingerprint(adapter) == fingerprint_of(
+            (adapter / CONFIG_NAME).read_bytes(), file
+        )
 
 
 @pytest.mark.parametrize("file", [CONFIG_NAME, WEIGHTS_NAME])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from chameleon_lora.adapters.convert import convert, is_only_pickled
+from chameleon_lora.adapters.convert import _new_file, convert, is_only_pickled
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import AdapterLimits, require_servable
 from chameleon_lora.adapters.make import ModelDims, make_adapter
@@ -40,11 +41,15 @@ class PickledOrder:
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """An adapter whose weights are pickled, with one that is a view of another's bytes."""
+    """An adapter whose weights are pickled: two share what is stored once, one is stored by columns."""
     folder = make_adapter(tmp_path / "pickled", DIMS, 4, seed=1)
     tensors = {name: torch.from_numpy(v) for name, v in load_file(folder / WEIGHTS_NAME).items()}
-    first, *_ = tensors
-    torch.save({**tensors, first: torch.stack([tensors[first]] * 2)[1]}, folder / BIN)
+    first, second, third = (
+        name for name, value in tensors.items() if len(value) == DIMS.hidden_size
+    )
+    both = torch.stack([tensors[first], tensors[second]])
+    turned = tensors[third].t().contiguous().t()
+    torch.save({**tensors, first: both[0], second: both[1], third: turned}, folder / BIN)
     (folder / WEIGHTS_NAME).rename(tmp_path / "right.safetensors")
     return folder
 
@@ -67,6 +72,15 @@ def test_the_tensors_are_the_pickles_and_the_pickle_stays(adapter: Path, tmp_pat
     (adapter / WEIGHTS_NAME).write_bytes(b"mine")
     convert(adapter)
     assert b"mine" == (adapter / WEIGHTS_NAME).read_bytes()
+
+
+def test_what_another_writes_meanwhile_is_not_written_over(adapter: Path) -> None:
+    """And nothing of ours is left beside it."""
+    with _new_file(adapter, ()) as file:
+        (adapter / WEIGHTS_NAME).write_bytes(b"theirs")
+        file.write(b"ours")
+    assert b"theirs" == (adapter / WEIGHTS_NAME).read_bytes()
+    assert ["adapter_config.json", BIN, WEIGHTS_NAME] == names_in(adapter)
 
 
 def test_a_root_that_is_not_needed_is_not_looked_up(adapter: Path, tmp_path: Path) -> None:
@@ -112,6 +126,7 @@ OTHERS: dict[str, tuple[Callable[[], object], str]] = {
     "nothing": (dict, "a dict"),
     "sparse": (lambda: {"a": torch.zeros(2, 2).to_sparse()}, "no plain tensor"),
     "meta": (lambda: {"a": torch.zeros(2, device="meta")}, "no plain tensor"),
+    "ragged": (lambda: {"a": torch.nested.nested_tensor([torch.zeros(2)])}, "no plain tensor"),
     "wide": (lambda: {"a": torch.zeros(1).expand(1 << 40)}, "claim 4398046511104 bytes"),
     "many": (lambda: dict.fromkeys(map(str, range(50)), torch.zeros(4000)), "claim 800000 bytes"),
 }
@@ -141,6 +156,24 @@ def test_an_archive_that_grows_is_refused(tmp_path: Path) -> None:
             bomb.writestr(part.filename, plain.read(part))
     with pytest.raises(ValueError, match="compressed"):
         unpickle._tensors(str(tmp_path / BIN), (tmp_path / BIN).stat().st_size)
+
+
+def test_the_reader_gives_up_what_it_does_not_need() -> None:
+    """Of itself, for good: no more memory, time, files and children than a sound file takes, and no core."""
+    script = """if True:
+        import resource
+        from chameleon_lora.adapters import unpickle
+        unpickle._give_up_rights(1000)
+        limits = (resource.getrlimit(kind) for kind in (
+            resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE, resource.RLIMIT_CPU, resource.RLIMIT_AS
+        ))
+        print(*(now for now, most in limits if now == most))
+    """
+    said = subprocess.check_output([sys.executable, "-c", script], text=True)
+    files, children, core, cpu_s, memory_bytes = map(int, said.split())
+    assert (24, 0, 0) == (files, children, core)
+    assert 60 <= cpu_s < 600
+    assert 512 << 20 < memory_bytes < 1 << 40
 
 
 def test_what_cannot_be_converted_says_why(

@@ -56,6 +56,13 @@ def test_more_than_half_are_awaited(known: KnownAdapters) -> None:
     """Two of three may have gone with a disk; those that are back were never away."""
     assert Changes([], [], ["a", "b"]) == after(known, look({"c": "1"}))
     assert Changes([], ["a"], []) == after(known, look({"b": "1", "c": "1"}))
+    assert Changes([], ["c"], []) == after(known, look({"b": "1"}))  # half is not more
+
+
+def test_another_folder_that_holds_adapters_is_taken_for_what_it_is(known: KnownAdapters) -> None:
+    """A link that leads elsewhere now, or a folder that was made anew: only an empty one may be a lost disk."""
+    seen = look({"a": "1", "b": "1", "d": "1"}, root=ELSEWHERE)
+    assert Changes(["d"], ["c"], []) == after(known, seen)
 
 
 def test_another_empty_folder_takes_nothing_back(known: KnownAdapters) -> None:

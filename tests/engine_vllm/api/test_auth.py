@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,20 @@ def test_a_client_that_goes_while_sending_costs_nothing(file: Path) -> None:
     }  # fmt: skip
     asyncio.run(app.middleware(scope, receive, send))
     assert ([], []) == (sent, app.behind.seen)
+
+
+def test_no_key_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it opens anything or not, at the lowest level."""
+    caplog.set_level(logging.DEBUG, "vllm.chameleon_lora")
+    app = GuardedApp.build(file)
+    keys = (ACME, ADMIN, "another-key-01234")
+    assert [OK, UNAUTHORIZED, UNAUTHORIZED] == [
+        app.ask(*route, key).status
+        for route, key in zip((("GET", "/v1/models"), *PAGES), (ACME, BOB, keys[-1]), strict=True)
+    ]
+    file.write_text(f"[tenants.acme]\nkeys = ['{ACME}']")
+    app.now_s = 2 * SCAN_S
+    assert OK == app.ask("GET", "/chameleon/state", ADMIN).status
+    assert OK == app.ask("GET", "/v1/models", ACME).status
+    assert "the tenants read before stay" in caplog.text
+    assert not any(key in caplog.text for key in (*keys, BOB))

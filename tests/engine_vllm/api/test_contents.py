@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chameleon_lora.adapters import read_fingerprint
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.engine_vllm.api import checks
 from tests.adapters.rewriting import FILE_CHANGES, rewrite, wait_for_tick
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
@@ -115,19 +118,31 @@ def test_a_change_before_the_first_request_is_found_by_that(served: ServedFolder
     assert expected == announced_since(served, lambda: served.refresh("b"))
 
 
-def test_what_was_read_while_it_changed_is_read_again(served: ServedFolder) -> None:
+def test_what_was_read_while_it_changed_is_read_again(
+    served: ServedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A look that finds other files than those of the last one trusts no content read meanwhile."""
     served.add("b")
     served.refresh_all()
     path = served.root / "b" / WEIGHTS_NAME
+    is_read, let_go = threading.Event(), threading.Event()
+
+    def read_late(*given: Any) -> str:
+        found = read_fingerprint(*given)
+        is_read.set()
+        let_go.wait()
+        return found
 
     async def change_meanwhile() -> None:
         reading = asyncio.create_task(served.registry.refresh("b"))
-        await asyncio.sleep(0)
+        await asyncio.to_thread(is_read.wait)
         wait_for_tick(path)
         rewrite(path, "in place")
-        await asyncio.gather(reading, served.registry._refresh_all())
+        await served.registry._refresh_all()
+        let_go.set()
+        await reading
 
+    monkeypatch.setattr(f"{checks.__name__}.read_fingerprint", read_late)
     asyncio.run(change_meanwhile())
     served.refresh("b")
     assert read_fingerprint(served.root / "b") == served.registry._fingerprints["b"]

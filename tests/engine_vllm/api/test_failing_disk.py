@@ -12,7 +12,7 @@ from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
 from tests.adapters.failing_files import failing
 from tests.adapters.rewriting import rewrite, wait_for_tick
-from tests.engine_vllm.served_folder import NEVER_S, ServedFolder
+from tests.engine_vllm.served_folder import NEVER_S, ServedFolder, opened_by
 
 pytestmark = pytest.mark.vllm
 
@@ -66,6 +66,16 @@ def test_a_new_adapter_that_cannot_be_read_is_told_and_tried_again(
     assert ([("announce", ["d"])], {}) == (served.told(), served.registry.refused)
 
 
+def test_a_new_adapter_that_a_request_could_not_read_is_tried_again(served: ServedFolder) -> None:
+    """By the next request, as by the next look."""
+    served.add("d")
+    with failing(served.root / "d" / WEIGHTS_NAME, errno.EIO):
+        served.refresh("d")
+    assert "cannot be read" in str(served.registry.why_refused("d"))
+    served.refresh("d")
+    assert ("d" in served.models.lora_requests, {}) == (True, served.registry.refused)
+
+
 def test_a_read_that_fails_half_way_breaks_no_adapter(served: ServedFolder) -> None:
     """Opened, but not to be read: a file of the kernel's stands for a disk that fails then."""
     (served.root / "d").mkdir()
@@ -74,6 +84,7 @@ def test_a_read_that_fails_half_way_breaks_no_adapter(served: ServedFolder) -> N
     served.registry = AdapterRegistry(served.models, AdapterFolder(served.root, ["/proc"]), NEVER_S)
     served.refresh_all()
     assert "Input/output error" in served.registry.refused["d"]
+    assert str(served.root / "d" / WEIGHTS_NAME) in opened_by(served.refresh_all)
     (served.root / "d" / WEIGHTS_NAME).unlink()
     shutil.copy(served.root / "a" / WEIGHTS_NAME, served.root / "d")
     served.refresh_all()

@@ -133,7 +133,7 @@ def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging
     served.refresh_all()
     served.refresh_all()
     assert "x" in served.models.lora_requests
-    assert served.registry.why_refused("x") is None
+    assert {} == served.registry.not_served
 
 
 def test_a_root_that_hangs_is_told_and_asked_once(

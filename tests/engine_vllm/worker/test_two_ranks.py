@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module", params=["tensor", pytest.param("pipeline", marks=pytest.mark.long)])
+def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """How the requests of `two_ranks.main` ended."""
     pytest.importorskip("vllm")
     model = ensure_tiny_model(default_cache_dir())
@@ -37,7 +37,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Any:
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "tests.engine_vllm.worker.two_ranks", str(model)]
     subprocess.run(
-        [*command, str(first), str(second), str(pipe), str(told)],
+        [*command, str(first), str(second), str(pipe), str(told), request.param],
         check=True,
         cwd=ROOT,
         stdout=sys.stderr,

@@ -1,4 +1,4 @@
-"""An engine of two ranks whose disks differ; run as a program, for a process holds one vLLM.
+"""An engine of two ranks, of tensors or of a pipeline, whose disks differ; run as a program, for a process holds one vLLM.
 
 Each rank looks for adapters below its own working directory. What came of the requests is written as
 JSON: name -> how it ended, what it said, and how many steps it took after it was asked for.
@@ -20,10 +20,21 @@ class OwnDisks:
     """What a worker does when it is told to; vLLM mixes it into its workers."""
 
     rank: int
+    model_runner: Any
 
     def go_home(self, homes: list[str]) -> None:
         """Afterwards relative paths mean this rank's own files."""
         os.chdir(homes[self.rank])
+
+    def make_room(self) -> None:
+        """For what the stage before hands on: vLLM makes it in a warm-up, which CPUs without compiling leave out."""
+        from vllm.distributed import get_pp_group
+
+        runner = self.model_runner
+        if not get_pp_group().is_first_rank:
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                runner.max_num_tokens, runner.model_config.dtype, runner.device
+            )
 
     def hold(self, rank: int, name: str, pipe: str) -> None:
         """On that rank, the first to open a file of the adapter waits until the pipe is written."""
@@ -39,7 +50,7 @@ class OwnDisks:
 class TwoRanks:
     """The engine, and what its requests said."""
 
-    def __init__(self, model: str, homes: list[str]) -> None:
+    def __init__(self, model: str, homes: list[str], kind: str) -> None:
         from vllm import LLM
 
         self._llm = LLM(
@@ -56,9 +67,10 @@ class TwoRanks:
             max_model_len=128,
             dtype="float32",
             enforce_eager=True,
-            tensor_parallel_size=2,
             distributed_executor_backend="mp",
+            **{f"{kind}_parallel_size": 2},
         )
+        self._llm.collective_rpc("make_room")
         self._llm.collective_rpc("go_home", args=(homes,))
         self._asked = 0
 
@@ -97,9 +109,9 @@ class TwoRanks:
         self._llm.collective_rpc("hold", args=(1, name, pipe))
 
 
-def main(model: str, homes: list[str], pipe: str, told: Path) -> None:
+def main(model: str, homes: list[str], pipe: str, told: Path, kind: str) -> None:
     """Good and bad adapters, then one whose second half is long in coming."""
-    engine = TwoRanks(model, homes)
+    engine = TwoRanks(model, homes, kind)
     engine.ask("other", "broken", "good")
     ends = {"first": engine.run_until("other", "broken", "good")}
     engine.hold("slow", pipe)
@@ -113,4 +125,4 @@ def main(model: str, homes: list[str], pipe: str, told: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [sys.argv[2], sys.argv[3]], sys.argv[4], Path(sys.argv[5]))
+    main(sys.argv[1], [sys.argv[2], sys.argv[3]], sys.argv[4], Path(sys.argv[5]), sys.argv[6])
