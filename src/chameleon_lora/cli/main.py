@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What a command raises for the user to act on is told in one line.
     """
+    _open_standard_files()
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(words[0] if words else "", words)
     if words[0] in ON_VLLM and _lacks_vllm(args):
@@ -64,6 +66,21 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override]  # from 3.12 on
         """End the process with status 2 and the message."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _open_standard_files() -> None:
+    """Afterwards those that were closed at the start lead nowhere.
+
+    Else a client's connection could get the number of one, and what libraries write there.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            free = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if free != number:  # taken by now, by whatever was opened first
+                os.close(free)
+                continue
+            os.set_inheritable(free, True)
+            setattr(sys, name, os.fdopen(free, mode))
 
 
 def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
