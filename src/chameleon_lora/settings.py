@@ -59,6 +59,8 @@ class ServingSettings:
         max_body_bytes: of a request's body; above it, 413. Unset: 256 MiB without tenants; with them 64
             bytes for each token of the model's context, but at least 2 MiB, or 32 MiB if it takes images,
             sound or video.
+        send_timeout_s: time in which a client takes nothing of an answer that fills its connection, after
+            which the connection is ended and the request aborted; 0 for no end.
     """
 
     adapters: str | None = None
@@ -76,6 +78,7 @@ class ServingSettings:
     admin_key_file: str | None = None
     tenants: str | None = None
     max_body_bytes: int | None = None
+    send_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
@@ -93,6 +96,10 @@ class ServingSettings:
             )
         if self.max_body_bytes is not None and self.max_body_bytes < 1024:
             raise ConfigError(f"serving.max_body_bytes is {self.max_body_bytes}; use 1024 or more")
+        if self.send_timeout_s < 0:
+            raise ConfigError(
+                f"serving.send_timeout_s is {self.send_timeout_s}; use 0 (no end) or more"
+            )
         self._require_one_key()
 
     def _require_one_key(self) -> None:

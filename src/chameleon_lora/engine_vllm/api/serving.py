@@ -23,7 +23,7 @@ from chameleon_lora.adapters import (
     require_name,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
-from chameleon_lora.engine_vllm.api import auth, body, routes, shutdown
+from chameleon_lora.engine_vllm.api import auth, body, routes, shutdown, unread
 from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
@@ -362,6 +362,7 @@ def with_routes(stock: Any) -> Any:
             if not getattr(args, "log_error_stack", False):
                 leave_out_of_log()
             setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
+            setattr(app.state, unread.LIMIT, serving.send_timeout_s)
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             routes.attach(app, can_change=can_change)
             auth.guard(app, args, serving, can_change=can_change)
