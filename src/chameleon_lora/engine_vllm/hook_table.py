@@ -123,7 +123,7 @@ ERROR_INFO = Hook(_API, _PROTOCOL, "ErrorInfo", elsewhere=((_OLD_PROTOCOL, "Erro
 ERROR_RESPONSE = Hook(_API, _PROTOCOL, "ErrorResponse", elsewhere=((_OLD_PROTOCOL, "ErrorResponse"),))
 API_SERVER = (
     Hook(
-        _API, "vllm.entrypoints.serve", "register_vllm_serve_api_routers", "api.serving.with_routes", ("app",),
+        _API, "vllm.entrypoints.serve", "register_vllm_serve_api_routers", "api.routes.with_routes", ("app",),
     ),
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
     Hook(_API, _LLM, "LLM._run_engine", "api.serving.raising_at_the_end"),
