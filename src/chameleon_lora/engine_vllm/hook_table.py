@@ -148,6 +148,8 @@ API_SERVER = (
     Hook(_API, "vllm.v1.engine.core_client", "MPClient.resources"),
     Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
+    Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.get_output_async", "api.shutdown.reading"),
+    Hook(_API, "vllm.v1.engine.exceptions", "EngineDeadError"),
     *_each(_API, "vllm.config", "ModelConfig", "is_multimodal_model", "max_model_len"),
     *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(

@@ -13,16 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-from chameleon_lora.adapters import (
-    AdapterFolder,
-    AdapterInfo,
-    read_fingerprint,
-)
+from chameleon_lora.adapters import AdapterFolder, AdapterInfo, read_fingerprint
 from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
 from chameleon_lora.adapters.watching import FolderWatch
 from chameleon_lora.engine_vllm.api.checks import Checked, check_folder, check_path
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
+from chameleon_lora.engine_vllm.api.shutdown import is_shutting_down
 from chameleon_lora.engine_vllm.errors import LoadFailedError
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, TRY, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import servable_limits
@@ -209,7 +206,8 @@ class AdapterRegistry:
         if name in self._fingerprints or not self._is_own(name):
             return
         if name not in self._reading:
-            self._reading[name] = asyncio.create_task(self._read(name))
+            reading = self._reading[name] = asyncio.create_task(self._read(name))
+            reading.add_done_callback(lambda it: it.cancelled() or it.exception())  # nobody waits
         reading = self._reading[name]
         await asyncio.wait({reading}, timeout=PATIENCE_S)
         if reading.done():
@@ -238,12 +236,14 @@ class AdapterRegistry:
         return is_there and name in self._known.stamps and not is_3d
 
     async def _watch_forever(self) -> None:
-        while True:
+        client = self._models.engine_client
+        while not is_shutting_down(client):
             await asyncio.sleep(self._scan_s)
             try:
                 await self._refresh_all()
             except Exception as error:  # the watch outlives one bad look
-                if self._trouble.note(f"{type(error).__name__}: {error}"):
+                trouble = f"{type(error).__name__}: {error}"
+                if not is_shutting_down(client) and self._trouble.note(trouble):
                     _logger.exception(
                         "Looking for adapters failed; trying again every %s s", self._scan_s
                     )
@@ -309,9 +309,7 @@ class AdapterRegistry:
         to_read = [name for name in stamps if name in self._fingerprints]
         at_once = CHECKED if self._watching else CHECKED_AT_START
         rest = [name for name in stamps if name not in self._fingerprints]
-        patient = (
-            self._patient_load if self._limits.converts_bin else self._patient
-        )  # takes seconds
+        patient = self._patient_load if self._limits.converts_bin else self._patient  # seconds
         async for checked in patient.each(self._check, rest, at_once):
             for name in checked:  # read meanwhile, maybe before the change
                 self._fingerprints.pop(name, None)
