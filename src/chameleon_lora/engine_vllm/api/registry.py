@@ -75,7 +75,6 @@ class AdapterRegistry:
         self._trouble = LastTrouble()
         self.resolvers_trouble = LastTrouble()
         self._is_started = False
-        self._left_out: dict[str, str] | None = None
         self.refused: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
 
@@ -90,9 +89,9 @@ class AdapterRegistry:
 
     def found_unfit(self, lora_request: Any, reason: str) -> None:
         """The engine found that what this request names can never be loaded, as long as it is served."""
-        offered = self._models.lora_requests
-        self._failed[lora_request.lora_name] = (lora_request, reason)
-        self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
+        name = lora_request.lora_name
+        if self._models.lora_requests.get(name) is lora_request:
+            self._failed[name] = (lora_request, reason)
 
     def found_changed(self, lora_request: Any) -> None:
         """The engine found other files than it was told of: whatever their stamp, they are looked into."""
@@ -165,6 +164,7 @@ class AdapterRegistry:
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
+        self._failed.pop(name, None)
         await self._engine.call_utility_async(WITHDRAW, [name])
 
     async def refresh(self, name: str) -> None:
@@ -270,12 +270,12 @@ class AdapterRegistry:
         is_base = self._models.is_base_model
         news = {name: seen.stamps[name] for name in changes.changed if not is_base(name)}
         unread = await self._publish_all(news)
-        self._explain(seen.left_out | {n: _SHADOWED for n in seen.stamps if is_base(n)})
+        shadowed = {name: _SHADOWED for name in seen.stamps if is_base(name)}
+        self._explain(self._known.left_out_twice(seen.left_out | shadowed))
         hung = self._patient.hung | self._patient_load.hung
         done = replace(changes, changed=[n for n in changes.changed if n not in hung])
         self._known.accept(seen, done, unread)  # last: a look that failed is made again
-        is_done = self._known.is_settled and self.unfit == self._left_out
-        self._settled = seen if is_done else None
+        self._settled = seen if self._known.is_settled else None
         if self._trouble.note(None):
             _logger.info("Looking for adapters works again")
 
@@ -291,14 +291,11 @@ class AdapterRegistry:
                 "look, it is served no longer", len(changes.awaited), changes.awaited[0],
             )  # fmt: skip
 
-    def _explain(self, left_out: dict[str, str]) -> None:
-        """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
-        before = left_out if self._left_out is None else self._left_out
-        unfit = {name: why for name, why in left_out.items() if before.get(name) == why}
+    def _explain(self, unfit: dict[str, str]) -> None:
         for name, why in unfit.items():
             if self.unfit.get(name) != why:
                 _logger.warning("Adapter not served: adapter %r: %s", name, why)
-        self._left_out, self.unfit = left_out, unfit
+        self.unfit = unfit
 
     async def _publish_all(self, stamps: Mapping[str, str | None]) -> set[str]:
         """Offer what these hold now, a few at a time; answers those whose files could not be read.
@@ -377,6 +374,7 @@ class AdapterRegistry:
             self._models.lora_requests.pop(name, None)
             self._fingerprints.pop(name, None)
             self._unread.pop(name, None)
+            self._failed.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 
