@@ -12,6 +12,7 @@ from chameleon_lora.adapters import AdapterFolder, require_servable
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.engine_vllm.api import checks, registry
 from chameleon_lora.engine_vllm.api.patience import PatientWork
+from chameleon_lora.errors import AdapterUnreadableError
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
 pytestmark = pytest.mark.vllm
@@ -139,7 +140,10 @@ def test_a_hung_folder_delays_no_other(
         assert {"a", "b", "z"} == set(served.models.lora_requests)
         for _ in range(5):
             await served.registry._refresh_all()
-            await served.registry.refresh("x")
+            with pytest.raises(
+                AdapterUnreadableError, match="adapter 'x': its files do not answer"
+            ):
+                await served.registry.refresh("x")
         assert 1 == hanging.asked
         assert "do not answer" in str(served.registry.why_refused("x"))
         assert ["x"] == list(served.registry.not_served)

@@ -172,6 +172,9 @@ class AdapterRegistry:
 
         Afterwards `refused` also tells why a folder whose weights are missing is not served. Looks
         at no other folder: what clients ask for costs the same however many adapters there are.
+
+        Raises:
+            AdapterUnreadableError: its files cannot be read now, by no fault of theirs.
         """
         if self._folder is None or self._models.is_base_model(name):
             return
@@ -180,21 +183,23 @@ class AdapterRegistry:
         await self._look_into(name)
 
     async def _look_for(self, folder: AdapterFolder, name: str) -> None:
-        """Publish what a folder of that name holds, or note why there is nothing to publish."""
-        try:
-            stamp = await self._patient.one(folder.try_stamp, name)
-        except AdapterUnreadableError as error:
-            self.refused[name] = str(error)
-            return
+        """Publish what a folder of that name holds, or note why there is nothing to publish.
+
+        Raises:
+            AdapterUnreadableError: that cannot be told now, and is not kept: the next look may tell.
+        """
+        stamp = await self._patient.one(folder.try_stamp, name)
         if stamp is not None:
             await self._refresh_one(name, stamp)
-        if name in self._known.stamps:
+        if self._known.stamps.get(name) is not None:
             return
+        if name in self._patient.hung or name in self._known.stamps:
+            raise AdapterUnreadableError(self.refused.get(name, f"adapter {name!r}: {HANGS}"))
         self.refused.pop(name, None)  # half a folder, or none
-        if name in self._patient.hung:
-            self.refused[name] = f"adapter {name!r}: {HANGS}"
-        elif await self._patient.one(folder.try_path, name) is not None:
+        if await self._patient.one(folder.try_path, name) is not None:
             found = await self._patient.one(self._check, name)
+            if isinstance(found, AdapterUnreadableError):
+                raise found
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
 

@@ -35,6 +35,7 @@ from chameleon_lora.engine_vllm.errors import leave_out_of_log
 from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.log_limit import limit_log_records
 from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
+from chameleon_lora.errors import AdapterUnreadableError
 from chameleon_lora.settings import parse_settings
 
 STATE_PATH = "/chameleon/state"
@@ -180,12 +181,14 @@ async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
 
 
 async def _answer(work: Any) -> Response:
-    """What the work answers, or that the engine is busy for too long."""
+    """What the work answers, or that the engine is busy for too long, or an adapter's disk fails."""
     try:
         answer = await asyncio.wait_for(work, LIMIT_S)
     except TimeoutError:
         reason = f"The engine has not answered for {LIMIT_S:.0f} s; ask again later."
         return _error(reason, "ServiceUnavailableError", HTTPStatus.SERVICE_UNAVAILABLE)
+    except AdapterUnreadableError as error:
+        return _error(str(error), "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR)
     return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 

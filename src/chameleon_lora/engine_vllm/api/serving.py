@@ -39,7 +39,7 @@ from chameleon_lora.engine_vllm.errors import (
     openai_error,
     refusal_of,
 )
-from chameleon_lora.errors import AdapterError, AdapterRequestsError
+from chameleon_lora.errors import AdapterError, AdapterRequestsError, AdapterUnreadableError
 from chameleon_lora.policy.plan import Fault
 
 
@@ -236,7 +236,10 @@ async def _refusal(serving: Any, request: Any) -> Any | None:
         return openai_error(shutdown.SHUTDOWN_WORDS, "ServiceUnavailableError", status)
     registry = registry_of(serving.models)
     if registry is not None and isinstance(request.model, str) and may_name(request.model):
-        await registry.refresh(request.model)
+        try:
+            await registry.refresh(request.model)
+        except AdapterUnreadableError as error:
+            return refusal_of(error)
         reason = registry.why_refused(request.model)
         if reason is not None:
             return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
