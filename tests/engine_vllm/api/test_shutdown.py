@@ -15,7 +15,9 @@ import pytest
 
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.shutdown import (
+    ENGINE_S,
     LIMIT,
+    POLL_S,
     checking_health,
     ending,
     is_shutting_down,
@@ -132,6 +134,15 @@ def test_requests_in_flight_end_before_the_engine_does() -> None:
     shutdown(hasty, timeout=0)
     shutdown(dead, timeout=30)
     assert (0, 3) == (patient.left_over, hasty.left_over)
+
+
+def test_an_engine_does_not_get_the_streams_time_once_more() -> None:
+    """What is left of it, so that whoever is not done is told before the process ends by force."""
+    late, early = Engine(unfinished=10**9), Engine(unfinished=3)
+    shutdown(late, timeout=2 * POLL_S)
+    shutdown(early, timeout=3600)
+    assert [f"shutdown {ENGINE_S}"] == late.calls
+    assert ENGINE_S < float(early.calls[0].split()[1]) < 3600
 
 
 def test_the_thread_that_writes_answers_does_not_wait_for_them() -> None:

@@ -26,6 +26,7 @@ OUTPUTS = "chameleon_outputs"  # of the client of an engine that is to end: vLLM
 LIMIT = "chameleon_shutdown_s"  # of an app's state: what --shutdown-timeout says
 POLL_S = 0.05
 LEAST_S, LAST_S = 1.0, 15.0  # for the last bytes to be written; for the process to end by itself
+ENGINE_S = 5.0  # for the engine, whatever is left of the time; vLLM's own least
 # For streams in flight after SIGTERM; Kubernetes kills after as long, if not told otherwise.
 DRAIN_S = 30
 SHUTDOWN_WORDS = "This server is shutting down and takes no new requests; ask again in a moment, or another replica."
@@ -128,8 +129,11 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
             setattr(client, OUTPUTS, engine.output_processor)
         has_died, end_s = _has_died(engine), _now_s() + (timeout or 0.0)
         _servers.end(end_s, status=int(has_died))
-        if not has_died and not _holds_up_streams():
+        if timeout and not has_died and not _holds_up_streams():
             _drain(engine, end_s)
+            timeout = max(
+                ENGINE_S, end_s - _now_s()
+            )  # else it would finish requests for as long again
         stock(engine, timeout=timeout)
         _servers.cut(end_s)
         if has_died:
