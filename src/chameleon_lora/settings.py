@@ -52,11 +52,15 @@ class ServingSettings:
             ends. Slow.
         admin_key_hash: the admin key's hash, as `chameleon tenants hash` prints it; with one, loading,
             unloading and pinning adapters and Chameleon's own pages need that key.
+        admin_key_file: file that holds the admin key itself, in place of the hash; looked at again every
+            scan_s, so a new key needs no restart.
         tenants: file of tenants in TOML (docs/tenants.md); with one, whoever asks needs a tenant's key
             or the admin's.
         max_body_bytes: of a request's body; above it, 413. Unset: 256 MiB without tenants; with them 64
             bytes for each token of the model's context, but at least 2 MiB, or 32 MiB if it takes images,
             sound or video.
+        send_timeout_s: time in which a client takes nothing of an answer that fills its connection, after
+            which the connection is ended and the request aborted; 0 for no end.
     """
 
     adapters: str | None = None
@@ -71,8 +75,10 @@ class ServingSettings:
     disk_cache_dir: str | None = None
     debug_checks: bool = False
     admin_key_hash: str | None = None
+    admin_key_file: str | None = None
     tenants: str | None = None
     max_body_bytes: int | None = None
+    send_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.scan_s < 0.1:
@@ -90,11 +96,27 @@ class ServingSettings:
             )
         if self.max_body_bytes is not None and self.max_body_bytes < 1024:
             raise ConfigError(f"serving.max_body_bytes is {self.max_body_bytes}; use 1024 or more")
+        if self.send_timeout_s < 0:
+            raise ConfigError(
+                f"serving.send_timeout_s is {self.send_timeout_s}; use 0 (no end) or more"
+            )
+        self._require_one_key()
+
+    def _require_one_key(self) -> None:
         if self.admin_key_hash and not KEY_HASH.fullmatch(self.admin_key_hash):
             raise ConfigError(
                 f"serving.admin_key_hash has {len(self.admin_key_hash)} characters and is no sha256: "
                 "with 64 hex digits; `chameleon tenants hash` makes it from a key"
             )
+        if self.admin_key_hash and self.admin_key_file:
+            raise ConfigError(
+                "serving.admin_key_hash and serving.admin_key_file are given; use one"
+            )
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether there is anything that needs a key of the admin's or of a tenant's."""
+        return bool(self.tenants or self.admin_key_hash or self.admin_key_file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,3 +112,13 @@ def test_what_has_come_to_rest_is_looked_into_at_once_again(known: KnownAdapters
     assert 1 == found.count(["a"])
     assert {} == known._unrest
     assert ["a"] == after(known, look({"a": "new", "b": "1", "c": "1"})).changed
+
+
+def test_what_is_left_out_is_told_at_the_second_look() -> None:
+    """At the first one too; nothing is settled while two looks do not agree."""
+    known = KnownAdapters()
+    told = []
+    for why in ("half", "no weights", "no weights"):
+        twice = known.left_out_twice({"x": why})
+        told.append((twice, known.is_settled))
+    assert [({"x": "half"}, True), ({}, False), ({"x": "no weights"}, True)] == told

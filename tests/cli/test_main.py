@@ -158,3 +158,22 @@ def test_no_descriptor_of_the_standard_streams_is_free() -> None:
     command = ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, script]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     assert "['/dev/null', '/dev/null'] True" == said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 2>&-"])
+def test_no_connection_gets_the_number_of_a_standard_file(closed: str) -> None:
+    """Closed at the start, as some supervisors do, it leads nowhere; else clients would read what is said there."""
+    script = (
+        "import os, socket, sys\n"
+        "from chameleon_lora.cli.main import main\n"
+        "try: main(['none'])\n"
+        "except SystemExit: pass\n"
+        "child = 'import os; [os.fstat(number) for number in (0, 1, 2)]'\n"
+        "with socket.socket() as connection:\n"
+        "    print(connection.fileno() > 2, os.spawnl(os.P_WAIT, sys.executable, 'x', '-c', child))\n"
+    )
+    command = f'exec "{sys.executable}" -c "$0" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, script], check=False, stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    assert "True 0\n" == done.stdout

@@ -265,15 +265,13 @@ def test_tenants_are_passed_on_in_full(tenants: Path, monkeypatch: pytest.Monkey
     assert str(tenants) == config("--tenants", tenants.name)["serving"]["tenants"]
 
 
-def test_an_admin_key_is_passed_on_as_its_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From a file or the environment; the file goes before. The key itself is nowhere."""
+def test_no_admin_key_is_passed_on_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the environment its hash is, of a file the path, so that it is followed; the file goes before."""
     monkeypatch.setenv("CHAMELEON_ADMIN_KEY", ADMIN_KEY)
     assert {"serving": {"admin_key_hash": hash_key(ADMIN_KEY)}} == config()
     assert ADMIN_KEY not in str(laid())
     (tmp_path / "key").write_text(ADMIN_KEY[::-1] + "\n")
-    expected = {"serving": {"admin_key_hash": hash_key(ADMIN_KEY[::-1])}}
+    expected = {"serving": {"admin_key_file": str(tmp_path / "key")}}
     assert expected == config("--admin-key-file", tmp_path / "key")
 
 

@@ -10,7 +10,7 @@ from chameleon_lora.engine_vllm.api.auth import AuthMiddleware
 from chameleon_lora.engine_vllm.api.body import BodyLimits, Message, Receive, Send
 from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
 from chameleon_lora.engine_vllm.api.keys import ApiKeys
-from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
+from chameleon_lora.engine_vllm.api.tenant_file import follow_tenants
 from chameleon_lora.tenants import hash_key, parse_hash
 from tests.engine_vllm.asgi_client import AppAnswer, ask
 
@@ -81,7 +81,7 @@ class GuardedApp:
     ) -> "GuardedApp":
         """With a tenants' file, or without."""
         known = None if admin is None else parse_hash(hash_key(admin), "admin")
-        file = None if tenants is None else TenantFile(tenants, SCAN_S)
+        file = None if tenants is None else follow_tenants(tenants, SCAN_S)
         return cls(ApiKeys(known, file, has_controls, server_key))
 
     def ask(

@@ -78,6 +78,39 @@ def test_a_process_whose_parent_was_killed_ends(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("title", "is_ended"), [("VLLM::DPCoordinator", True), ("VLLM::Worker_DP0", False)]
+)
+def test_a_coordinator_whose_parent_was_killed_ends(title: str, is_ended: bool) -> None:
+    """vLLM's own looks after nobody: an engine beside it ends it, and no other process."""
+    pytest.importorskip("setproctitle")
+    child = (
+        f"import setproctitle, signal; setproctitle.setproctitle('{title}'); print(flush=True)\n"
+        "signal.pause()"
+    )
+    beside = (
+        "import subprocess\n"
+        f"beside = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=-1)\n"
+        "beside.stdout.readline()\n"
+        "print(beside.pid, flush=True)\n"
+    )
+    first_lines, _, rest = SERVER.partition("child = ")
+    command = [sys.executable, "-c", f"{first_lines}{beside}child = {rest}", "EngineCore_DP0", OURS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as first:
+        assert first.stdout is not None
+        coordinator = psutil.Process(int(first.stdout.readline()))
+        engine = psutil.Process(int(first.stdout.readline().split()[0]))
+        first.kill()
+        gone, _alive = psutil.wait_procs([engine], timeout=60)
+        assert [engine] == gone
+        if is_ended:
+            assert [coordinator] == psutil.wait_procs([coordinator], timeout=60)[0]
+        else:
+            assert coordinator.is_running()
+            coordinator.kill()
+
+
+@pytest.mark.parametrize(
     ("name", "scheduler"), [("EngineCore_DP0", STOCK), ("VllmWorker-0", STOCK), ("trainer", OURS)]
 )
 def test_other_engines_and_programs_are_left_alone(name: str, scheduler: str) -> None:

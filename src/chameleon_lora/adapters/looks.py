@@ -68,6 +68,8 @@ class KnownAdapters:
         self._root: tuple[int, int] | None = None
         self._missing: frozenset[str] = frozenset()
         self._unrest: dict[str, _Unrest] = {}
+        self._left_out: dict[str, str] | None = None
+        self._is_agreed = True  # the last two looks left out the same, for the same reasons
         self._looks = 0
 
     def is_news(self, name: str, stamp: str | None) -> bool:
@@ -79,7 +81,8 @@ class KnownAdapters:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is to be done about another look that finds the same."""
-        return not (self._missing or self._unrest) and None not in self.stamps.values()
+        is_quiet = self._is_agreed and not (self._missing or self._unrest)
+        return is_quiet and None not in self.stamps.values()
 
     def compare(self, look: Look) -> Changes:
         """What is to be done about it. Changes nothing.
@@ -104,6 +107,16 @@ class KnownAdapters:
         ]
         changed = [name for name, stamp in look.stamps.items() if self.is_news(name, stamp)]
         return Changes(changed, gone, [name for name in missing if name not in gone])
+
+    def left_out_twice(self, left_out: dict[str, str]) -> dict[str, str]:
+        """Of the names that this look left out those that the one before did, too: one may be half-copied.
+
+        At the first look all.
+        """
+        before = left_out if self._left_out is None else self._left_out
+        twice = {name: why for name, why in left_out.items() if before.get(name) == why}
+        self._left_out, self._is_agreed = left_out, twice == left_out
+        return twice
 
     def looked_into(self, names: Collection[str]) -> None:
         """The files of these adapters were others than before, and have been looked into."""

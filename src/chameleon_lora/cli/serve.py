@@ -197,22 +197,17 @@ def _put(settings: dict[str, Any], path: list[str], value: Any, override: str) -
 
 
 def _add_keys(settings: dict[str, Any], args: argparse.Namespace) -> None:
-    """Put the tenants' file and the hash of the admin key into the settings, if they are given."""
-    serving = settings.setdefault("serving", {}) if args.tenants or _admin_key(args) else {}
+    """Put the files of tenants and of the admin key, or the hash of that in the environment, into the settings."""
+    given: dict[str, str | None] = {}
     if args.tenants:
-        serving["tenants"] = str(args.tenants.absolute())
-    if key := _admin_key(args):
-        serving["admin_key_hash"] = hash_key(key)
-
-
-def _admin_key(args: argparse.Namespace) -> str | None:
-    path: Path | None = args.admin_key_file
-    if path is None:
-        return os.environ.get(ADMIN_KEY)
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"admin key file {path} cannot be read: {error}") from error
+        given["tenants"] = str(args.tenants.absolute())
+    if args.admin_key_file:
+        given |= {"admin_key_file": str(args.admin_key_file.absolute()), "admin_key_hash": None}
+    elif key := os.environ.get(ADMIN_KEY):
+        given |= {"admin_key_hash": hash_key(key), "admin_key_file": None}
+    serving = {**settings.get("serving", {}), **given}
+    if given:
+        settings["serving"] = {key: value for key, value in serving.items() if value is not None}
 
 
 def allow_plugin() -> None:

@@ -91,7 +91,8 @@ def is_ours_error(error: Exception) -> bool:
 def leave_out_of_log() -> None:
     """From now on vLLM's log has no line and no traceback for an error that is the client's own.
 
-    The client is told; the operator's log is not for clients to write.
+    The client is told; the operator's log is not for clients to write. Nor for one that is told to ask again:
+    why a server ends, or a disk fails, is in the log already.
     """
     for logger in (logging.getLogger("vllm"), logging.getLogger()):
         for handler in logger.handlers:
@@ -105,13 +106,15 @@ def _is_for_operator(record: logging.LogRecord) -> bool:
     args = getattr(record, UNCUT_ARGS, record.args)
     refusals = [getattr(given, "error", None) for given in args or ()]  # ErrorResponses
     codes = [code for refusal in refusals if (code := getattr(refusal, "code", None))]
-    return all(code >= HTTPStatus.INTERNAL_SERVER_ERROR for code in codes) and not (
-        error and _is_of_client(error)
-    )
+    return not any(map(_is_clients, codes)) and not (error and _is_of_client(error))
+
+
+def _is_clients(code: int) -> bool:
+    return code < HTTPStatus.INTERNAL_SERVER_ERROR or code == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _is_of_client(error: BaseException) -> bool:
-    """Whether a client gets a 4xx for it."""
+    """Whether a client gets a 4xx for it, or is told by us to ask again."""
     from vllm import exceptions
 
     names = (
@@ -119,7 +122,9 @@ def _is_of_client(error: BaseException) -> bool:
         "VLLMUnprocessableEntityError",  # vLLM 0.26 has no name for all of them
     )
     kinds = tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
-    status = getattr(error, _OURS, getattr(error, "http_status", HTTPStatus.INTERNAL_SERVER_ERROR))
+    if hasattr(error, _OURS):
+        return _is_clients(getattr(error, _OURS))
+    status = getattr(error, "http_status", HTTPStatus.INTERNAL_SERVER_ERROR)
     return isinstance(error, kinds) or status < HTTPStatus.INTERNAL_SERVER_ERROR
 
 

@@ -123,7 +123,7 @@ ERROR_INFO = Hook(_API, _PROTOCOL, "ErrorInfo", elsewhere=((_OLD_PROTOCOL, "Erro
 ERROR_RESPONSE = Hook(_API, _PROTOCOL, "ErrorResponse", elsewhere=((_OLD_PROTOCOL, "ErrorResponse"),))
 API_SERVER = (
     Hook(
-        _API, "vllm.entrypoints.serve", "register_vllm_serve_api_routers", "api.serving.with_routes", ("app",),
+        _API, "vllm.entrypoints.serve", "register_vllm_serve_api_routers", "api.routes.with_routes", ("app",),
     ),
     Hook(_API, _OUTPUTS, "OutputProcessor.process_outputs", "api.serving.raising"),
     Hook(_API, _LLM, "LLM._run_engine", "api.serving.raising_at_the_end"),
@@ -137,6 +137,7 @@ API_SERVER = (
     Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.streams.reading_errors"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
     Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
+    Hook(_API, "uvicorn", "Config.load", "api.unread.limiting"),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
     Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),
     *_each(_API, _OUTPUTS, "OutputProcessor", "request_states", "get_num_unfinished_requests"),
@@ -147,6 +148,8 @@ API_SERVER = (
     Hook(_API, "vllm.v1.engine.core_client", "MPClient.resources"),
     Hook(_API, "vllm.v1.engine.core_client", "BackgroundResources.engine_dead"),
     Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_async", None, ("method",)),
+    Hook(_API, "vllm.v1.engine.core_client", "AsyncMPClient.get_output_async", "api.shutdown.reading"),
+    Hook(_API, "vllm.v1.engine.exceptions", "EngineDeadError"),
     *_each(_API, "vllm.config", "ModelConfig", "is_multimodal_model", "max_model_len"),
     *_each(_API, "vllm.envs", "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
     Hook(

@@ -44,7 +44,7 @@ def require_hooks(serving: ServingSettings) -> None:
         UnsupportedEngineError: naming what vLLM lacks, or where Chameleon is not in place.
     """
     parts = {Part.API, Part.CORE, Part.WORKER}
-    if serving.tenants or serving.admin_key_hash:
+    if serving.asks_for_keys:
         parts.add(Part.KEYS)
     if is_step_log_asked_for():
         parts.add(Part.STEP_LOG)

@@ -4,6 +4,7 @@ vLLM's engine does not look whether its API server still lives: killed, that one
 all memory of the accelerator. And the C library keeps what a crowd needed at its peak.
 """
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -13,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
 
 from chameleon_lora.engine_vllm.config import is_ours
 from chameleon_lora.engine_vllm.log_limit import limit_log_records
@@ -24,6 +27,7 @@ TRIM_EVERY_S = 60.0
 _THREAD = "chameleon-process"
 _WORKER = "VllmWorker"
 _CHILDREN = ("EngineCore", "ApiServer", _WORKER)  # as vLLM names what it starts
+_COORDINATOR = "::DPCoordinator"  # what vLLM calls that of data-parallel engines, behind a prefix
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
@@ -81,16 +85,34 @@ def attend(vllm_config: Any = None) -> None:
 
 def _attend(parent: int | None, vllm_config: Any) -> None:
     heap = IdleHeap(time.monotonic(), time.process_time())  # noqa: TID251 - a process's own clocks
+    coordinators = [] if parent is None else _coordinators(parent)
     while parent in (None, os.getppid()):
         if heap.is_due(time.monotonic(), time.process_time()):  # noqa: TID251 - likewise
             trim()
         time.sleep(LOOK_S)
     _logger.error("The process %d that started this one is gone, and so this one ends.", parent)
+    for coordinator in coordinators:
+        with contextlib.suppress(psutil.Error):  # another has ended it
+            coordinator.terminate()
     if vllm_config is not None:
         vllm_config.shutdown_timeout = 0
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(LAST_S)
     os._exit(1)
+
+
+def _coordinators(parent: int) -> list[psutil.Process]:
+    """Those that this parent has started, before its other children: nobody but these looks after them."""
+    with contextlib.suppress(psutil.Error):  # it is gone already
+        children = psutil.Process(parent).children()
+        return [child for child in children if _title(child).endswith(_COORDINATOR)]
+    return []
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline()).strip()
+    return ""
 
 
 def trim() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 from chameleon_lora.adapters import AdapterLimits
 from chameleon_lora.adapters.inspect import largest_bytes
+from chameleon_lora.adapters.untrusted import is_folder, leads_nowhere, quoted, unreadable
 from chameleon_lora.engine_vllm.config import settings_of
-from chameleon_lora.errors import AdapterNotFoundError
+from chameleon_lora.errors import AdapterNotFoundError, AdapterUnreadableError
 
 MAX_PATH_CHARS = 4096
 
@@ -32,6 +33,7 @@ def resolved(path: str, name: str) -> Path:
 
     Raises:
         AdapterNotFoundError: it cannot be fetched, or is no path at all.
+        AdapterUnreadableError: the disk does not tell, or cannot hold what is fetched.
     """
     from vllm.lora.utils import get_adapter_absolute_path
 
@@ -46,8 +48,14 @@ def resolved(path: str, name: str) -> Path:
             "out: mount it or copy it, and give the path of the adapter's folder"
         )
     try:
+        is_folder(Path(path))  # vLLM takes what a disk fails to tell of for a hub's name
         return Path(get_adapter_absolute_path(path))
+    except AdapterUnreadableError as error:
+        raise AdapterUnreadableError(f"adapter {name!r}: {error}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno and not leads_nowhere(error):
+            reason = unreadable(quoted(path), error)
+            raise AdapterUnreadableError(f"adapter {name!r}: {reason}") from error
         raise AdapterNotFoundError(
             f"adapter {name!r}: there is no folder {path!r}, and no hub that could be asked for it "
             f"({type(error).__name__}); way out: give the path of the adapter's folder"

@@ -1,15 +1,22 @@
 """Disks that fail or go away cost a look, never an adapter."""
 
+import asyncio
 import errno
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.engine_vllm.api.registry import AdapterRegistry
+from chameleon_lora.engine_vllm.api.registry import REGISTRY, AdapterRegistry
+from chameleon_lora.engine_vllm.api.serving import explaining
+from chameleon_lora.engine_vllm.sources import resolved
+from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterUnreadableError
 from tests.adapters.failing_files import failing
 from tests.adapters.rewriting import rewrite, wait_for_tick
 from tests.engine_vllm.served_folder import NEVER_S, ServedFolder, opened_by
@@ -66,14 +73,93 @@ def test_a_new_adapter_that_cannot_be_read_is_told_and_tried_again(
     assert ([("announce", ["d"])], {}) == (served.told(), served.registry.refused)
 
 
-def test_a_new_adapter_that_a_request_could_not_read_is_tried_again(served: ServedFolder) -> None:
-    """By the next request, as by the next look."""
+@pytest.mark.parametrize("file", [CONFIG_NAME, WEIGHTS_NAME])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_request_for_what_cannot_be_read_is_no_bad_request(
+    served: ServedFolder, error: str, file: str
+) -> None:
+    """It is told what fails, by an error after which clients ask again; the next one that can be read is let in."""
     served.add("d")
-    with failing(served.root / "d" / WEIGHTS_NAME, errno.EIO):
-        served.refresh("d")
-    assert "cannot be read" in str(served.registry.why_refused("d"))
-    served.refresh("d")
-    assert ("d" in served.models.lora_requests, {}) == (True, served.registry.refused)
+    with failing(served.root / "d" / file, getattr(errno, error)):
+        for _ in range(2):
+            refusal = refused(served, "d")
+            assert (500, "InternalServerError") == (refusal.code, refusal.type)
+            assert f"adapter 'd': {file} cannot be read" in refusal.message
+        served.refresh_all()
+        assert 500 == refused(served, "d").code
+    assert refused(served, "d") is None
+    assert "d" in served.models.lora_requests
+    assert {} == served.registry.refused
+
+
+def test_half_an_adapter_that_cannot_be_read_is_no_bad_request(served: ServedFolder) -> None:
+    """Once it can be, its weights are what is missing, and that is the client's to know."""
+    served.add("d")
+    (served.root / "d" / WEIGHTS_NAME).unlink()
+    with failing(served.root / "d" / CONFIG_NAME, errno.EMFILE):
+        assert 500 == refused(served, "d").code
+        assert {} == served.registry.refused
+    refusal = refused(served, "d")
+    assert (400, True) == (refusal.code, WEIGHTS_NAME in refusal.message)
+
+
+def refused(served: ServedFolder, name: str) -> Any:
+    """The error that a request for an adapter gets, None if it goes on."""
+
+    async def stock(serving: Any, request: Any) -> None:
+        """vLLM's own look at the model's name, which is one."""
+
+    setattr(served.models, REGISTRY, served.registry)
+    serving, request = SimpleNamespace(models=served.models), SimpleNamespace(model=name)
+    answer = asyncio.run(explaining(stock)(serving, request))
+    return None if answer is None else answer.error
+
+
+def test_a_path_that_a_disk_does_not_tell_of_is_no_missing_folder(
+    served: ServedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for the name of an adapter in a hub."""
+    path = "locked/a"
+    locked = served.root.parent / "locked"
+    locked.mkdir()
+    (served.root / "a").rename(locked / "a")
+    monkeypatch.chdir(served.root.parent)
+    assert Path(path).absolute() == resolved(path, "mine").absolute()
+    locked.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # nobody: root may look everywhere
+    try:
+        with pytest.raises(
+            AdapterUnreadableError, match="adapter 'mine': its folder cannot be read"
+        ):
+            resolved(path, "mine")
+    finally:
+        os.seteuid(user)
+        locked.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), AdapterUnreadableError),
+        (OSError("no hub"), AdapterNotFoundError),
+        (FileNotFoundError(errno.ENOENT, "nothing"), AdapterNotFoundError),
+    ],
+    ids=str,
+)
+def test_a_hubs_adapter_that_the_disk_cannot_hold_is_no_missing_one(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, kind: type[AdapterError]
+) -> None:
+    """What is wrong here may be over soon; a hub that cannot be asked is told as ever."""
+    pytest.importorskip("vllm")
+
+    def fetch(_path: str) -> str:
+        raise error
+
+    monkeypatch.setattr("vllm.lora.utils.get_adapter_absolute_path", fetch)
+    with pytest.raises(kind, match="adapter 'mine'"):
+        resolved("somebody/an-adapter", "mine")
 
 
 def test_a_read_that_fails_half_way_breaks_no_adapter(served: ServedFolder) -> None:

@@ -1,5 +1,6 @@
 """Which keys a server asks for, by its settings; and that its app asks for them."""
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,15 +8,16 @@ from typing import Any
 import pytest
 
 from chameleon_lora.engine_vllm.api.auth import guard
-from chameleon_lora.engine_vllm.api.keys import api_keys_of
+from chameleon_lora.engine_vllm.api.keys import ApiKeys, api_keys_of
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.settings import ServingSettings
-from chameleon_lora.tenants import hash_key
+from chameleon_lora.tenants import hash_key, parse_hash
 from tests.engine_vllm.asgi_client import ask
-from tests.engine_vllm.tenant_settings import ACME, ADMIN, tenants_text
+from tests.engine_vllm.tenant_settings import ACME, ADMIN, GuardedApp, tenants_text
 
 fastapi = pytest.importorskip("fastapi")
 OK, UNAUTHORIZED = 200, 401
+OTHER = "another-key-0123456789"
 
 
 @pytest.fixture
@@ -57,6 +59,69 @@ def test_a_file_that_cannot_be_used_ends_the_start(file: str) -> None:
     Path(file).write_text("[tenants.acme]\nkeys = 3")
     with pytest.raises(ConfigError, match="tenant 'acme': keys"):
         api_keys_of(ServingSettings(tenants=file), [], can_change=True)
+
+
+def opened(keys: ApiKeys | None, path: Path, text: str, now_s: float) -> list[str]:
+    """Which of these keys are the admin's at this time, once the file has that text."""
+    assert keys is not None
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+    found = asyncio.run(keys.admin_key(now_s))
+    return [key for key in (ADMIN, OTHER, ACME) if found == parse_hash(hash_key(key), "key")]
+
+
+def test_a_new_admin_key_needs_no_restart(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The former one opens nothing from the next look on; one that will not do changes nothing, and is told."""
+    path = tmp_path / "admin.key"
+    path.write_text(ADMIN)
+    serving = ServingSettings(tenants=file, admin_key_file=str(path), scan_s=1.0)
+    keys = api_keys_of(serving, [], can_change=True)
+    assert [ADMIN] == opened(keys, path, f"{ADMIN}\n", 0.0)
+    assert [ADMIN] == opened(keys, path, OTHER, 0.5)
+    assert [OTHER] == opened(keys, path, OTHER, 1.0)
+    for look, (text, why) in enumerate([("short", "16"), ("", "16"), (ACME, "a tenant has")], 2):
+        assert [OTHER] == opened(keys, path, text, float(look))
+        assert why in caplog.records[-1].getMessage()
+    path.unlink()
+    assert keys is not None
+    asyncio.run(keys.admin_key(9.0))
+    assert f"admin key file {path} cannot be read" in caplog.text
+    assert not any(key in caplog.text for key in (ADMIN, OTHER, ACME))
+
+
+def test_a_tenant_is_not_given_the_new_admin_key(file: str, tmp_path: Path) -> None:
+    """At the start neither; the former tenants stay."""
+    path = tmp_path / "admin.key"
+    path.write_text(ACME)
+    serving = ServingSettings(tenants=file, admin_key_file=str(path), scan_s=1.0)
+    with pytest.raises(ConfigError, match=r"tenant 'acme'.*also the admin's"):
+        api_keys_of(serving, [], can_change=True)
+    path.write_text(ADMIN)
+    keys = api_keys_of(serving, [], can_change=True)
+    assert keys is not None
+    assert keys.tenants is not None
+    assert [OTHER] == opened(keys, path, OTHER, 1.0)
+    Path(file).write_text(tenants_text().replace(hash_key(ACME), hash_key(OTHER)))
+    asyncio.run(keys.tenants.follow(2.0))
+    assert keys.tenants.value.find(parse_hash(hash_key(OTHER), "key")) is None
+
+
+def test_a_request_sees_the_new_admin_key(tmp_path: Path) -> None:
+    """The middleware asks for it each time."""
+    path = tmp_path / "admin.key"
+    path.write_text(ADMIN)
+    serving = ServingSettings(admin_key_file=str(path), scan_s=1.0)
+    keys = api_keys_of(serving, [], can_change=True)
+    assert keys is not None
+    app = GuardedApp(keys)
+    asked = ("GET", "/chameleon/state")
+    assert OK == app.ask(*asked, key=ADMIN).status
+    app.now_s = 2.0
+    path.write_text(OTHER)
+    assert [UNAUTHORIZED, OK] == [app.ask(*asked, key=key).status for key in (ADMIN, OTHER)]
 
 
 async def metrics() -> str:

@@ -1,6 +1,7 @@
 """What the operator is told of a folder of adapters: lines in the log, state and metrics."""
 
 import asyncio
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.engine_vllm.api.shutdown import SHUTTING_DOWN
 from tests.engine_vllm.served_folder import BASE, MAX_RANK, ServedFolder
 
 pytestmark = pytest.mark.vllm
@@ -189,3 +191,45 @@ def test_pickled_weights_are_converted_where_that_is_set(tmp_path: Path) -> None
     unset = ServedFolder(served.root)
     unset.refresh_all()
     assert "serving.converts_bin" in unset.registry.unfit["hostile"]
+
+
+def test_a_look_that_fails_because_the_server_ends_is_no_trouble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine takes no more calls: nothing is in the log, and the watch ends."""
+    served = ServedFolder(tmp_path / "adapters", scan_s=0.01)
+    served.add("a")
+
+    async def end() -> None:
+        await served.registry.start()
+        served.engine.is_down = True
+        served.engine.was_asked.clear()
+        served.add("b")
+        setattr(served.models.engine_client, SHUTTING_DOWN, True)
+        watching = served.registry._watching
+        assert watching is not None
+        await asyncio.wait_for(watching, 10)
+
+    asyncio.run(end())
+    assert [] == [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_read_that_fails_after_who_asked_has_gone_is_told_by_nobody(served: ServedFolder) -> None:
+    """Not by asyncio either, whose word for it is an error with a traceback."""
+    told: list[object] = []
+
+    async def ask() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        await served.registry._refresh_all()
+        served.engine.is_down = True
+        asking = asyncio.create_task(served.registry.refresh("a"))
+        while not served.registry._reading:
+            await asyncio.sleep(0)
+        reading = served.registry._reading["a"]
+        asking.cancel()
+        await asyncio.wait([reading])
+        del reading
+        gc.collect()
+
+    asyncio.run(ask())
+    assert [] == told

@@ -10,6 +10,7 @@ import pytest
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.engine_vllm.api import registry
 from chameleon_lora.engine_vllm.api.patience import PatientWork
+from chameleon_lora.errors import AdapterUnreadableError
 from tests.adapters.failing_files import HungDisk
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
@@ -106,7 +107,10 @@ def test_a_hung_folder_delays_no_other(
         assert {"a", "b", "z"} == set(served.models.lora_requests)
         for _ in range(5):
             await served.registry._refresh_all()
-            await served.registry.refresh("x")
+            with pytest.raises(
+                AdapterUnreadableError, match="adapter 'x': its files do not answer"
+            ):
+                await served.registry.refresh("x")
         assert 1 == hanging.asked
         assert "do not answer" in str(served.registry.why_refused("x"))
         assert ["x"] == list(served.registry.not_served)

@@ -12,11 +12,11 @@ from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.launch import serve
 from chameleon_lora.engine_vllm.api.registry import REGISTRY, AdapterRegistry
+from chameleon_lora.engine_vllm.api.routes import with_routes
 from chameleon_lora.engine_vllm.api.serving import (
     checking,
     publishing,
     unknown_model,
-    with_routes,
 )
 from chameleon_lora.engine_vllm.hook_table import CLI_ENV_SETUP
 from chameleon_lora.engine_vllm.hooks import target_of

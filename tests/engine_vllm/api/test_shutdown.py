@@ -1,9 +1,11 @@
 """How a server ends: what its engine's client does when it is told to, and when the engine is gone."""
 
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,13 +15,18 @@ import pytest
 
 from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.shutdown import (
+    ENGINE_S,
     LIMIT,
+    POLL_S,
     checking_health,
     ending,
     is_shutting_down,
     limiting,
+    reading,
 )
+from chameleon_lora.engine_vllm.errors import is_ours_error
 from chameleon_lora.errors import EngineGoneError
+from tests.engine_vllm.fake_requests import core_request
 
 uvicorn = pytest.importorskip("uvicorn")
 
@@ -131,6 +138,15 @@ def test_requests_in_flight_end_before_the_engine_does() -> None:
     shutdown(hasty, timeout=0)
     shutdown(dead, timeout=30)
     assert (0, 3) == (patient.left_over, hasty.left_over)
+
+
+def test_an_engine_does_not_get_the_streams_time_once_more() -> None:
+    """What is left of it, so that whoever is not done is told before the process ends by force."""
+    late, early = EndingEngine(unfinished=10**9), EndingEngine(unfinished=3)
+    shutdown(late, timeout=2 * POLL_S)
+    shutdown(early, timeout=3600)
+    assert [f"shutdown {ENGINE_S}"] == late.calls
+    assert ENGINE_S < float(early.calls[0].split()[1]) < 3600
 
 
 def test_the_thread_that_writes_answers_does_not_wait_for_them() -> None:
@@ -256,3 +272,73 @@ def test_a_hang_up_ends_a_server_as_sigterm_does(before: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
     assert {"SIG_DFL": 7, "SIG_IGN": 0}[before] == done.returncode
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_reader_of_outputs_ends_in_silence(
+    is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own, where it sees before it is ended that the engine is gone; one that died is told as ever.
+
+    Who still waits for an answer is told in both cases; the log has neither error nor traceback in the first.
+    """
+    pytest.importorskip("vllm")
+    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    monkeypatch.setattr(AsyncMPClient, "get_output_async", reading(AsyncMPClient.get_output_async))
+    engine, queue = read_engine()
+
+    async def end() -> None:
+        engine._run_output_handler()
+        while engine.engine_core.resources.output_queue_task is None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it begins to read
+        (ending(end_engine) if is_told else end_engine)(engine, timeout=0)
+        await asyncio.wait([engine.output_handler])
+
+    told: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]  # a list
+    logging.getLogger("vllm").addHandler(handler)
+    try:
+        asyncio.run(asyncio.wait_for(end(), 60))
+    finally:
+        logging.getLogger("vllm").removeHandler(handler)
+        engine.engine_core.resources.ctx.destroy(linger=0)
+    assert is_told != bool(told)
+    assert is_told == is_ours_error(queue.output) == (not isinstance(queue.output, EngineDeadError))
+
+
+def end_engine(engine: Any, timeout: float) -> None:
+    """The first part of vLLM's own shutdown, after which it ends the reader."""
+    engine.engine_core.shutdown(timeout)
+
+
+def read_engine() -> tuple[Any, Any]:
+    """Of vLLM's AsyncLLM and its client what reads outputs, and where request r waits for its own."""
+    import zmq.asyncio
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    context = zmq.Context()
+    client = AsyncMPClient.__new__(AsyncMPClient)
+    client.resources = BackgroundResources(context)
+    client.resources.output_socket = zmq.asyncio.Context(context).socket(zmq.PULL)
+    client.resources.output_socket.bind("inproc://outputs")
+    client._finalizer = weakref.finalize(client, client.resources)
+    client.decoder, client.utility_results, client.outputs_queue = None, {}, asyncio.Queue()
+    engine = AsyncLLM.__new__(AsyncLLM)
+    engine.vllm_config = EndingEngine().vllm_config
+    engine.engine_core, engine.output_handler, engine.logger_manager = client, None, None
+    engine.log_stats, engine.renderer = False, SimpleNamespace(mm_processor_cache=None)
+    engine.shutdown = lambda: None  # when it is collected
+    engine.output_processor = OutputProcessor(None, log_stats=False)
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
+    params = SamplingParams(detokenize=False)
+    engine.output_processor.add_request(core_request("r", [5], params), None, None, 0, queue)
+    return engine, queue

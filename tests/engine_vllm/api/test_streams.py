@@ -119,10 +119,15 @@ def test_whoever_follows_a_failed_request_is_told_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("status", "lines"),
-    [(HTTPStatus.BAD_REQUEST, 0), (HTTPStatus.CONFLICT, 0), (HTTPStatus.INTERNAL_SERVER_ERROR, 2)],
+    [
+        (HTTPStatus.BAD_REQUEST, 0),
+        (HTTPStatus.CONFLICT, 0),
+        (HTTPStatus.SERVICE_UNAVAILABLE, 0),
+        (HTTPStatus.INTERNAL_SERVER_ERROR, 2),
+    ],
 )
 def test_a_clients_error_is_no_line_of_the_log(status: HTTPStatus, lines: int) -> None:
-    """Neither as a traceback nor as the answer that was given; the server's own are."""
+    """Neither as a traceback nor as the answer that was given, nor one that is told to ask again as the server ends."""
     pytest.importorskip("vllm")
     told: list[str] = []
     handler = logging.Handler()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
+from chameleon_lora.engine_vllm.api.tenant_file import TenantFile, follow_tenants
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.tenants import hash_key, parse_hash
 from tests.adapters.failing_files import HungDisk
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def names(file: TenantFile, now_s: float) -> list[str]:
     """The tenants after a look at this time."""
     asyncio.run(file.follow(now_s))
-    return [tenant.name for tenant in file.registry.tenants]
+    return [tenant.name for tenant in file.value.tenants]
 
 
 def replace(path: Path, text: str) -> None:
@@ -40,7 +40,7 @@ def replace(path: Path, text: str) -> None:
 
 def test_a_changed_file_is_read_again(path: Path) -> None:
     """At the next look, and looks are `scan_s` apart."""
-    file = TenantFile(path, SCAN_S)
+    file = follow_tenants(path, SCAN_S)
     assert ["acme", "bob"] == names(file, 0.0)
     replace(path, tenants_text().replace("bob", "carol"))
     assert ["acme", "bob"] == names(file, 0.5 * SCAN_S)
@@ -52,7 +52,7 @@ def test_a_broken_file_keeps_the_former(
     path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     """The log says why, once; a good file is taken up again, and the log says so."""
-    file = TenantFile(path, SCAN_S)
+    file = follow_tenants(path, SCAN_S)
     replace(path, text)
     for look in (1, 2):
         assert ["acme", "bob"] == names(file, look * SCAN_S)
@@ -68,7 +68,7 @@ def test_a_file_that_has_gone_keeps_the_former(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same."""
-    file = TenantFile(path, SCAN_S)
+    file = follow_tenants(path, SCAN_S)
     path.unlink()
     assert ["acme", "bob"] == names(file, SCAN_S)
     assert "cannot be read" in caplog.text
@@ -78,15 +78,15 @@ def test_at_the_start_a_file_must_be_good(path: Path) -> None:
     """Missing, broken or no text: the message names the file."""
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        TenantFile(path, SCAN_S)
+        follow_tenants(path, SCAN_S)
     path.unlink()
     with pytest.raises(ConfigError, match=f"{path} cannot be read"):
-        TenantFile(path, SCAN_S)
+        follow_tenants(path, SCAN_S)
 
 
 def test_a_file_written_in_place_with_its_old_time_is_read_again(path: Path) -> None:
     """As `cp -p` and `rsync --times` leave it."""
-    file = TenantFile(path, SCAN_S)
+    file = follow_tenants(path, SCAN_S)
     before = path.stat()
     path.write_text(tenants_text().replace("bob", "rob"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -95,7 +95,7 @@ def test_a_file_written_in_place_with_its_old_time_is_read_again(path: Path) -> 
 
 def test_a_look_that_failed_is_had_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A key that was taken out is out as soon as the file can be read, though it changed no more."""
-    file = TenantFile(path, SCAN_S)
+    file = follow_tenants(path, SCAN_S)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open("/dev/null", os.O_RDONLY)  # the number of the next descriptor
     os.close(free)
@@ -111,10 +111,10 @@ def test_a_look_that_failed_is_had_again(path: Path, caplog: pytest.LogCaptureFi
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "Too many open files" in caplog.text
-    assert ["acme", "bob"] == [tenant.name for tenant in file.registry.tenants]
+    assert ["acme", "bob"] == [tenant.name for tenant in file.value.tenants]
     loop.run_until_complete(file.follow(2 * SCAN_S))
     loop.close()
-    assert ["acme", "carol"] == [tenant.name for tenant in file.registry.tenants]
+    assert ["acme", "carol"] == [tenant.name for tenant in file.value.tenants]
 
 
 def hold_all() -> list[int]:
@@ -128,20 +128,20 @@ def hold_all() -> list[int]:
 
 def test_a_pipe_in_its_place_is_no_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody waits for what will be written into it, neither a request nor the server's end."""
-    file = TenantFile(path, SCAN_S)
+    file = follow_tenants(path, SCAN_S)
     path.unlink()
     os.mkfifo(path)
     assert ["acme", "bob"] == names(file, SCAN_S)
     assert "cannot be read" in caplog.text
     with pytest.raises(ConfigError, match="regular file"):
-        TenantFile(path, SCAN_S)
+        follow_tenants(path, SCAN_S)
 
 
 def test_a_disk_that_hangs_holds_up_neither_a_request_nor_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says so once, the process waits for no thread that hangs, and what is new is read at last."""
-    file, loop = TenantFile(path, SCAN_S, look_s=0.25), asyncio.new_event_loop()
+    file, loop = follow_tenants(path, SCAN_S, look_s=0.25), asyncio.new_event_loop()
     replace(path, tenants_text().replace("bob", "carol"))
     others, disk = set(threading.enumerate()), HungDisk(monkeypatch, path.__eq__)
     for look in (1, 2):
@@ -154,7 +154,7 @@ def test_a_disk_that_hangs_holds_up_neither_a_request_nor_the_end(
     assert 1 == caplog.text.count("cannot be read in 0.25 s")
     loop.run_until_complete(file.follow(3 * SCAN_S))
     loop.close()
-    assert ["acme", "carol"] == [tenant.name for tenant in file.registry.tenants]
+    assert ["acme", "carol"] == [tenant.name for tenant in file.value.tenants]
 
 
 def test_a_new_file_gives_no_tenant_the_admins_key(
@@ -164,12 +164,12 @@ def test_a_new_file_gives_no_tenant_the_admins_key(
     key = tenants_hash(path)
     other = tenants_text().replace(key, hash_key("another-key-0123456789"))
     replace(path, other)
-    file = TenantFile(path, SCAN_S, parse_hash(key, "admin"))
+    file = follow_tenants(path, SCAN_S, lambda: parse_hash(key, "admin"))
     replace(path, tenants_text())
     assert ["acme", "bob"] == names(file, SCAN_S)
     assert "also the admin's" in caplog.text
     with pytest.raises(ConfigError, match="also the admin's"):
-        TenantFile(path, SCAN_S, parse_hash(key, "admin"))
+        follow_tenants(path, SCAN_S, lambda: parse_hash(key, "admin"))
 
 
 def tenants_hash(path: Path) -> str:

@@ -86,7 +86,7 @@ class AuthMiddleware:
             await self._let_in(CallerContext(None, may_control=False), scope, receive, send)
             return
         digest = digest_of(header_of(scope, b"authorization"))
-        admin = self._keys.admin
+        admin = await self._keys.admin_key(self._clock())
         if digest is not None and admin is not None and is_one_of(digest, (admin,)):
             await self._let_in(
                 CallerContext(None, may_control=True), _with_key(scope, self._keys), receive, send
@@ -129,8 +129,8 @@ class AuthMiddleware:
             await self._let_in(CallerContext(None, may_control=False), scope, receive, send)
             return
         await file.follow(self._clock())
-        self._limiter.keep(file.registry.names)
-        tenant = None if digest is None else file.registry.find(digest)
+        self._limiter.keep(file.value.names)
+        tenant = None if digest is None else file.value.find(digest)
         method = scope.get("method")
         if tenant is None:
             await refuse(scope, send, HTTPStatus.UNAUTHORIZED, _needs_key(digest))

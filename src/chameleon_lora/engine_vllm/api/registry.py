@@ -13,16 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-from chameleon_lora.adapters import (
-    AdapterFolder,
-    AdapterInfo,
-    read_fingerprint,
-)
+from chameleon_lora.adapters import AdapterFolder, AdapterInfo, read_fingerprint
 from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
 from chameleon_lora.adapters.watching import FolderWatch
 from chameleon_lora.engine_vllm.api.checks import Checked, check_folder, check_path
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
+from chameleon_lora.engine_vllm.api.shutdown import is_shutting_down
 from chameleon_lora.engine_vllm.errors import LoadFailedError
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, TRY, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import servable_limits
@@ -78,7 +75,6 @@ class AdapterRegistry:
         self._trouble = LastTrouble()
         self.resolvers_trouble = LastTrouble()
         self._is_started = False
-        self._left_out: dict[str, str] | None = None
         self.refused: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
 
@@ -93,9 +89,9 @@ class AdapterRegistry:
 
     def found_unfit(self, lora_request: Any, reason: str) -> None:
         """The engine found that what this request names can never be loaded, as long as it is served."""
-        offered = self._models.lora_requests
-        self._failed[lora_request.lora_name] = (lora_request, reason)
-        self._failed = {name: it for name, it in self._failed.items() if offered.get(name) is it[0]}
+        name = lora_request.lora_name
+        if self._models.lora_requests.get(name) is lora_request:
+            self._failed[name] = (lora_request, reason)
 
     def found_changed(self, lora_request: Any) -> None:
         """The engine found other files than it was told of: whatever their stamp, they are looked into."""
@@ -168,6 +164,7 @@ class AdapterRegistry:
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
+        self._failed.pop(name, None)
         await self._engine.call_utility_async(WITHDRAW, [name])
 
     async def refresh(self, name: str) -> None:
@@ -175,6 +172,9 @@ class AdapterRegistry:
 
         Afterwards `refused` also tells why a folder whose weights are missing is not served. Looks
         at no other folder: what clients ask for costs the same however many adapters there are.
+
+        Raises:
+            AdapterUnreadableError: its files cannot be read now, by no fault of theirs.
         """
         if self._folder is None or self._models.is_base_model(name):
             return
@@ -183,21 +183,23 @@ class AdapterRegistry:
         await self._look_into(name)
 
     async def _look_for(self, folder: AdapterFolder, name: str) -> None:
-        """Publish what a folder of that name holds, or note why there is nothing to publish."""
-        try:
-            stamp = await self._patient.one(folder.try_stamp, name)
-        except AdapterUnreadableError as error:
-            self.refused[name] = str(error)
-            return
+        """Publish what a folder of that name holds, or note why there is nothing to publish.
+
+        Raises:
+            AdapterUnreadableError: that cannot be told now, and is not kept: the next look may tell.
+        """
+        stamp = await self._patient.one(folder.try_stamp, name)
         if stamp is not None:
             await self._refresh_one(name, stamp)
-        if name in self._known.stamps:
+        if self._known.stamps.get(name) is not None:
             return
+        if name in self._patient.hung or name in self._known.stamps:
+            raise AdapterUnreadableError(self.refused.get(name, f"adapter {name!r}: {HANGS}"))
         self.refused.pop(name, None)  # half a folder, or none
-        if name in self._patient.hung:
-            self.refused[name] = f"adapter {name!r}: {HANGS}"
-        elif await self._patient.one(folder.try_path, name) is not None:
+        if await self._patient.one(folder.try_path, name) is not None:
             found = await self._patient.one(self._check, name)
+            if isinstance(found, AdapterUnreadableError):
+                raise found
             if isinstance(found, AdapterError):
                 self.refused[name] = str(found)
 
@@ -209,7 +211,8 @@ class AdapterRegistry:
         if name in self._fingerprints or not self._is_own(name):
             return
         if name not in self._reading:
-            self._reading[name] = asyncio.create_task(self._read(name))
+            reading = self._reading[name] = asyncio.create_task(self._read(name))
+            reading.add_done_callback(lambda it: it.cancelled() or it.exception())  # nobody waits
         reading = self._reading[name]
         await asyncio.wait({reading}, timeout=PATIENCE_S)
         if reading.done():
@@ -238,12 +241,14 @@ class AdapterRegistry:
         return is_there and name in self._known.stamps and not is_3d
 
     async def _watch_forever(self) -> None:
-        while True:
+        client = self._models.engine_client
+        while not is_shutting_down(client):
             await asyncio.sleep(self._scan_s)
             try:
                 await self._refresh_all()
             except Exception as error:  # the watch outlives one bad look
-                if self._trouble.note(f"{type(error).__name__}: {error}"):
+                trouble = f"{type(error).__name__}: {error}"
+                if not is_shutting_down(client) and self._trouble.note(trouble):
                     _logger.exception(
                         "Looking for adapters failed; trying again every %s s", self._scan_s
                     )
@@ -270,12 +275,12 @@ class AdapterRegistry:
         is_base = self._models.is_base_model
         news = {name: seen.stamps[name] for name in changes.changed if not is_base(name)}
         unread = await self._publish_all(news)
-        self._explain(seen.left_out | {n: _SHADOWED for n in seen.stamps if is_base(n)})
+        shadowed = {name: _SHADOWED for name in seen.stamps if is_base(name)}
+        self._explain(self._known.left_out_twice(seen.left_out | shadowed))
         hung = self._patient.hung | self._patient_load.hung
         done = replace(changes, changed=[n for n in changes.changed if n not in hung])
         self._known.accept(seen, done, unread)  # last: a look that failed is made again
-        is_done = self._known.is_settled and self.unfit == self._left_out
-        self._settled = seen if is_done else None
+        self._settled = seen if self._known.is_settled else None
         if self._trouble.note(None):
             _logger.info("Looking for adapters works again")
 
@@ -291,14 +296,11 @@ class AdapterRegistry:
                 "look, it is served no longer", len(changes.awaited), changes.awaited[0],
             )  # fmt: skip
 
-    def _explain(self, left_out: dict[str, str]) -> None:
-        """Tell why entries are no adapters, if the look before found them so too: one may be half-copied."""
-        before = left_out if self._left_out is None else self._left_out
-        unfit = {name: why for name, why in left_out.items() if before.get(name) == why}
+    def _explain(self, unfit: dict[str, str]) -> None:
         for name, why in unfit.items():
             if self.unfit.get(name) != why:
                 _logger.warning("Adapter not served: adapter %r: %s", name, why)
-        self._left_out, self.unfit = left_out, unfit
+        self.unfit = unfit
 
     async def _publish_all(self, stamps: Mapping[str, str | None]) -> set[str]:
         """Offer what these hold now, a few at a time; answers those whose files could not be read.
@@ -309,9 +311,7 @@ class AdapterRegistry:
         to_read = [name for name in stamps if name in self._fingerprints]
         at_once = CHECKED if self._watching else CHECKED_AT_START
         rest = [name for name in stamps if name not in self._fingerprints]
-        patient = (
-            self._patient_load if self._limits.converts_bin else self._patient
-        )  # takes seconds
+        patient = self._patient_load if self._limits.converts_bin else self._patient  # seconds
         async for checked in patient.each(self._check, rest, at_once):
             for name in checked:  # read meanwhile, maybe before the change
                 self._fingerprints.pop(name, None)
@@ -379,6 +379,7 @@ class AdapterRegistry:
             self._models.lora_requests.pop(name, None)
             self._fingerprints.pop(name, None)
             self._unread.pop(name, None)
+            self._failed.pop(name, None)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 

@@ -25,11 +25,18 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from chameleon_lora.adapters.untrusted import quoted
+from chameleon_lora.engine_vllm.api import auth, body, shutdown, unread
 from chameleon_lora.engine_vllm.api.caller import may_control
 from chameleon_lora.engine_vllm.api.listing import ModelCards
 from chameleon_lora.engine_vllm.api.metrics import MetricsPage
 from chameleon_lora.engine_vllm.api.registry import registry_of
+from chameleon_lora.engine_vllm.config import CONFIG_KEY, is_chameleon_scheduler
+from chameleon_lora.engine_vllm.errors import leave_out_of_log
+from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.log_limit import limit_log_records
 from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
+from chameleon_lora.errors import AdapterUnreadableError
+from chameleon_lora.settings import parse_settings
 
 STATE_PATH = "/chameleon/state"
 ARRIVALS_PATH = "/chameleon/arrivals"
@@ -44,6 +51,38 @@ class AdapterNameBody(BaseModel):
     """The body of a request to pin or unpin."""
 
     lora_name: str
+
+
+def with_routes(stock: Any) -> Any:
+    """register_vllm_serve_api_routers that adds Chameleon's routes, asks for keys, and limits bodies.
+
+    In place of build_app, which some of vLLM's commands keep in a module of another name.
+
+    Raises:
+        UnsupportedEngineError: when it is called, if a hook that this server needs is not in place.
+        ConfigError: the keys or the tenants' file cannot be used.
+    """
+
+    def register_vllm_serve_api_routers(app: Any) -> None:
+        from vllm import envs
+
+        stock(app)
+        args = getattr(app.state, "args", None)
+        if is_chameleon_scheduler(getattr(args, "scheduler_cls", None)):
+            given = getattr(args, "additional_config", None) or {}
+            serving = parse_settings(given.get(CONFIG_KEY, {})).serving
+            require_hooks(serving)
+            if not getattr(args, "log_error_stack", False):
+                leave_out_of_log()
+            setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
+            setattr(app.state, unread.LIMIT, serving.send_timeout_s)
+            can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+            attach(app, can_change=can_change)
+            auth.guard(app, args, serving, can_change=can_change)
+            body.limit(app, serving)
+            limit_log_records()
+
+    return register_vllm_serve_api_routers
 
 
 def attach(app: FastAPI, *, can_change: bool) -> None:
@@ -142,12 +181,14 @@ async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
 
 
 async def _answer(work: Any) -> Response:
-    """What the work answers, or that the engine is busy for too long."""
+    """What the work answers, or that the engine is busy for too long, or an adapter's disk fails."""
     try:
         answer = await asyncio.wait_for(work, LIMIT_S)
     except TimeoutError:
         reason = f"The engine has not answered for {LIMIT_S:.0f} s; ask again later."
         return _error(reason, "ServiceUnavailableError", HTTPStatus.SERVICE_UNAVAILABLE)
+    except AdapterUnreadableError as error:
+        return _error(str(error), "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR)
     return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 

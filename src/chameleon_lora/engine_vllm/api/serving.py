@@ -23,33 +23,24 @@ from chameleon_lora.adapters import (
     require_name,
 )
 from chameleon_lora.adapters.folder import MAX_NAME_BYTES
-from chameleon_lora.engine_vllm.api import auth, body, routes, shutdown
+from chameleon_lora.engine_vllm.api import shutdown
 from chameleon_lora.engine_vllm.api.caller import calling_tenant, may_name
 from chameleon_lora.engine_vllm.api.registry import (
     REGISTRY,
     AdapterRegistry,
     registry_of,
 )
-from chameleon_lora.engine_vllm.config import (
-    CONFIG_KEY,
-    is_chameleon_scheduler,
-    is_ours,
-    settings_of,
-)
+from chameleon_lora.engine_vllm.config import is_ours, settings_of
 from chameleon_lora.engine_vllm.errors import (
     STATUS,
     client_error,
     failure_in,
     http_error,
-    leave_out_of_log,
     openai_error,
     refusal_of,
 )
-from chameleon_lora.engine_vllm.hooks import require_hooks
-from chameleon_lora.engine_vllm.log_limit import limit_log_records
-from chameleon_lora.errors import AdapterError, AdapterRequestsError
+from chameleon_lora.errors import AdapterError, AdapterRequestsError, AdapterUnreadableError
 from chameleon_lora.policy.plan import Fault
-from chameleon_lora.settings import parse_settings
 
 
 @dataclass(slots=True)
@@ -245,7 +236,10 @@ async def _refusal(serving: Any, request: Any) -> Any | None:
         return openai_error(shutdown.SHUTDOWN_WORDS, "ServiceUnavailableError", status)
     registry = registry_of(serving.models)
     if registry is not None and isinstance(request.model, str) and may_name(request.model):
-        await registry.refresh(request.model)
+        try:
+            await registry.refresh(request.model)
+        except AdapterUnreadableError as error:
+            return refusal_of(error)
         reason = registry.why_refused(request.model)
         if reason is not None:
             return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
@@ -338,34 +332,3 @@ def raising_at_the_end(stock: Any) -> Any:
         return outputs
 
     return run
-
-
-def with_routes(stock: Any) -> Any:
-    """register_vllm_serve_api_routers that adds Chameleon's routes, asks for keys, and limits bodies.
-
-    In place of build_app, which some of vLLM's commands keep in a module of another name.
-
-    Raises:
-        UnsupportedEngineError: when it is called, if a hook that this server needs is not in place.
-        ConfigError: the keys or the tenants' file cannot be used.
-    """
-
-    def register_vllm_serve_api_routers(app: Any) -> None:
-        from vllm import envs
-
-        stock(app)
-        args = getattr(app.state, "args", None)
-        if is_chameleon_scheduler(getattr(args, "scheduler_cls", None)):
-            given = getattr(args, "additional_config", None) or {}
-            serving = parse_settings(given.get(CONFIG_KEY, {})).serving
-            require_hooks(serving)
-            if not getattr(args, "log_error_stack", False):
-                leave_out_of_log()
-            setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
-            can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
-            routes.attach(app, can_change=can_change)
-            auth.guard(app, args, serving, can_change=can_change)
-            body.limit(app, serving)
-            limit_log_records()
-
-    return register_vllm_serve_api_routers

@@ -5,6 +5,7 @@ engine has died, which tells whoever watches it that all is well.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -12,16 +13,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from chameleon_lora.engine_vllm import processes
 from chameleon_lora.engine_vllm.config import is_ours
+from chameleon_lora.engine_vllm.errors import client_error
 from chameleon_lora.errors import EngineGoneError
 
 SHUTTING_DOWN = "chameleon_is_shutting_down"
+OUTPUTS = "chameleon_outputs"  # of the client of an engine that is to end: vLLM's OutputProcessor
 LIMIT = "chameleon_shutdown_s"  # of an app's state: what --shutdown-timeout says
 POLL_S = 0.05
 LEAST_S, LAST_S = 1.0, 15.0  # for the last bytes to be written; for the process to end by itself
+ENGINE_S = 5.0  # for the engine, whatever is left of the time; vLLM's own least
 # For streams in flight after SIGTERM; Kubernetes kills after as long, if not told otherwise.
 DRAIN_S = 30
 SHUTDOWN_WORDS = "This server is shutting down and takes no new requests; ask again in a moment, or another replica."
@@ -29,6 +34,7 @@ GONE_WORDS = (
     "The engine has ended by itself, for the reason above, and the server cannot go on without it. "
     "Requests in flight were told. Start the server again."
 )
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 
 class _Servers:
@@ -119,10 +125,15 @@ def ending(stock: Callable[..., None]) -> Callable[..., None]:
             stock(engine, timeout=timeout)
             return
         setattr(engine, SHUTTING_DOWN, True)
+        if (client := getattr(engine, "engine_core", None)) is not None:
+            setattr(client, OUTPUTS, engine.output_processor)
         has_died, end_s = _has_died(engine), _now_s() + (timeout or 0.0)
         _servers.end(end_s, status=int(has_died))
-        if not has_died and not _holds_up_streams():
+        if timeout and not has_died and not _holds_up_streams():
             _drain(engine, end_s)
+            timeout = max(
+                ENGINE_S, end_s - _now_s()
+            )  # else it would finish requests for as long again
         stock(engine, timeout=timeout)
         _servers.cut(end_s)
         if has_died:
@@ -146,6 +157,33 @@ def _drain(engine: Any, end_s: float) -> None:
         if not engine.output_processor.get_num_unfinished_requests():
             return
         time.sleep(POLL_S)
+
+
+def reading(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """AsyncMPClient.get_output_async whose reader ends in silence with an engine that was told to end.
+
+    vLLM ends the reader, too, but a moment after what it reads from: if the reader is first to see that the
+    engine is gone, it takes it for dead, with a traceback. Who still waits is told, by other words.
+    """
+
+    async def get_output_async(client: Any) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await stock(client)
+        except EngineDeadError:
+            processor = getattr(client, OUTPUTS, None)
+            if processor is None:
+                raise
+            unfinished, status = processor.request_states.values(), HTTPStatus.SERVICE_UNAVAILABLE
+            for state in unfinished:
+                is_pooling = state.detokenizer is None
+                state.queue.put(client_error(SHUTDOWN_WORDS, status, is_pooling=is_pooling))
+            if unfinished:
+                _logger.info("%d requests did not end in time, and were told so", len(unfinished))
+            raise asyncio.CancelledError from None
+
+    return get_output_async
 
 
 def checking_health(stock: Callable[..., Any]) -> Callable[..., Any]:
