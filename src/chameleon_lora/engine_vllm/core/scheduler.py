@@ -22,6 +22,7 @@ from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
 from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.lora_backend import ChosenBackend, backend_of
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
 from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
@@ -64,23 +65,27 @@ def require_executor(parallel_config: Any) -> None:
         )
 
 
-def limits_of(scheduler: Any, cells: Cells, *, has_device: bool) -> EngineLimits:
+def limits_of(
+    scheduler: Any, cells: Cells, *, has_device: bool, is_paged: bool = False
+) -> EngineLimits:
     """What this engine has in all, read off its configuration.
 
-    `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them.
+    `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them; adapters that
+    are used from host memory are as near there.
     """
-    blocks = scheduler.kv_cache_config.num_blocks
+    blocks, lends = scheduler.kv_cache_config.num_blocks, has_device and not is_paged
     spec = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec
     layers = len(scheduler.kv_cache_config.kv_cache_groups[0].layer_names)
     return EngineLimits(
         seats=scheduler.max_num_running_reqs,
-        slots=cells.slots,
+        slots=0 if is_paged else cells.slots,
         slot_parts=cells.parts,
         max_rank=cells.max_rank,
         kv_tokens=blocks * scheduler.block_size,
         kv_bytes_per_token=max(1, spec.page_size_bytes * layers // scheduler.block_size),
         block_tokens=scheduler.block_size,
-        block_bytes=block_bytes(scheduler) if has_device and scheduler.lora_config else 0,
+        block_bytes=block_bytes(scheduler) if lends and scheduler.lora_config else 0,
+        is_paged=is_paged,
     )
 
 
@@ -105,8 +110,10 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             ignore_priorities(self)
             settings = settings_of(self.vllm_config)
             cells = cells_of(self.vllm_config, settings.serving.slot_parts)
-            self.chameleon = driver_for(self, settings, cells)
-            self.lora_config: Any = with_room_for(self.vllm_config.lora_config, cells.count)
+            backend = backend_of(self.vllm_config, settings.serving.lora_backend)
+            self.chameleon = driver_for(self, settings, cells, backend)
+            mixed = self.max_num_running_reqs if backend.is_paged else cells.count
+            self.lora_config: Any = with_room_for(self.vllm_config.lora_config, mixed)
             self.waiting = WaitingQueue(self.chameleon)
             if hasattr(self, "skipped_waiting"):  # vLLM 0.26
                 self.skipped_waiting = EmptyQueue(self.waiting)
@@ -155,7 +162,7 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
     return ChameleonScheduler
 
 
-def described(settings: Settings, cells: Cells | None) -> str:
+def described(settings: Settings, cells: Cells | None, backend: ChosenBackend) -> str:
     """What an engine of Chameleon's begins its log with; `cells` are None without LoRA."""
     vllm_version = importlib.import_module("vllm").__version__
     adapters = "no adapters without --enable-lora"
@@ -163,17 +170,20 @@ def described(settings: Settings, cells: Cells | None) -> str:
         share = f"up to {cells.parts} adapters" if cells.parts > 1 else "one adapter"
         host_bytes = settings.policy.cache.host_bytes
         memory = "unlimited" if host_bytes is None else f"{host_bytes} bytes"
-        adapters = (
-            f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot, host memory for adapters "
-            f"{memory}"
+        places = (
+            f"adapters of up to rank {cells.max_rank} used where they lie"
+            if backend.is_paged
+            else f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot"
         )
+        adapters = f"{places} ({backend.reason}), host memory for adapters {memory}"
     return f"Chameleon {__version__} on vLLM {vllm_version}: {adapters}, preset {settings.preset.value}"
 
 
-def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
+def driver_for(scheduler: Any, settings: Settings, cells: Cells, backend: ChosenBackend) -> Driver:
     """The policy for this engine, over its block pool if blocks can hold adapters; the log is told."""
-    _logger.info("%s", described(settings, cells if scheduler.lora_config else None))
-    limits = limits_of(scheduler, cells, has_device=settings.policy.device.max_bytes != 0)
+    _logger.info("%s", described(settings, cells if scheduler.lora_config else None, backend))
+    has_device = settings.policy.device.max_bytes != 0
+    limits = limits_of(scheduler, cells, has_device=has_device, is_paged=backend.is_paged)
     blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
     lora = scheduler.lora_config
     return Driver(
