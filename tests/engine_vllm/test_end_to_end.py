@@ -191,7 +191,6 @@ def test_answers_are_stock_vllms_where_adapters_are_used_where_they_lie(
     questions: list[OfflineQuestion],
     stock: list[list[int]],
     engine: dict[str, Any],
-    tmp_path: Path,
 ) -> None:
     """Alone, all in one batch with base requests, and on two ranks, where adapters go and come again."""
     settings = {**PAGED, **(SMALL_HOST if "tensor_parallel_size" in engine else {})}

@@ -110,10 +110,8 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             ignore_priorities(self)
             settings = settings_of(self.vllm_config)
             cells = cells_of(self.vllm_config, settings.serving.slot_parts)
-            backend = backend_of(self.vllm_config, settings.serving.lora_backend)
-            self.chameleon = driver_for(self, settings, cells, backend)
-            mixed = self.max_num_running_reqs if backend.is_paged else cells.count
-            self.lora_config: Any = with_room_for(self.vllm_config.lora_config, mixed)
+            self.chameleon = driver_for(self, settings, cells)
+            self.lora_config: Any = with_room_for(self, cells)
             self.waiting = WaitingQueue(self.chameleon)
             if hasattr(self, "skipped_waiting"):  # vLLM 0.26
                 self.skipped_waiting = EmptyQueue(self.waiting)
@@ -179,8 +177,9 @@ def described(settings: Settings, cells: Cells | None, backend: ChosenBackend) -
     return f"Chameleon {__version__} on vLLM {vllm_version}: {adapters}, preset {settings.preset.value}"
 
 
-def driver_for(scheduler: Any, settings: Settings, cells: Cells, backend: ChosenBackend) -> Driver:
+def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
     """The policy for this engine, over its block pool if blocks can hold adapters; the log is told."""
+    backend = backend_of(scheduler.vllm_config, settings.serving.lora_backend)
     _logger.info("%s", described(settings, cells if scheduler.lora_config else None, backend))
     has_device = settings.policy.device.max_bytes != 0
     limits = limits_of(scheduler, cells, has_device=has_device, is_paged=backend.is_paged)
@@ -207,15 +206,16 @@ def is_idle(scheduler: Any) -> bool:
     return not has_requests and not any(getattr(scheduler, name, None) for name in holding)
 
 
-def with_room_for(lora_config: Any, adapters: int) -> Any:
-    """The scheduler's own copy of the configuration, which lets a batch mix so many adapters.
+def with_room_for(scheduler: Any, cells: Cells) -> Any:
+    """The scheduler's own copy of the configuration, which lets a batch mix as many adapters as there is room for.
 
     Which of them fit is the policy's choice; vLLM counts one adapter a slot.
     """
-    if lora_config is None:
+    if scheduler.vllm_config.lora_config is None:
         return None
-    roomy = copy.copy(lora_config)
-    roomy.max_loras = adapters
+    roomy = copy.copy(scheduler.vllm_config.lora_config)
+    has_slots = not scheduler.chameleon.policy.limits.is_paged
+    roomy.max_loras = cells.count if has_slots else scheduler.max_num_running_reqs
     return roomy
 
 

@@ -28,7 +28,7 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     StockCopy,
     pack,
 )
-from chameleon_lora.engine_vllm.worker.paged_lora import only_in_slots
+from chameleon_lora.engine_vllm.worker.paged_lora import is_paged, only_in_slots
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
 from chameleon_lora.errors import (
     AdapterError,
@@ -300,7 +300,7 @@ class VllmReader:
         )
         adapter_manager._create_merged_loras_inplace(lora_model)
         host_copy = pack(adapter_manager, lora_model)
-        if isinstance(host_copy, StockCopy) and self._worker_manager.is_paged:
+        if isinstance(host_copy, StockCopy) and is_paged(adapter_manager):
             raise AdapterUnfitError(only_in_slots(adapter_manager, lora_model))
         return host_copy
 

@@ -12,7 +12,7 @@ from chameleon_lora.engine_vllm.worker.copier import copier_for
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare_loader_thread
-from chameleon_lora.engine_vllm.worker.paged_lora import paged_manager_class
+from chameleon_lora.engine_vllm.worker.paged_lora import is_paged, paged_manager_class
 from chameleon_lora.engine_vllm.worker.slots import Slots
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
 from chameleon_lora.errors import AdapterError
@@ -48,16 +48,13 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
         def _apply_adapters(self, lora_requests: set[Any]) -> None:
             if not self._is_dummy_run(lora_requests):
                 self.adapters.ensure_active(lora_requests)
-            elif not self.is_paged:
+            elif not is_paged(self._adapter_manager):
                 self.adapters.lend_slots()
                 super()._apply_adapters(lora_requests)
 
-        @property
-        def is_paged(self) -> bool:
-            return hasattr(self._adapter_manager, "paged")
-
         def add_dummy_lora(self, lora_request: Any, rank: int) -> bool:
-            return self.is_paged or bool(super().add_dummy_lora(lora_request, rank))
+            paged = is_paged(self._adapter_manager)
+            return paged or bool(super().add_dummy_lora(lora_request, rank))
 
         def add_adapter(self, lora_request: Any) -> bool:
             if not self._is_dummy_run({lora_request}):
@@ -112,7 +109,7 @@ def make_worker_adapters(
     )
     manager = worker_manager._adapter_manager
     return WorkerAdapters(
-        manager.paged if worker_manager.is_paged else Slots(manager, cells, device),
+        manager.paged if is_paged(manager) else Slots(manager, cells, device),
         Loader(reader, prepare_thread),
         reader,
         device,

@@ -6,6 +6,8 @@ nothing is copied before an adapter's first use, and a batch may mix as many ada
 """
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +25,12 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
 
 FEW_ROWS = 16  # of one adapter in a batch: above, calls to torch cost less than they save
 _A, _B, _RANK = range(3)  # what the table has of each matrix pair
+_NUMBAS = "llvmlite.binding.ffi"  # has an object that says it has any attribute, __dict__ too
 _Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RowGroup:
     """One adapter's rows of a batch: a run of them, or their numbers."""
 
     packed: PackedAdapter
@@ -40,7 +43,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class AdapterBatch:
     """Which rows are whose, and where their adapters' matrices are.
 
     Attributes:
@@ -52,8 +55,8 @@ class Batch:
 
     numbers: _Integers
     matrices: _Integers
-    large: tuple[Group, ...]
-    groups: tuple[Group, ...]
+    large: tuple[RowGroup, ...]
+    groups: tuple[RowGroup, ...]
 
 
 class PagedAdapters:
@@ -115,7 +118,7 @@ class PagedAdapters:
             self.tokens = self._batch(of_tokens)
             self.samples = self._batch(of_samples)
 
-    def _batch(self, ids: Sequence[int]) -> Batch:
+    def _batch(self, ids: Sequence[int]) -> AdapterBatch:
         of_row = np.asarray(ids, np.int64)
         order = np.argsort(of_row, kind="stable")
         found, starts = np.unique(of_row[order], return_index=True)
@@ -126,8 +129,8 @@ class PagedAdapters:
         few = {i: rows for i, rows in rows_of.items() if len(rows) <= self._few}
         lanes = [self._lanes[i] for i in few]
         counts = np.cumsum([0, *map(len, few.values())])
-        groups = {i: Group(self._packed[i], _run(rows)) for i, rows in rows_of.items()}
-        return Batch(
+        groups = {i: RowGroup(self._packed[i], _run(rows)) for i, rows in rows_of.items()}
+        return AdapterBatch(
             np.concatenate([np.array([len(few)]), counts, *few.values()]).astype(np.int64),
             np.ascontiguousarray(self._table[lanes].transpose(1, 2, 0)),
             tuple(group for i, group in groups.items() if i not in few),
@@ -183,7 +186,7 @@ class LayerProducts:
                 )
         return found
 
-    def _add(self, batch: Batch, y: torch.Tensor, x: torch.Tensor) -> None:
+    def _add(self, batch: AdapterBatch, y: torch.Tensor, x: torch.Tensor) -> None:
         if not batch.groups:
             return
         whole = y if y.is_contiguous() else y.contiguous()
@@ -200,7 +203,7 @@ class LayerProducts:
         if whole is not y:
             y.copy_(whole)
 
-    def _add_group(self, group: Group, y: torch.Tensor, x: torch.Tensor) -> None:
+    def _add_group(self, group: RowGroup, y: torch.Tensor, x: torch.Tensor) -> None:
         own = x[group.rows]
         for index, (begin, width) in enumerate(zip(self._begins, self._widths, strict=True)):
             pair = group.pair(self._name, index)
@@ -247,6 +250,11 @@ def paged_manager_class() -> type[Any]:
     return PagedLoRAModelManager
 
 
+def is_paged(adapter_manager: Any) -> bool:
+    """Whether a model's layers use adapters where they lie."""
+    return hasattr(adapter_manager, "paged")
+
+
 def only_in_slots(adapter_manager: Any, lora_model: Any) -> str:
     """Why an adapter cannot be used from where it lies: the layer, and the way out."""
     saved = getattr(lora_model, "modules_to_save", None) or {}
@@ -266,19 +274,27 @@ def _without_memory(stacked: Any) -> Any:
     return tuple(tensor.to("meta") for tensor in stacked)
 
 
-def _loop(dtype: torch.dtype) -> Callable[..., None] | None:
-    """The compiled loop, if there is one for this type.
+def passing_by_numba(rebind_kernels: Callable[..., None]) -> Callable[..., None]:
+    """vLLM's search of all loaded modules for its kernels, without one of numba's that it stumbles over.
 
-    numba is imported when the model is loaded, not before: at its start vLLM 0.32 looks into all modules
-    that are loaded (`triton_utils.dispatcher`), and stumbles over one of numba's.
+    So a process that has loaded numba, for whatever, can start an engine on CPU.
     """
-    from chameleon_lora.engine_vllm.worker import grouped_product
 
-    return (
-        grouped_product.compiled(dtype, torch.get_num_threads())
-        if dtype in grouped_product.DTYPES
-        else None
-    )
+    def rebind(overrides: Any) -> None:
+        hidden = sys.modules.pop(_NUMBAS, None)
+        try:
+            rebind_kernels(overrides)
+        finally:
+            if hidden is not None:
+                sys.modules[_NUMBAS] = hidden
+
+    return rebind
+
+
+def _loop(dtype: torch.dtype) -> Callable[..., None] | None:
+    """The compiled loop, if there is one for this type; numba is loaded where it is used only."""
+    product = importlib.import_module("chameleon_lora.engine_vllm.worker.grouped_product")
+    return product.compiled(dtype, torch.get_num_threads()) if dtype in product.DTYPES else None
 
 
 def _run(rows: _Integers) -> slice | torch.Tensor:
