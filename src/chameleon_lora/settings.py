@@ -23,6 +23,14 @@ KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 POLICY = tuple(f.name for f in dataclasses.fields(PolicySettings))
 
 
+class LoraBackend(Enum):
+    """From where batches use adapters."""
+
+    AUTO = "auto"  # paged where the engine can, else slots
+    PAGED = "paged"  # from where they lie in host memory, each at its own rank (CPU)
+    SLOTS = "slots"  # from vLLM's slots, padded to --max-lora-rank
+
+
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
     """How the driver serves.
@@ -40,6 +48,9 @@ class ServingSettings:
         converts_bin: write weights that are pickled alone, adapter_model.bin, as safetensors into the
             adapter's folder when it is offered or loaded: read by torch with weights_only in a process of
             its own. Some seconds each, in which no other new folder is looked at.
+        lora_backend: from where batches use adapters: `slots` is vLLM's way; `paged` is without slots, from where
+            adapters lie in host memory, on CPU only so far; `auto` is that where the engine can, and
+            slots elsewhere. Its start is told which, and why.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
@@ -70,6 +81,7 @@ class ServingSettings:
     trusts_hints: bool = False
     serves_partial: bool = False
     converts_bin: bool = False
+    lora_backend: LoraBackend = LoraBackend.SLOTS
     slot_parts: int = 4
     disk_cache_bytes: int = 1 << 30
     disk_cache_dir: str | None = None

@@ -175,3 +175,24 @@ def test_the_cache_costs_no_step_and_no_preemption(
     )
     assert tokens_of(found[0], 1) == tokens_of(found[1 << 60], 1)
     assert 0 < found[1 << 60]["promotions"]
+
+
+PAGED: dict[str, Any] = {"serving": {"lora_backend": "paged"}}
+"""Without slots: max_loras stays 2, and a batch mixes as many adapters as it has requests."""
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [ONE_SEAT, {**ONE_SEAT, "max_num_seqs": 28}, {**ONE_SEAT, **TWO_RANKS}],
+    ids=["one-seat", "all-at-once", "two-ranks"],
+)
+def test_answers_are_stock_vllms_where_adapters_are_used_where_they_lie(
+    model: Path,
+    questions: list[OfflineQuestion],
+    stock: list[list[int]],
+    engine: dict[str, Any],
+) -> None:
+    """Alone, all in one batch with base requests, and on two ranks, where adapters go and come again."""
+    settings = {**PAGED, **(SMALL_HOST if "tensor_parallel_size" in engine else {})}
+    result = ask(model, SCHEDULER, questions, engine, settings)
+    assert stock == tokens_of(result)

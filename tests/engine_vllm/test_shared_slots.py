@@ -26,6 +26,7 @@ from chameleon_lora.engine_vllm.worker.device_store import DeviceStore  # noqa: 
 from chameleon_lora.engine_vllm.worker.loader import Loader, ReadAdapter  # noqa: E402
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
 from chameleon_lora.engine_vllm.worker.packed_adapter import StockCopy  # noqa: E402
+from chameleon_lora.engine_vllm.worker.slots import Slots  # noqa: E402
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # noqa: E402
 from tests.engine_vllm.adapter_commands import load_all  # noqa: E402
 from tests.engine_vllm.layer_answers import (  # noqa: E402
@@ -289,12 +290,12 @@ def test_a_stock_copy_has_a_slot_for_itself(
     """It says that it needs the whole rank, evicts all of its slot and leaves nothing behind."""
     old = manager.adapters
     reader: Any = StockReader(manager, old._reader)
+    device = DeviceStore(ThreadCopier())
     manager.adapters = adapters = WorkerAdapters(
-        manager._adapter_manager,
-        QUARTERS,
+        Slots(manager._adapter_manager, QUARTERS, device),
         Loader(reader),
         reader,
-        DeviceStore(ThreadCopier()),
+        device,
         Agreement(),
     )
     small = {1: 4, 4: 5, 2: 6, 6: 8}

@@ -226,6 +226,7 @@ ENGINE_CORE = (
 
 # --worker-cls is not given to plain `vllm serve`, and would need a class for each platform. The CPU's
 # kernels: the platform names a class for all engines, and knows neither this one's cells nor scheduler.
+# vLLM's search for its kernels in all modules fails where numba is loaded, as it is without slots.
 WORKERS = (
     Hook(_WORKER, _WORKERS, "Worker.__init__", "processes.joining", ("vllm_config",)),
     Hook(_WORKER, _MIXIN, "LRUCacheWorkerLoRAManager", "worker.step_messages.choosing_manager"),
@@ -234,6 +235,10 @@ WORKERS = (
     Hook(_WORKER, _WORKERS, "Worker.sleep", "worker.step_messages.ending_copies"),
     Hook(_WORKER, _WORKERS, "Worker.wake_up", "worker.step_messages.distrusting_slots"),
     Hook(_WORKER, _WORKERS, "Worker.discard", "worker.step_messages.ending_copies", since="0.32"),
+    Hook(
+        _WORKER, "vllm.triton_utils.dispatcher", "_rebind_kernels", "worker.paged_lora.passing_by_numba",
+        since="0.32",
+    ),
     Hook(_WORKER, _MIXIN, "LoRAModelRunnerMixin.lora_manager"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "GPUModelRunner.kv_caches"),
     Hook(_WORKER, "vllm.v1.worker.gpu_model_runner", "AsyncGPUModelRunnerOutput._model_runner_output"),
@@ -243,17 +248,19 @@ WORKERS = (
     *_each(
         _WORKER, "vllm.lora.worker_manager", "LRUCacheWorkerLoRAManager", "_load_adapter", "_apply_adapters",
         "create_lora_manager", "add_adapter", "remove_adapter", "pin_adapter", "remove_all_adapters",
-        "list_adapters", "_adapter_manager", "_cached_dummy_lora",
+        "list_adapters", "_adapter_manager", "_cached_dummy_lora", "add_dummy_lora", "_manager_cls",
     ),
     Hook(_WORKER, "vllm.lora.model_manager", "LoRAModelManager.modules"),
+    Hook(_WORKER, "vllm.lora.layers", "LoRAMapping"),
     *_each(
         _WORKER, "vllm.lora.layers.base_linear", "BaseLinearLayerWithLoRA", "set_lora", "lora_a_stacked", "lora_b_stacked",
+        "set_mapping", "punica_wrapper",
     ),
     *_each(
         _WORKER, "vllm.lora.model_manager", "LRUCacheLoRAModelManager", "_create_merged_loras_inplace",
         "_get_lora_layer_weights", "set_adapter_mapping", "lora_index_to_id", "_active_adapters",
         "_registered_adapters", "_last_mapping", "_deactivate_adapter", "punica_wrapper_mapping",
-        "packed_modules", "packed_modules_mapping", "is_pooling_model",
+        "packed_modules", "packed_modules_mapping", "is_pooling_model", "lora_slots", "register_module",
     ),
     *_each(
         _WORKER, "vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU", "_apply_shrink", "_apply_expand",

@@ -83,7 +83,8 @@ class EngineLimits:
         kv_bytes_per_token: to express adapter bytes in KV tokens.
         block_tokens: tokens of one KV block.
         block_bytes: of one KV block on one rank, over all layers; 0 if none can hold adapters.
-        is_paged: adapters run from the KV blocks they lie in, and there are no slots (ADR 0020).
+        is_paged: adapters run from where they lie, and there are no slots: from KV blocks (ADR 0020), or from
+            host memory if `block_bytes` is 0.
     """
 
     seats: int

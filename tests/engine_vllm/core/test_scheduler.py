@@ -12,6 +12,7 @@ from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.scheduler import described, require_executor, scheduler_class
+from chameleon_lora.engine_vllm.lora_backend import ChosenBackend
 from chameleon_lora.engine_vllm.messages import Loaded, PromoteAdapter
 from chameleon_lora.errors import UnsupportedEngineError
 from chameleon_lora.policy.scheduler import Scheduler
@@ -60,10 +61,12 @@ def test_no_clients_priority_chooses_whom_vllm_preempts(policy: str) -> None:
 @pytest.mark.parametrize(
     ("cells", "given", "expected"),
     [
-        (Cells(4, 2, 16), {}, "4 slots of rank 16, up to 2 adapters a slot, host memory for adapters "
-         "unlimited, preset chameleon"),
+        (Cells(4, 2, 16), {}, "4 slots of rank 16, up to 2 adapters a slot (why), host memory for "
+         "adapters unlimited, preset chameleon"),
         (Cells(8, 1, 64), {"preset": "paper", "cache": {"host_bytes": 4096}}, "8 slots of rank 64, one "
-         "adapter a slot, host memory for adapters 4096 bytes, preset paper"),
+         "adapter a slot (why), host memory for adapters 4096 bytes, preset paper"),
+        (Cells(8, 1, 64), {"serving": {"lora_backend": "paged"}}, "adapters of up to rank 64 used where they lie "
+         "(why), host memory for adapters unlimited, preset chameleon"),
         (None, {"preset": "vllm"}, "no adapters without --enable-lora, preset vllm"),
     ],
 )  # fmt: skip
@@ -73,7 +76,9 @@ def test_the_log_begins_with_what_the_engine_has(
     """Versions, slots, memory and preset."""
     vllm = pytest.importorskip("vllm")
     begin = f"Chameleon {__version__} on vLLM {vllm.__version__}: "
-    assert begin + expected == described(parse_settings(given), cells)
+    settings = parse_settings(given)
+    backend = ChosenBackend(settings.serving.lora_backend, "why")
+    assert begin + expected == described(settings, cells, backend)
 
 
 def driver_with_adapter_in(pool: Any) -> Driver:

@@ -298,8 +298,12 @@ class Driver:
         evicted = [adapter_id for load in plan.loads for adapter_id in load.evicts]
         drops = [DropAdapter(adapter_id) for adapter_id in (*plan.drops, *evicted)]
         loads = [self.versions.load(load.adapter_id) for load in plan.loads]
-        activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
-        self._waits.planned(plan.activations)
+        activations: list[ActivateAdapter] = []
+        if self.policy.limits.is_paged:
+            self._waits.begun(plan.activations)
+        else:
+            activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
+            self._waits.planned(plan.activations)
         trades = () if self.loans is None else self.loans.take_commands()
         return (*drops, *loads, *activations, *trades)
 

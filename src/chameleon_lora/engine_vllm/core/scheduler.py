@@ -22,6 +22,7 @@ from chameleon_lora.engine_vllm.core.waiting_queue import EmptyQueue, WaitingQue
 from chameleon_lora.engine_vllm.errors import failure_output
 from chameleon_lora.engine_vllm.event_log import event_log
 from chameleon_lora.engine_vllm.hooks import require_hooks
+from chameleon_lora.engine_vllm.lora_backend import ChosenBackend, backend_of
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, COMMANDS_ATTRIBUTE
 from chameleon_lora.errors import UnsupportedEngineError, UnsupportedLayoutError
 from chameleon_lora.policy.plan import Failure, StepBudget
@@ -64,23 +65,27 @@ def require_executor(parallel_config: Any) -> None:
         )
 
 
-def limits_of(scheduler: Any, cells: Cells, *, has_device: bool) -> EngineLimits:
+def limits_of(
+    scheduler: Any, cells: Cells, *, has_device: bool, is_paged: bool = False
+) -> EngineLimits:
     """What this engine has in all, read off its configuration.
 
-    `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them.
+    `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them; adapters that
+    are used from host memory are as near there.
     """
-    blocks = scheduler.kv_cache_config.num_blocks
+    blocks, lends = scheduler.kv_cache_config.num_blocks, has_device and not is_paged
     spec = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec
     layers = len(scheduler.kv_cache_config.kv_cache_groups[0].layer_names)
     return EngineLimits(
         seats=scheduler.max_num_running_reqs,
-        slots=cells.slots,
+        slots=0 if is_paged else cells.slots,
         slot_parts=cells.parts,
         max_rank=cells.max_rank,
         kv_tokens=blocks * scheduler.block_size,
         kv_bytes_per_token=max(1, spec.page_size_bytes * layers // scheduler.block_size),
         block_tokens=scheduler.block_size,
-        block_bytes=block_bytes(scheduler) if has_device and scheduler.lora_config else 0,
+        block_bytes=block_bytes(scheduler) if lends and scheduler.lora_config else 0,
+        is_paged=is_paged,
     )
 
 
@@ -106,7 +111,7 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             settings = settings_of(self.vllm_config)
             cells = cells_of(self.vllm_config, settings.serving.slot_parts)
             self.chameleon = driver_for(self, settings, cells)
-            self.lora_config: Any = with_room_for(self.vllm_config.lora_config, cells.count)
+            self.lora_config: Any = with_room_for(self, cells)
             self.waiting = WaitingQueue(self.chameleon)
             if hasattr(self, "skipped_waiting"):  # vLLM 0.26
                 self.skipped_waiting = EmptyQueue(self.waiting)
@@ -155,7 +160,7 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
     return ChameleonScheduler
 
 
-def described(settings: Settings, cells: Cells | None) -> str:
+def described(settings: Settings, cells: Cells | None, backend: ChosenBackend) -> str:
     """What an engine of Chameleon's begins its log with; `cells` are None without LoRA."""
     vllm_version = importlib.import_module("vllm").__version__
     adapters = "no adapters without --enable-lora"
@@ -163,17 +168,21 @@ def described(settings: Settings, cells: Cells | None) -> str:
         share = f"up to {cells.parts} adapters" if cells.parts > 1 else "one adapter"
         host_bytes = settings.policy.cache.host_bytes
         memory = "unlimited" if host_bytes is None else f"{host_bytes} bytes"
-        adapters = (
-            f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot, host memory for adapters "
-            f"{memory}"
+        places = (
+            f"adapters of up to rank {cells.max_rank} used where they lie"
+            if backend.is_paged
+            else f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot"
         )
+        adapters = f"{places} ({backend.reason}), host memory for adapters {memory}"
     return f"Chameleon {__version__} on vLLM {vllm_version}: {adapters}, preset {settings.preset.value}"
 
 
 def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
     """The policy for this engine, over its block pool if blocks can hold adapters; the log is told."""
-    _logger.info("%s", described(settings, cells if scheduler.lora_config else None))
-    limits = limits_of(scheduler, cells, has_device=settings.policy.device.max_bytes != 0)
+    backend = backend_of(scheduler.vllm_config, settings.serving.lora_backend)
+    _logger.info("%s", described(settings, cells if scheduler.lora_config else None, backend))
+    has_device = settings.policy.device.max_bytes != 0
+    limits = limits_of(scheduler, cells, has_device=has_device, is_paged=backend.is_paged)
     blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
     lora = scheduler.lora_config
     return Driver(
@@ -197,15 +206,16 @@ def is_idle(scheduler: Any) -> bool:
     return not has_requests and not any(getattr(scheduler, name, None) for name in holding)
 
 
-def with_room_for(lora_config: Any, adapters: int) -> Any:
-    """The scheduler's own copy of the configuration, which lets a batch mix so many adapters.
+def with_room_for(scheduler: Any, cells: Cells) -> Any:
+    """The scheduler's own copy of the configuration, which lets a batch mix as many adapters as there is room for.
 
     Which of them fit is the policy's choice; vLLM counts one adapter a slot.
     """
-    if lora_config is None:
+    if scheduler.vllm_config.lora_config is None:
         return None
-    roomy = copy.copy(lora_config)
-    roomy.max_loras = adapters
+    roomy = copy.copy(scheduler.vllm_config.lora_config)
+    has_slots = not scheduler.chameleon.policy.limits.is_paged
+    roomy.max_loras = cells.count if has_slots else scheduler.max_num_running_reqs
     return roomy
 
 

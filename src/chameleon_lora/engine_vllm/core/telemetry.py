@@ -143,6 +143,16 @@ class AdapterWaits:
         """The adapters of these activations are about to be put into slots."""
         self._cold.update(a.adapter_id for a in activations if a.is_cold)
 
+    def begun(self, activations: Iterable[Activation]) -> None:
+        """A batch uses these from where they lie from now on; no step waits for that."""
+        for begun in activations:
+            source: Source = "disk" if begun.is_cold else "host"
+            wait_s = self._load_waits_s.pop(begun.adapter_id, 0.0)
+            if self._log is not None:
+                self._log.record(
+                    "adapter_wait", begun.adapter_id, wait_s, in_step=False, source=source
+                )
+
     def activated(self, ack: Activated) -> None:
         """An adapter is in its slot."""
         adapter_id = AdapterId(ack.adapter_id)

@@ -25,8 +25,10 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
     HostCopy,
     PackedAdapter,
     Piece,
+    StockCopy,
     pack,
 )
+from chameleon_lora.engine_vllm.worker.paged_lora import is_paged, only_in_slots
 from chameleon_lora.engine_vllm.worker.sealed_copy import STAGED, sealed_copy
 from chameleon_lora.errors import (
     AdapterError,
@@ -297,7 +299,10 @@ class VllmReader:
             adapter_manager, lora_model, request.lora_name, serves_partial=self._serves_partial
         )
         adapter_manager._create_merged_loras_inplace(lora_model)
-        return pack(adapter_manager, lora_model)
+        host_copy = pack(adapter_manager, lora_model)
+        if isinstance(host_copy, StockCopy) and is_paged(adapter_manager):
+            raise AdapterUnfitError(only_in_slots(adapter_manager, lora_model))
+        return host_copy
 
     def keep(self, read: ReadAdapter) -> None:
         """Writes the packed adapter to disk, once per content of the adapter."""

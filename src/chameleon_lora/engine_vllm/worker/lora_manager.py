@@ -1,4 +1,4 @@
-"""Chameleon's LoRA manager for a vLLM worker: vLLM's own, with the slots in the scheduler's hand."""
+"""Chameleon's LoRA manager for a vLLM worker: vLLM's own, with the adapters in the scheduler's hand."""
 
 import functools
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import Any
 
 from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
+from chameleon_lora.engine_vllm.lora_backend import backend_of
 from chameleon_lora.engine_vllm.worker.agreement import Agreement, gather_of_engine
 from chameleon_lora.engine_vllm.worker.copier import copier_for
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare_loader_thread
+from chameleon_lora.engine_vllm.worker.paged_lora import is_paged, paged_manager_class
+from chameleon_lora.engine_vllm.worker.slots import Slots
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
 from chameleon_lora.errors import AdapterError
 from chameleon_lora.settings import ServingSettings
@@ -33,19 +36,25 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
         adapters: WorkerAdapters
 
         def create_lora_manager(self, model: Any, vllm_config: Any) -> Any:
-            wrapped = super().create_lora_manager(model, vllm_config)
             serving = settings_of(vllm_config).serving
+            if backend_of(vllm_config, serving.lora_backend).is_paged:
+                self._manager_cls = paged_manager_class()
+            wrapped = super().create_lora_manager(model, vllm_config)
             cells = cells_of(vllm_config, serving.slot_parts)
             workers = workers_on_host(vllm_config.parallel_config)
             self.adapters = make_worker_adapters(self, cells, serving, workers)
             return wrapped
 
         def _apply_adapters(self, lora_requests: set[Any]) -> None:
-            if self._is_dummy_run(lora_requests):
+            if not self._is_dummy_run(lora_requests):
+                self.adapters.ensure_active(lora_requests)
+            elif not is_paged(self._adapter_manager):
                 self.adapters.lend_slots()
                 super()._apply_adapters(lora_requests)
-            else:
-                self.adapters.ensure_active(lora_requests)
+
+        def add_dummy_lora(self, lora_request: Any, rank: int) -> bool:
+            paged = is_paged(self._adapter_manager)
+            return paged or bool(super().add_dummy_lora(lora_request, rank))
 
         def add_adapter(self, lora_request: Any) -> bool:
             if not self._is_dummy_run({lora_request}):
@@ -81,7 +90,7 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
 def make_worker_adapters(
     worker_manager: Any, cells: Cells, serving: ServingSettings, workers: int = 1
 ) -> WorkerAdapters:
-    """The command side of a manager whose slots exist already, one of so many on this host."""
+    """The command side of a manager whose layers exist already, one of so many on this host."""
     prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
     folder = Path(serving.disk_cache_dir) if serving.disk_cache_dir else None
     disk_cache = (
@@ -98,9 +107,9 @@ def make_worker_adapters(
     device = DeviceStore(
         copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
     )
+    manager = worker_manager._adapter_manager
     return WorkerAdapters(
-        worker_manager._adapter_manager,
-        cells,
+        manager.paged if is_paged(manager) else Slots(manager, cells, device),
         Loader(reader, prepare_thread),
         reader,
         device,

@@ -1,13 +1,12 @@
 """Carries out the scheduler's commands in a worker: loads, drops, activations, copies in KV blocks.
 
-Slots belong to the scheduler. This class does what it says, checks before each step that the batch's
-adapters are in place, and heals what others undid (profile runs and weight reloads clear all slots).
+It does what the scheduler says. Where a batch uses adapters from is another's matter: from vLLM's slots
+(`slots`), or from where they lie (`paged_lora`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import (
     Ack,
@@ -22,7 +21,6 @@ from chameleon_lora.engine_vllm.messages import (
     PromoteAdapter,
 )
 from chameleon_lora.engine_vllm.worker.agreement import Agreement, News
-from chameleon_lora.engine_vllm.worker.cpu_punica import CellMasks, adopt
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
 from chameleon_lora.engine_vllm.worker.loader import (
     Delivery,
@@ -30,41 +28,28 @@ from chameleon_lora.engine_vllm.worker.loader import (
     LoadOrder,
     VllmReader,
 )
-from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, StockCopy
-from chameleon_lora.engine_vllm.worker.slot_writer import SlotWriter
+from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, PackedAdapter
+from chameleon_lora.engine_vllm.worker.paged_lora import PagedAdapters
+from chameleon_lora.engine_vllm.worker.slots import Slots
 from chameleon_lora.errors import AdapterError
-from chameleon_lora.policy.plan import overlap
 
 
 class WorkerAdapters:
-    """One worker's host copies and slots; used by the thread that runs steps.
-
-    Invariants: `_assigned` holds the windows that the scheduler gave away, which do not overlap, and
-    `_present` those that adapters have in fact: the same, less what someone cleared. vLLM's
-    `lora_index_to_id` is `_layout`, with each of them at its window's first cell, except while vLLM
-    itself has the slots (warm-up, profile runs).
-    """
+    """One worker's host copies; used by the thread that runs steps."""
 
     def __init__(
         self,
-        adapter_manager: Any,
-        cells: Cells,
+        places: Slots | PagedAdapters,
         loader: Loader,
         reader: VllmReader,
         device: DeviceStore,
         agreement: Agreement,
     ) -> None:
-        self._manager = adapter_manager
+        self._places = places
         self._loader = loader
         self._reader = reader
         self._device = device
         self._agreement = agreement
-        self._cells = cells
-        self._masks = CellMasks(cells)
-        self._writer = SlotWriter(adapter_manager, cells)
-        self._layout: list[int | None] | None = None
-        self._assigned: dict[int, range] = {}
-        self._present: dict[int, range] = {}
         self._copies: dict[int, HostCopy] = {}
         self._orders: dict[int, LoadOrder] = {}
         self._activated: list[Activated] = []
@@ -109,28 +94,21 @@ class WorkerAdapters:
         return acks
 
     def ensure_active(self, requests: Iterable[Any]) -> None:
-        """Afterwards every adapter of the batch is in a slot.
+        """Afterwards every adapter of the batch can be used.
 
         Raises:
-            AdapterError: more adapters than slots, or one without a slot from the scheduler.
+            AdapterError: more adapters than slots, or one that the scheduler did not provide for.
         """
         wanted = {request.lora_int_id for request in requests if request}
-        layout = self._take_slots()
-        if len(wanted) > len(layout):
-            raise AdapterError(
-                f"A step names {len(wanted)} adapters but there is room for {len(layout)}; "
-                "raise --max-loras."
-            )
-        for adapter_id in sorted(wanted - self._present.keys()):  # someone cleared its slot
-            if adapter_id not in self._assigned:
-                raise AdapterError(
-                    f"Adapter {adapter_id} is to run, but the scheduler gave it no slot"
-                )
-            self._place(adapter_id, self._copies[adapter_id], self._assigned[adapter_id])
+        if isinstance(self._places, Slots):
+            self._places.ensure(wanted, self._copies)
+        elif absent := wanted - self._copies.keys():
+            raise AdapterError(f"Adapter {min(absent)} is to run, but it is not in host memory")
 
     def forget_slots(self) -> None:
         """To be called when others may have written into slots, or cleared them."""
-        self._layout = None
+        if isinstance(self._places, Slots):
+            self._places.forget()
 
     def forget_device(self) -> None:
         """To be called before the KV cache's memory goes."""
@@ -139,12 +117,8 @@ class WorkerAdapters:
 
     def lend_slots(self) -> None:
         """Afterwards vLLM may fill slots its own way, all of them; the next step takes them back."""
-        manager = self._manager
-        if manager.lora_index_to_id is self._layout:
-            manager.lora_index_to_id = [None] * self._cells.slots
-            manager._active_adapters.clear()
-            manager._last_mapping = None
-        self.forget_slots()
+        if isinstance(self._places, Slots):
+            self._places.lend()
 
     def close(self) -> None:
         """Ends the threads and gives the loader's disk space back."""
@@ -161,8 +135,6 @@ class WorkerAdapters:
         self._agreement.forget_load(adapter_id)
         self._demote(adapter_id)
         self._forget_copy(adapter_id)
-        self._assigned.pop(adapter_id, None)
-        self._vacate(adapter_id)
 
     def _demote(self, adapter_id: int) -> None:
         self._agreement.forget_promotion(adapter_id)
@@ -171,6 +143,7 @@ class WorkerAdapters:
     def _forget_copy(self, adapter_id: int) -> None:
         """Afterwards there is no host copy, and the load under way makes none."""
         self._copies.pop(adapter_id, None)
+        self._places.drop(adapter_id)
         order = self._orders.pop(adapter_id, None)
         if order is not None:
             order.is_cancelled = True
@@ -187,74 +160,21 @@ class WorkerAdapters:
         if isinstance(delivery.outcome, LoadFailed):
             return delivery.outcome
         host_copy = self._copies[adapter_id] = delivery.outcome.host_copy
-        is_packed = not isinstance(host_copy, StockCopy)
-        rank = host_copy.rank if is_packed else self._cells.max_rank
+        rank, is_packed = host_copy.rank, isinstance(host_copy, PackedAdapter)
+        if isinstance(self._places, Slots):
+            rank = rank if is_packed else self._places.cells.max_rank
+        elif isinstance(host_copy, PackedAdapter):  # the reader refuses others
+            self._places.put(host_copy)
         fingerprint = delivery.outcome.fingerprint
         return Loaded(adapter_id, host_copy.nbytes, rank, delivery.seconds, is_packed, fingerprint)
 
     def _activate(self, command: ActivateAdapter) -> None:
+        assert isinstance(self._places, Slots), "the scheduler activates where there are slots"
         start = stopwatch_s()
         host_copy = self._copies[command.adapter_id]  # on every rank, for all said so
-        window = self._window(host_copy, command.cell)
-        for former in overlapping(self._assigned, window):
-            del self._assigned[former]
-        self._assigned[command.adapter_id] = window
-        self._take_slots()
-        from_device = self._place(command.adapter_id, host_copy, window)
+        from_device = self._places.activate(command.adapter_id, command.cell, host_copy)
         is_checked = from_device and self._device.debug_checks
         seconds = stopwatch_s() - start
         self._activated.append(
             Activated(command.adapter_id, command.cell, seconds, from_device, is_checked)
         )
-
-    def _take_slots(self) -> list[int | None]:
-        """Afterwards vLLM tells rows apart by cell, not by slot. Answers who begins in which cell.
-
-        A profile run or a weight reload leaves vLLM's own layout, and slots of unknown content.
-        """
-        manager, count = self._manager, self._cells.count
-        if self._layout is None or manager.lora_index_to_id is not self._layout:
-            self._layout = manager.lora_index_to_id = [None] * count
-            kind = type(manager._active_adapters)
-            manager._active_adapters = kind(count, manager._deactivate_adapter)
-            manager._last_mapping = None
-            self._present.clear()
-            self._writer.forget()
-        adopt(manager, self._masks)
-        return self._layout
-
-    def _window(self, host_copy: HostCopy, cell: int) -> range:
-        """The cells an adapter takes at this one; aligned, so that it never crosses slots."""
-        cells = self._cells
-        whole = isinstance(host_copy, StockCopy)
-        needed = cells.parts if whole else cells.needed(host_copy.rank)
-        first = cell // needed * needed
-        return range(first, first + needed)
-
-    def _vacate(self, adapter_id: int) -> None:
-        """Afterwards the adapter is in no slot."""
-        self._manager.deactivate_adapter(adapter_id)
-        self._present.pop(adapter_id, None)
-
-    def _place(self, adapter_id: int, host_copy: HostCopy, window: range) -> bool:
-        """Puts the adapter into its window; whether it came from KV blocks."""
-        manager, cell = self._manager, window.start
-        if manager.lora_index_to_id[cell] == adapter_id:
-            return False
-        self._vacate(adapter_id)  # it may be in another slot
-        for occupant in overlapping(self._present, window):
-            self._vacate(occupant)
-        device_copy = self._device.try_get(adapter_id, host_copy)
-        self._writer.write(device_copy or host_copy, cell)
-        whole = isinstance(host_copy, StockCopy)
-        self._masks.set(cell, self._cells.max_rank if whole else host_copy.rank)
-        self._present[adapter_id] = window
-        manager.lora_index_to_id[cell] = adapter_id
-        manager._active_adapters[adapter_id] = None
-        manager._last_mapping = None  # the batch may be the same, its slots are not
-        return device_copy is not None
-
-
-def overlapping(windows: Mapping[int, range], window: range) -> list[int]:
-    """The adapters whose windows share a cell with this one."""
-    return [adapter_id for adapter_id, other in windows.items() if overlap(other, window)]

@@ -64,8 +64,8 @@ class DeviceCache:
         return len(self._under_way)
 
     def blocks_for(self, nbytes: int) -> int:
-        """Blocks that so many bytes fill, the last one perhaps in part."""
-        return -(-nbytes // self.block_bytes)
+        """Blocks that so many bytes fill, the last one perhaps in part; none where blocks hold no adapters."""
+        return -(-nbytes // self.block_bytes) if self.block_bytes else 0
 
     def can_hold(self, nbytes: int) -> bool:
         """True if an adapter of this size could be here, were the KV cache idle."""
