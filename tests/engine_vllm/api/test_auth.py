@@ -360,5 +360,5 @@ def test_no_key_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     app.now_s = 2 * SCAN_S
     assert OK == app.ask("GET", "/chameleon/state", ADMIN).status
     assert OK == app.ask("GET", "/v1/models", ACME).status
-    assert "the tenants read before stay" in caplog.text
+    assert "what was read before stays" in caplog.text
     assert not any(key in caplog.text for key in (*keys, BOB))

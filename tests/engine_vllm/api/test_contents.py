@@ -1,6 +1,7 @@
 """A version is what the bytes are: what becomes of an offer when times, rights and bytes change."""
 
 import asyncio
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import pytest
 from chameleon_lora.adapters import read_fingerprint
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
-from chameleon_lora.engine_vllm.api import checks
 from tests.adapters.rewriting import FILE_CHANGES, rewrite, wait_for_tick
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
@@ -125,10 +125,10 @@ def test_what_was_read_while_it_changed_is_read_again(
     served.add("b")
     served.refresh_all()
     path = served.root / "b" / WEIGHTS_NAME
-    is_read, let_go = threading.Event(), threading.Event()
+    is_read, let_go, digest = threading.Event(), threading.Event(), hashlib.file_digest
 
-    def read_late(*given: Any) -> str:
-        found = read_fingerprint(*given)
+    def digest_late(*given: Any) -> Any:
+        found = digest(*given)
         is_read.set()
         let_go.wait()
         return found
@@ -142,7 +142,7 @@ def test_what_was_read_while_it_changed_is_read_again(
         let_go.set()
         await reading
 
-    monkeypatch.setattr(f"{checks.__name__}.read_fingerprint", read_late)
+    monkeypatch.setattr(hashlib, "file_digest", digest_late)
     asyncio.run(change_meanwhile())
     served.refresh("b")
     assert read_fingerprint(served.root / "b") == served.registry._fingerprints["b"]

@@ -19,7 +19,7 @@ ASKED = "GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 
 
-class App:
+class UnreadApp:
     """Answers /stream with pieces without end, /long with 64 MiB at once, and others in a word."""
 
     def __init__(self, limit_s: float) -> None:
@@ -55,7 +55,7 @@ def _limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def served(app: App, http: str) -> AsyncIterator[tuple[Any, int]]:
+async def served(app: UnreadApp, http: str) -> AsyncIterator[tuple[Any, int]]:
     """A real server of the app, and its port."""
     config = uvicorn.Config(
         app, log_config=None, lifespan="off", http=http, timeout_graceful_shutdown=0
@@ -75,7 +75,7 @@ def test_who_takes_nothing_is_left(path: str, http: str, caplog: pytest.LogCaptu
     pytest.importorskip(http)
 
     async def main() -> None:
-        app = App(0.2)
+        app = UnreadApp(0.2)
         async with served(app, http) as (server, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             _, stuck = await asyncio.open_connection("127.0.0.1", port, limit=1)
@@ -97,7 +97,7 @@ def test_who_takes_nothing_is_left(path: str, http: str, caplog: pytest.LogCaptu
 
 
 @dataclass
-class Connection:
+class UnreadConnection:
     """Of uvicorn's protocol and its transport what is looked at, over a socket without anything in it."""
 
     socket: Any
@@ -106,7 +106,7 @@ class Connection:
     client: tuple[str, int] = ("127.0.0.1", 1)
 
     @property
-    def transport(self) -> "Connection":
+    def transport(self) -> "UnreadConnection":
         """It is both."""
         return self
 
@@ -126,12 +126,12 @@ class Connection:
 def test_who_takes_a_little_now_and_then_is_waited_for() -> None:
     """However long; the time begins anew with each byte."""
     with socket.socket() as empty:
-        connection = Connection(empty)
+        connection = UnreadConnection(empty)
         assert not any(asyncio.run(looked_at(connection)))
     assert connection.is_ended
 
 
-async def looked_at(connection: "Connection") -> list[bool]:
+async def looked_at(connection: "UnreadConnection") -> list[bool]:
     """Whether it is ended after each look at one that takes something in time, and then no more."""
     unread, ended = UnreadAnswer(connection, 3600.0), []
     for look in range(3 * LOOKS):
@@ -144,7 +144,7 @@ async def looked_at(connection: "Connection") -> list[bool]:
     return ended
 
 
-@pytest.mark.parametrize("app", [App(0.0), lambda: None])
+@pytest.mark.parametrize("app", [UnreadApp(0.0), lambda: None])
 def test_without_a_limit_connections_are_uvicorns(app: Any) -> None:
     """So are those of servers that are not ours."""
     config = uvicorn.Config(app, http="h11", lifespan="off")
