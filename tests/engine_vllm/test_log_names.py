@@ -12,7 +12,7 @@ from chameleon_lora import engine_vllm
 HOME = Path(engine_vllm.__file__).parent
 SCRIPT = """
 import json, logging.config, pathlib, sys
-from chameleon_lora.engine_vllm.api.tenant_file import TenantFile
+from chameleon_lora.engine_vllm.api.tenant_file import follow_tenants
 own = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "own"}
 logging.config.dictConfig({
     "version": 1,  # existing loggers are disabled unless they are named, or are below one
@@ -21,7 +21,7 @@ logging.config.dictConfig({
     "loggers": {"vllm": {"handlers": ["own"], "level": sys.argv[2], "propagate": False}},
 })
 logging.basicConfig(stream=sys.stdout, level="ERROR")  # as what vLLM's API server imports does
-TenantFile(pathlib.Path(sys.argv[1]), 1.0)
+follow_tenants(pathlib.Path(sys.argv[1]), 1.0)
 """
 
 

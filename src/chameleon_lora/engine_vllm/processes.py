@@ -79,13 +79,13 @@ def attend(vllm_config: Any = None) -> None:
     if not any(thread.name == _THREAD for thread in threading.enumerate()):
         parent = multiprocessing.parent_process()
         pid = parent.pid if parent is not None and _is_child() else None
-        watching = (pid, vllm_config)
+        coordinators = [] if pid is None else _coordinators(pid)  # now, while the parent lives
+        watching = (pid, vllm_config, coordinators)
         threading.Thread(target=_attend, args=watching, name=_THREAD, daemon=True).start()
 
 
-def _attend(parent: int | None, vllm_config: Any) -> None:
+def _attend(parent: int | None, vllm_config: Any, coordinators: list[psutil.Process]) -> None:
     heap = IdleHeap(time.monotonic(), time.process_time())  # noqa: TID251 - a process's own clocks
-    coordinators = [] if parent is None else _coordinators(parent)
     while parent in (None, os.getppid()):
         if heap.is_due(time.monotonic(), time.process_time()):  # noqa: TID251 - likewise
             trim()
