@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chameleon_lora.engine_vllm.messages import ActivateAdapter
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import ALL_TARGETS, CELLS
+from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, HIDDEN, VOCABULARY
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -95,6 +95,21 @@ def test_each_row_has_what_its_adapter_gives_from_a_slot(
     paged.select(batch, batch)
     answers = {name: delta_of(module, len(batch)) for name, module in paged.layers.items()}
     assert_alike(answers, alone, [number if number in RANKS else 0 for number in batch])
+
+
+@pytest.mark.parametrize("kind", ["wider", "apart"])
+@pytest.mark.parametrize("rows", [2, FEW_ROWS + 1])
+def test_an_output_of_another_kind_is_added_to(paged: PagedAdapters, kind: str, rows: int) -> None:
+    """Of another type, as logits may be, or with gaps in memory."""
+    (module,) = (m for m in paged.layers.values() if type(m).__name__.startswith("LogitsProc"))
+    x = torch.randn(rows, HIDDEN, generator=torch.Generator().manual_seed(5))
+    paged.select([3] * rows, [3] * rows)
+    expected, found = torch.zeros(rows, VOCABULARY), torch.zeros(rows, VOCABULARY)
+    module.punica_wrapper.add_lora_logits(expected, x)
+    found = found.double() if kind == "wider" else torch.zeros(VOCABULARY, rows).T
+    module.punica_wrapper.add_lora_logits(found, x)
+    assert expected.any()
+    assert torch.equal(expected, found.float())
 
 
 def test_an_adapter_that_went_and_came_is_used_from_its_new_place(

@@ -24,9 +24,30 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
 )
 
 FEW_ROWS = 16  # of one adapter in a batch: above, calls to torch cost less than they save
-_A, _B, _RANK = range(3)  # what the table has of each matrix pair
+_MOST_GEOMETRIES = 64
 _NUMBAS = "llvmlite.binding.ffi"  # has an object that says it has any attribute, __dict__ too
 _Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Geometry:
+    """Where adapters whose pieces lie alike have what, for a table whose layers begin at these columns.
+
+    Attributes:
+        pairs: of each slice of a layer, which pieces are its A and its B.
+        columns: of the table, in the order of `pairs`.
+        places: of the same, (columns, 3): A's and B's offset in bytes, and the rank.
+    """
+
+    def __init__(self, pieces: tuple[Piece, ...], first: Mapping[str, int]) -> None:
+        self.pieces = pieces
+        found: dict[tuple[str, int], dict[str, int]] = {}
+        for number, piece in enumerate(pieces):
+            found.setdefault((piece.module, piece.index), {})[piece.factor] = number
+        self.pairs = {p: (of["a"], of["b"]) for p, of in found.items() if len(of) == 2}
+        self.columns = [first[module] + index for module, index in self.pairs]
+        sides = [(pieces[a], pieces[b]) for a, b in self.pairs.values()]
+        places = [(a.offset_bytes, b.offset_bytes, b.columns) for a, b in sides]
+        self.places = np.array(places, np.int64).reshape(-1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +55,12 @@ class RowGroup:
     """One adapter's rows of a batch: a run of them, or their numbers."""
 
     packed: PackedAdapter
+    geometry: Geometry
     rows: slice | torch.Tensor
 
     def pair(self, module: str, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A and B of one slice of a layer; None if the adapter leaves it alone."""
-        found = _pairs(self.packed.pieces).get((module, index))
+        found = self.geometry.pairs.get((module, index))
         return None if found is None else (self.packed.views[found[0]], self.packed.views[found[1]])
 
 
@@ -49,12 +71,15 @@ class AdapterBatch:
     Attributes:
         numbers: of adapters with few rows, as the compiled loop reads them (`grouped_product`).
         matrices: of the same, (columns, 3, groups): the addresses of A and B, and the rank.
+        numbers_at, matrices_at: the addresses of the two.
         large: adapters with more rows than that.
         groups: all of them.
     """
 
     numbers: _Integers
     matrices: _Integers
+    numbers_at: int
+    matrices_at: int
     large: tuple[RowGroup, ...]
     groups: tuple[RowGroup, ...]
 
@@ -79,10 +104,12 @@ class PagedAdapters:
         self._table = np.zeros((64, count, 3), np.int64)
         self._free = list(range(len(self._table)))
         self._lanes: dict[int, int] = {}
-        self._packed: dict[int, PackedAdapter] = {}
-        self._columns: dict[tuple[Piece, ...], tuple[_Integers, ...]] = {}
+        self._packed: dict[int, tuple[PackedAdapter, Geometry]] = {}
+        self._geometries: dict[
+            int, Geometry
+        ] = {}  # by the pieces' identity: hashing them takes long
         self._mapped: tuple[Any, Any] | None = None
-        self.loop = _loop(dtype)
+        self.dtype, self.loop = dtype, _loop(dtype)
         self._few = FEW_ROWS if self.loop is not None else 0
         self.tokens = self.samples = self._batch(())
         for name, module in self.layers.items():
@@ -96,11 +123,12 @@ class PagedAdapters:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)])
             self._free = list(range(more, 2 * more))
         lane = self._free.pop()
-        columns, a, b, ranks = self._places(packed)
+        geometry = self._geometry(packed.pieces)
         start = packed.flat.data_ptr()
         self._table[lane] = 0
-        self._table[lane, columns] = np.stack((start + a, start + b, ranks), axis=1)
-        self._lanes[packed.adapter_id], self._packed[packed.adapter_id] = lane, packed
+        self._table[lane, geometry.columns] = np.add(geometry.places, (start, start, 0))
+        self._lanes[packed.adapter_id] = lane
+        self._packed[packed.adapter_id] = packed, geometry
         self._mapped = None
 
     def drop(self, adapter_id: int) -> None:
@@ -116,7 +144,8 @@ class PagedAdapters:
         if self._mapped != (of_tokens, of_samples):
             self._mapped = (of_tokens, of_samples)
             self.tokens = self._batch(of_tokens)
-            self.samples = self._batch(of_samples)
+            is_decode = of_samples == of_tokens
+            self.samples = self.tokens if is_decode else self._batch(of_samples)
 
     def _batch(self, ids: Sequence[int]) -> AdapterBatch:
         of_row = np.asarray(ids, np.int64)
@@ -129,24 +158,25 @@ class PagedAdapters:
         few = {i: rows for i, rows in rows_of.items() if len(rows) <= self._few}
         lanes = [self._lanes[i] for i in few]
         counts = np.cumsum([0, *map(len, few.values())])
-        groups = {i: RowGroup(self._packed[i], _run(rows)) for i, rows in rows_of.items()}
+        groups = {i: RowGroup(*self._packed[i], _run(rows)) for i, rows in rows_of.items()}
+        numbers = np.concatenate([[len(few)], counts, *few.values()]).astype(np.int64)
+        matrices = np.ascontiguousarray(self._table[lanes].transpose(1, 2, 0))
         return AdapterBatch(
-            np.concatenate([np.array([len(few)]), counts, *few.values()]).astype(np.int64),
-            np.ascontiguousarray(self._table[lanes].transpose(1, 2, 0)),
+            numbers,
+            matrices,
+            numbers.ctypes.data,
+            matrices.ctypes.data,
             tuple(group for i, group in groups.items() if i not in few),
             tuple(groups.values()),
         )
 
-    def _places(self, packed: PackedAdapter) -> tuple[_Integers, ...]:
-        """Its columns of the table, and of each A's and B's offset and rank; made once a geometry."""
-        known = self._columns.get(packed.pieces)
-        if known is None:
-            rows = [
-                (self._first[module] + index, packed.pieces[a].offset_bytes,
-                 packed.pieces[b].offset_bytes, packed.pieces[b].columns)
-                for (module, index), (a, b) in _pairs(packed.pieces).items()
-            ]  # fmt: skip
-            known = self._columns[packed.pieces] = tuple(np.array(rows, np.int64).T)
+    def _geometry(self, pieces: tuple[Piece, ...]) -> Geometry:
+        """Made once for adapters that share their pieces."""
+        known = self._geometries.get(id(pieces))
+        if known is None or known.pieces is not pieces:
+            if len(self._geometries) >= _MOST_GEOMETRIES:
+                self._geometries.clear()  # some are made again; adapters keep theirs
+            known = self._geometries[id(pieces)] = Geometry(pieces, self._first)
         return known
 
 
@@ -163,6 +193,7 @@ class LayerProducts:
         inputs, outputs = int(stacked_tensors(module, "a")[0].shape[-1]), sum(self._widths)
         shape = [len(b_sides), inputs, outputs, *self._begins, *self._widths]
         self._shape = np.array(shape, np.int64)
+        self._shape_at = self._shape.ctypes.data
         if type(module).__name__ == "VocabParallelEmbeddingWithLoRA":
             module.forward = functools.partial(self.embed, module.base_layer)
 
@@ -189,19 +220,19 @@ class LayerProducts:
     def _add(self, batch: AdapterBatch, y: torch.Tensor, x: torch.Tensor) -> None:
         if not batch.groups:
             return
-        whole = y if y.is_contiguous() else y.contiguous()
-        x = x.contiguous()
-        loop = self._adapters.loop
-        if batch.numbers[0] and loop is not None:
-            matrices = batch.matrices[self._first :]
-            loop(
-                x.data_ptr(), whole.data_ptr(), self._shape.ctypes.data, matrices.ctypes.data,
-                batch.numbers.ctypes.data,
-            )  # fmt: skip
+        adapters = self._adapters
+        x = x.to(adapters.dtype).contiguous()
+        is_direct = y.dtype == x.dtype and y.is_contiguous()
+        whole = y if is_direct else torch.zeros(y.shape, dtype=x.dtype)  # logits may be float32
+        if adapters.loop is not None and len(batch.large) < len(batch.groups):
+            matrices_at = batch.matrices_at + self._first * batch.matrices.strides[0]
+            adapters.loop(
+                x.data_ptr(), whole.data_ptr(), self._shape_at, matrices_at, batch.numbers_at
+            )
         for group in batch.large:
             self._add_group(group, whole, x)
-        if whole is not y:
-            y.copy_(whole)
+        if not is_direct:
+            y += whole
 
     def _add_group(self, group: RowGroup, y: torch.Tensor, x: torch.Tensor) -> None:
         own = x[group.rows]
@@ -301,12 +332,3 @@ def _run(rows: _Integers) -> slice | torch.Tensor:
     """Row numbers as a slice, if they are neighbours: then nothing is copied."""
     first, last = int(rows[0]), int(rows[-1])
     return slice(first, last + 1) if last - first + 1 == len(rows) else torch.from_numpy(rows)
-
-
-@functools.lru_cache(maxsize=64)
-def _pairs(pieces: tuple[Piece, ...]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Of each slice of a layer, which pieces are its A and its B."""
-    found: dict[tuple[str, int], dict[str, int]] = {}
-    for number, piece in enumerate(pieces):
-        found.setdefault((piece.module, piece.index), {})[piece.factor] = number
-    return {place: (sides["a"], sides["b"]) for place, sides in found.items() if len(sides) == 2}
