@@ -1,16 +1,36 @@
 """What real layers add for each adapter of a batch, and what their slots hold."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.worker.packed_adapter import slot_matrix, stacked_tensors
-from tests.engine_vllm.conftest import HIDDEN, VOCABULARY
+from tests.engine_vllm.conftest import ALL_TARGETS, HIDDEN, VOCABULARY, MakeAdapter
 
 TOLERANCE = 1e-6  # of the largest number a layer answers: sums that begin elsewhere round otherwise
 Deltas = dict[str, Any]
+
+
+def adapters_of(
+    make_adapter: MakeAdapter,
+    ranks: Mapping[int, int],
+    targets: Mapping[int, tuple[str, ...]],
+    with_ends: Sequence[int],
+) -> dict[int, Path]:
+    """An adapter for each number, of that rank: of all targets unless told otherwise, some of both ends too."""
+    return {
+        number: make_adapter(
+            number,
+            rank=rank,
+            targets=targets.get(number, ALL_TARGETS),
+            with_head=number in with_ends,
+            with_embedding=number in with_ends,
+        )
+        for number, rank in ranks.items()
+    }
 
 
 def all_stacked(manager: Any) -> list[Any]:

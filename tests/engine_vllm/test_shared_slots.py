@@ -15,7 +15,7 @@ from chameleon_lora.engine_vllm.messages import (
 )
 from chameleon_lora.errors import AdapterError
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
+from tests.engine_vllm.conftest import CELLS, MAX_RANK, SLOTS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -31,6 +31,7 @@ from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters  # 
 from tests.engine_vllm.adapter_commands import load_all  # noqa: E402
 from tests.engine_vllm.layer_answers import (  # noqa: E402
     Deltas,
+    adapters_of,
     all_stacked,
     assert_as_alone,
     contents,
@@ -47,16 +48,7 @@ WITH_ENDS = (1, 2, 3, 8)  # adapters that change embedding and output head too
 @pytest.fixture(scope="module")
 def folders(make_adapter: Any) -> dict[int, Path]:
     """Ten adapters of ranks 3 to 16."""
-    return {
-        number: make_adapter(
-            number,
-            rank=rank,
-            targets=TARGETS.get(number, ALL_TARGETS),
-            with_head=number in WITH_ENDS,
-            with_embedding=number in WITH_ENDS,
-        )
-        for number, rank in RANKS.items()
-    }
+    return adapters_of(make_adapter, RANKS, TARGETS, WITH_ENDS)
 
 
 Use = Callable[[Cells], Any]

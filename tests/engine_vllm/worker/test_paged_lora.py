@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chameleon_lora.engine_vllm.messages import ActivateAdapter
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, HIDDEN, VOCABULARY
+from tests.engine_vllm.conftest import CELLS, HIDDEN, VOCABULARY
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -20,7 +20,7 @@ from chameleon_lora.engine_vllm.worker.grouped_product import DTYPES, compiled  
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
 from chameleon_lora.engine_vllm.worker.paged_lora import FEW_ROWS, PagedAdapters  # noqa: E402
 from tests.engine_vllm.adapter_commands import load_all  # noqa: E402
-from tests.engine_vllm.layer_answers import Deltas, assert_alike, delta_of, deltas  # noqa: E402
+from tests.engine_vllm.layer_answers import Deltas, adapters_of, assert_alike, delta_of, deltas  # noqa: E402
 
 RANKS = {1: 4, 2: 8, 3: 16, 4: 3, 5: 12}
 TARGETS = {4: ("q_proj", "v_proj"), 5: ("k_proj", "down_proj")}
@@ -38,16 +38,7 @@ BATCHES = {
 @pytest.fixture(scope="module")
 def folders(make_adapter: Any) -> dict[int, Path]:
     """Adapters of ranks 3 to 16."""
-    return {
-        number: make_adapter(
-            number,
-            rank=rank,
-            targets=TARGETS.get(number, ALL_TARGETS),
-            with_head=number in WITH_ENDS,
-            with_embedding=number in WITH_ENDS,
-        )
-        for number, rank in RANKS.items()
-    }
+    return adapters_of(make_adapter, RANKS, TARGETS, WITH_ENDS)
 
 
 @pytest.fixture(scope="module")
