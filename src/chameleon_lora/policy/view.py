@@ -24,15 +24,16 @@ class Place(StrEnum):
 
     @classmethod
     def of(cls, entry: Entry) -> "Place":
-        """Where the adapter is. O(1)."""
-        is_fast = entry.tier is Tier.HOST and entry.is_on_device
-        return cls.DEVICE if is_fast else _PLACES[entry.tier]
+        """Where the adapter is, which may be in use from there. O(1)."""
+        is_copied = entry.tier is Tier.SLOT and not entry.is_paged_in
+        if is_copied or entry.tier < Tier.HOST:
+            return _PLACES[entry.tier]
+        return cls.DEVICE if entry.is_on_device else cls.HOST
 
 
 _PLACES = {
     Tier.DISK: Place.DISK,
     Tier.LOADING: Place.LOADING,
-    Tier.HOST: Place.HOST,
     Tier.SLOT: Place.SLOT,
 }
 

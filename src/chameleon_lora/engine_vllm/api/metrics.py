@@ -150,8 +150,8 @@ def _adapters(snapshot: dict[str, Any]) -> list[Metric]:
         ),
         GaugeMetricFamily(
             "vllm:max_gpu_lora_adapters",
-            "Slots: LoRA adapters of the highest rank that one batch can mix (max_loras).",
-            value=snapshot["slots"],
+            "LoRA adapters of the highest rank that one batch can mix: max_loras, or max_num_seqs without slots.",
+            value=snapshot["mixed"],
         ),
     ]
 

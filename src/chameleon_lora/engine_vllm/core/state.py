@@ -35,7 +35,7 @@ def state_of(driver: Driver) -> dict[str, Any]:
             "limit_bytes": driver.policy.settings.cache.host_bytes,
         },
         "device": _device(view.device),
-        "slots": limits.slots,
+        "slots": None if limits.is_paged else limits.slots,
         "seats": limits.seats,
         "kv_blocks": limits.kv_blocks.count,
         "adapters": [{**names[known.adapter.id], **_adapter(known)} for known in view.adapters],
@@ -44,7 +44,7 @@ def state_of(driver: Driver) -> dict[str, Any]:
 
 def metrics_of(driver: Driver) -> dict[str, Any]:
     """What the metrics page needs. Adapters are those that new requests can name."""
-    view = driver.view()
+    view, limits = driver.view(), driver.policy.limits
     return {
         "lanes": [_lane(state) for state in view.lanes],
         "adapters": [
@@ -57,7 +57,7 @@ def metrics_of(driver: Driver) -> dict[str, Any]:
             for known in view.adapters
             if known.is_in_host and (name := _public_name(driver, known.adapter.id))
         ],
-        "slots": driver.policy.limits.slots,
+        "mixed": limits.seats if limits.is_paged else limits.slots,
         "borrowed_blocks": view.device.held_blocks,
         "borrowed_bytes": view.device.held_blocks * view.device.block_bytes,
         "demotions": _demotions(view.device),
