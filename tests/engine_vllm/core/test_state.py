@@ -11,7 +11,7 @@ from chameleon_lora.engine_vllm.core.state import explain, metrics_of, state_of
 from chameleon_lora.engine_vllm.core.versions import Version
 from chameleon_lora.engine_vllm.messages import Promoted
 from chameleon_lora.policy.plan import Held, LaneState, Promotion
-from chameleon_lora.policy.request import AdapterId, RequestId
+from chameleon_lora.policy.request import RequestId
 from chameleon_lora.policy.view import Place
 from tests.engine_vllm.fake_requests import (
     LIMITS,
@@ -217,11 +217,12 @@ def test_what_is_in_host_memory_only_is_on_the_cpu() -> None:
 def test_without_slots_an_adapter_in_use_is_where_it_lies() -> None:
     """In host memory; a batch mixes as many as there are seats, and there are no slots to tell of."""
     driver = make_driver(limits=replace(LIMITS, slots=0, is_paged=True))
-    run_one(driver, "1", driver.announce(announced("a")), 1.0)
+    version = driver.announce(announced("a"))
+    run_one(driver, "1", version, 1.0)
     state, metrics = state_of(driver), metrics_of(driver)
     assert (None, "host") == (state["slots"], adapters(driver)["a"]["tier"])
     assert (8, "cpu") == (metrics["mixed"], metrics["adapters"][0]["level"])
-    assert driver.policy.adapter(AdapterId(1)).running
+    assert driver.policy.adapter(version.id).running
 
 
 @pytest.mark.parametrize("read", [state_of, metrics_of])
