@@ -49,8 +49,8 @@ class ServingSettings:
             adapter's folder when it is offered or loaded: read by torch with weights_only in a process of
             its own. Some seconds each, in which no other new folder is looked at.
         lora_backend: from where batches use adapters: `slots` is vLLM's way; `paged` is without slots, from where
-            adapters lie in host memory, on CPU only so far; `auto` is that where the engine can, and
-            slots elsewhere. Its start is told which, and why.
+            adapters lie in host memory, on CPU only so far, where --max-loras bounds nothing; `auto` is
+            that where the engine can, and slots elsewhere. Chameleon's first line in the log says which, and why.
         slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
             power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
