@@ -103,7 +103,7 @@ class PagedAdapters:
             count += len(stacked_tensors(module, "a"))
         self._table = np.zeros((64, count, 3), np.int64)
         self._free = list(range(len(self._table)))
-        self._lanes: dict[int, int] = {}
+        self._indices: dict[int, int] = {}
         self._packed: dict[int, tuple[PackedAdapter, Geometry]] = {}
         self._geometries: dict[
             int, Geometry
@@ -122,21 +122,21 @@ class PagedAdapters:
             more = len(self._table)
             self._table = np.concatenate([self._table, np.zeros_like(self._table)])
             self._free = list(range(more, 2 * more))
-        lane = self._free.pop()
+        index = self._free.pop()
         geometry = self._geometry(packed.pieces)
         start = packed.flat.data_ptr()
-        self._table[lane] = 0
-        self._table[lane, geometry.columns] = np.add(geometry.places, (start, start, 0))
-        self._lanes[packed.adapter_id] = lane
+        self._table[index] = 0
+        self._table[index, geometry.columns] = np.add(geometry.places, (start, start, 0))
+        self._indices[packed.adapter_id] = index
         self._packed[packed.adapter_id] = packed, geometry
         self._mapped = None
 
     def drop(self, adapter_id: int) -> None:
         """No batch uses the adapter any more; its memory may go."""
-        lane = self._lanes.pop(adapter_id, None)
-        if lane is not None:
+        index = self._indices.pop(adapter_id, None)
+        if index is not None:
             del self._packed[adapter_id]
-            self._free.append(lane)
+            self._free.append(index)
             self._mapped = None
 
     def select(self, of_tokens: Sequence[int], of_samples: Sequence[int]) -> None:
@@ -153,14 +153,14 @@ class PagedAdapters:
         found, starts = np.unique(of_row[order], return_index=True)
         runs = np.split(order, starts[1:]) if len(found) else []
         rows_of = {
-            int(i): rows for i, rows in zip(found, runs, strict=True) if int(i) in self._lanes
+            int(i): rows for i, rows in zip(found, runs, strict=True) if int(i) in self._indices
         }
         few = {i: rows for i, rows in rows_of.items() if len(rows) <= self._few}
-        lanes = [self._lanes[i] for i in few]
+        indices = [self._indices[i] for i in few]
         counts = np.cumsum([0, *map(len, few.values())])
         groups = {i: RowGroup(*self._packed[i], _run(rows)) for i, rows in rows_of.items()}
         numbers = np.concatenate([[len(few)], counts, *few.values()]).astype(np.int64)
-        matrices = np.ascontiguousarray(self._table[lanes].transpose(1, 2, 0))
+        matrices = np.ascontiguousarray(self._table[indices].transpose(1, 2, 0))
         return AdapterBatch(
             numbers,
             matrices,

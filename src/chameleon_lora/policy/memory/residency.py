@@ -1,8 +1,8 @@
 """Which adapter is where: disk -> host memory -> KV blocks and slots (PAPER §4.2).
 
 Host memory has a budget in bytes, slots are counted, KV blocks are lent (`device.py`). Requests run
-from slots only; everything in a slot or in KV blocks is in host memory too, so giving either to
-another adapter costs a copy and never a read.
+from slots, or without slots from where adapters lie (ADR 0020, 0028). Everything in a slot or in KV
+blocks is in host memory too, so giving either to another adapter costs a copy and never a read.
 """
 
 import random
