@@ -275,11 +275,11 @@ def test_a_hang_up_ends_a_server_as_sigterm_does(before: str) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize(("is_told", "is_cancelled"), [(True, False), (True, True), (False, False)])
 def test_the_reader_of_outputs_ends_in_silence(
-    is_told: bool, monkeypatch: pytest.MonkeyPatch
+    is_told: bool, is_cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's own, where it sees before it is ended that the engine is gone; one that died is told as ever.
+    """vLLM's own, whether or not it sees before it is ended that the engine is gone; one that died is told as ever.
 
     Who still waits for an answer is told in both cases; the log has neither error nor traceback in the first.
     """
@@ -296,6 +296,8 @@ def test_the_reader_of_outputs_ends_in_silence(
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # it begins to read
         (ending(end_engine) if is_told else end_engine)(engine, timeout=0)
+        if is_cancelled:  # as vLLM does next
+            engine.output_handler.cancel()
         await asyncio.wait([engine.output_handler])
 
     told: list[str] = []

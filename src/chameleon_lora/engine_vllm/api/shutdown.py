@@ -163,7 +163,7 @@ def reading(stock: Callable[..., Any]) -> Callable[..., Any]:
     """AsyncMPClient.get_output_async whose reader ends in silence with an engine that was told to end.
 
     vLLM ends the reader, too, but a moment after what it reads from: if the reader is first to see that the
-    engine is gone, it takes it for dead, with a traceback. Who still waits is told, by other words.
+    engine is gone, it takes it for dead, with a traceback. Who still waits is told in both cases.
     """
 
     async def get_output_async(client: Any) -> Any:
@@ -171,7 +171,7 @@ def reading(stock: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             return await stock(client)
-        except EngineDeadError:
+        except (EngineDeadError, asyncio.CancelledError):
             processor = getattr(client, OUTPUTS, None)
             if processor is None:
                 raise
