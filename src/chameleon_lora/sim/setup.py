@@ -33,7 +33,6 @@ class EngineStyle:
             their own, during which decoding stands still (S-LoRA).
         is_paged: adapters run from where they lie in KV memory (S-LoRA); False: from padded slots.
         slots: padded slots, whose memory is taken from the pool.
-        slot_parts: cells of a slot; 1 is vLLM.
         max_rank: of a slot.
         pads_ranks: LoRA arithmetic costs `max_rank` for every token, whatever its adapter's rank.
         is_preloaded: all adapters are in host memory at the start.
@@ -44,7 +43,6 @@ class EngineStyle:
     mixes_prefill: bool = True
     is_paged: bool = False
     slots: int = 8
-    slot_parts: int = 1
     max_rank: int = 128
     pads_ranks: bool = False
     is_preloaded: bool = True
@@ -98,8 +96,6 @@ class Setup:
             kv_tokens=pool_bytes // block_bytes * memory.block_tokens,
             kv_bytes_per_token=memory.kv_bytes_per_token,
             block_tokens=memory.block_tokens,
-            slot_parts=style.slot_parts,
-            max_rank=style.max_rank,
             block_bytes=block_bytes,
             is_paged=style.is_paged,
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chameleon_lora.engine_vllm.messages import ActivateAdapter
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import CELLS, HIDDEN, VOCABULARY
+from tests.engine_vllm.conftest import HIDDEN, VOCABULARY
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -47,7 +47,7 @@ def manager(lora_engine: Any, folders: dict[int, Path]) -> Iterator[Any]:
     made = lora_engine.worker_manager
     made.remove_all_adapters()
     made.adapters.close()
-    made.adapters = make_worker_adapters(made, CELLS, ServingSettings())
+    made.adapters = make_worker_adapters(made, ServingSettings())
     load_all(made.adapters, folders)
     yield made
     made.remove_all_adapters()

@@ -113,24 +113,22 @@ class AdmissionStep:
         return (lane, *donors) if donors or not self._is_empty else self._from_all(lane)
 
     def _reserve_slots(self) -> None:
-        """Promise the windows that come free first to the heads that wait for one, by seniority."""
+        """Promise the slots that come free first to the heads that wait for one, by seniority."""
         heads = [head for lane in self._lanes if (head := lane.head())]
         urgent = self._guard.urgent
         if urgent and urgent.stage is Stage.READY and urgent not in heads:
             heads.append(urgent)
-        waiting = [h for h in heads if self._needs_slot(h) and self._find_cell(h) is None]
+        waiting = [h for h in heads if self._needs_slot(h) and self._find_slot(h) is None]
         if waiting and self._settings.bypass.makes_promises:
             waiting.sort(key=lambda head: (head is not urgent, head.sequence))
             self._reservations.promise(waiting, self._backlog.left_tokens(self._interval.step))
 
     def _needs_slot(self, state: RequestState) -> bool:
-        return state.entry is not None and state.entry.cell is None
+        return state.entry is not None and state.entry.slot is None
 
-    def _find_cell(self, state: RequestState) -> int | None:
+    def _find_slot(self, state: RequestState) -> int | None:
         """Where the request's adapter may go, outside what is promised to older heads."""
-        assert state.entry is not None
-        kept = self._reservations.kept_from(state)
-        return self._residency.try_find_cell(state.entry, kept, self._now_s)
+        return self._residency.try_find_slot(self._reservations.kept_from(state), self._now_s)
 
     def _phase(self, lanes: Iterable[int], sources: Callable[[int], Sequence[int]]) -> None:
         """Admit heads until each lane is empty or held; `sources` says from whose quota."""
@@ -157,13 +155,10 @@ class AdmissionStep:
                 assert_never(self._settings.lane_order)
 
     def _let_pass(self, lane: int, sources: Sequence[int]) -> None:
-        """Admit requests of the lane whose adapter is in a slot or fits, in the lane's order."""
+        """Admit requests of the lane whose adapter is in use, or that have none, in the lane's order."""
         queue = self._lanes[lane]
-        head = queue.head()
-        assert head is not None and head.entry is not None
         in_use = self._residency.slots.in_use()
         fronts = {t.sequence: t for t in queue.heads_of((None, *in_use))}
-        fronts.update((t.sequence, t) for t in queue.heads_narrower(head.entry.cells))
         while fronts:
             state = min(fronts.values(), key=queue.place)
             del fronts[state.sequence]
@@ -172,7 +167,6 @@ class AdmissionStep:
                 return
             if held is None:
                 behind = queue.heads_of((state.request.adapter_id,))
-                behind += queue.heads_narrower(head.entry.cells)
                 fronts.update((t.sequence, t) for t in behind)
 
     def _try(self, state: RequestState, sources: Sequence[int]) -> Held | None:
@@ -183,8 +177,8 @@ class AdmissionStep:
         promise = self._reservations.older_promise(state, self._lanes[state.lane].head())
         if promise is not None and state.output_tokens > promise.left_tokens:
             return Held.SLOTS
-        cell = self._find_cell(state) if self._needs_slot(state) else None
-        if cell is None and self._needs_slot(state):
+        slot = self._find_slot(state) if self._needs_slot(state) else None
+        if slot is None and self._needs_slot(state):
             return Held.SLOTS
         need = self._book.need_tokens(state.cost_tokens, state.lane, sources)
         charge = self._book.try_charge(need, sources)
@@ -192,7 +186,7 @@ class AdmissionStep:
             return Held.QUOTA
         state.promised_to = None if promise is None else promise.head.sequence
         self._charge(state, charge)
-        self._run(state, cell)
+        self._run(state, slot)
         self._guard.admitted(state)
         return None
 
@@ -208,14 +202,14 @@ class AdmissionStep:
         self._batch_tokens -= state.prefill_tokens
         self._is_empty = False
 
-    def _run(self, state: RequestState, cell: int | None) -> None:
-        """The request runs; its adapter goes to this cell if it is in no slot yet."""
+    def _run(self, state: RequestState, slot: int | None) -> None:
+        """The request runs; its adapter goes to this slot if it is in none yet."""
         entry, request = state.entry, state.request
         self._backlog.run(state)
         if entry is not None:
-            if cell is not None:
-                self.activations.append(Activation(entry.adapter.id, cell, entry.is_cold))
-                self._residency.activate(entry, cell)
+            if slot is not None:
+                self.activations.append(Activation(entry.adapter.id, slot, entry.is_cold))
+                self._residency.activate(entry, slot)
             self._residency.start(entry, self._now_s)
         self.admitted.append(state)
         self.admissions.append(Admission(request.id, request.adapter_id, state.lane))
