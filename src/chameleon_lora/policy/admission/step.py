@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from chameleon_lora.policy.admission.memory_bypass import HeldMemory
 from chameleon_lora.policy.admission.overtaking import AdmissionInterval, OvertakeGuard
 from chameleon_lora.policy.admission.peak import Peak
 from chameleon_lora.policy.admission.reservations import Reservations, promise_breakers
@@ -79,6 +80,8 @@ class AdmissionStep:
         self.activations: list[Activation] = []
         self.squash: tuple[RequestId, ...] = ()
         self.taken_tokens = 0
+        running = backlog.running.values()
+        self._memory = HeldMemory(running, self.admitted, interval.step, block_tokens)
 
     def run(self) -> None:
         """Admit whom Algorithm 1 admits; afterwards the attributes tell what came of it."""
@@ -104,6 +107,8 @@ class AdmissionStep:
             self._interval.admitted()
         limit = self._settings.squash_limit
         self.squash = promise_breakers(self._backlog, self.held, self.admitted, limit)
+        if limit and Held.KV_MEMORY in self.held:
+            self.squash = self.squash or self._memory_breakers(limit)
 
     def _from_all(self, lane: int) -> list[int]:
         return [lane, *(other for other in range(len(self._lanes)) if other != lane)]
@@ -142,6 +147,8 @@ class AdmissionStep:
                 continue
             if held is Held.SLOTS and self._settings.bypass.lets_pass:
                 self._let_pass(index, sources(index))
+            elif held is Held.KV_MEMORY and self._settings.bypass.lets_pass:
+                self._let_pass_in_memory(head, sources(index))
             open_lanes.remove(index)
 
     def _next_lane(self, open_lanes: Sequence[int]) -> tuple[int, RequestState] | None:
@@ -174,6 +181,39 @@ class AdmissionStep:
                 behind = queue.heads_of((state.request.adapter_id,))
                 behind += queue.heads_narrower(head.entry.cells)
                 fronts.update((t.sequence, t) for t in behind)
+
+    def _let_pass_in_memory(self, head: RequestState, sources: Sequence[int]) -> None:
+        """Admit whose adapter is in use and who ends before memory for the head's adapter comes free."""
+        if not (lacking := self._lacking_for_adapter(head)):
+            return
+        left, queue = self._memory.steps_until_free(lacking), self._lanes[head.lane]
+        fronts = queue.heads_of((None, *self._residency.slots.in_use()))
+        while fronts:
+            state = min(fronts, key=queue.place)
+            fronts.remove(state)
+            is_bound = self._settings.bypass.makes_promises and head.sequence < state.sequence
+            if is_bound and state.output_tokens > left:
+                continue
+            held = self._try(state, sources)
+            if held is None:
+                state.promised_to = head.sequence if is_bound else None
+                fronts += queue.heads_of((state.request.adapter_id,))
+            elif held is not Held.KV_MEMORY:
+                return
+
+    def _memory_breakers(self, limit: int) -> tuple[RequestId, ...]:
+        """Who passed a head and keeps the memory that it lacks by now; else nobody."""
+        for lane, why in zip(self._lanes, self.held, strict=True):
+            head = lane.head() if why is Held.KV_MEMORY else None
+            lacking = self._lacking_for_adapter(head) if head else 0
+            if head and lacking and (chosen := self._memory.breakers(head, lacking, limit)):
+                return chosen
+        return ()
+
+    def _lacking_for_adapter(self, state: RequestState) -> int:
+        """KV tokens that it lacks for its adapter alone; 0 if it would fit, or not fit without either."""
+        lacking = self._blocks(state) - self._kv_tokens
+        return lacking if 0 < lacking <= self._adapter_tokens(state) else 0
 
     def _try(self, state: RequestState, sources: Sequence[int]) -> Held | None:
         """Admit the request and answer None, or answer what it waits for and change nothing."""

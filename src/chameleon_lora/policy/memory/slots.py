@@ -179,6 +179,7 @@ class PagedSlots:
 
     def __init__(self, device: DeviceCache) -> None:
         self._device = device
+        self._in_use: dict[AdapterId, None] = {}
         self.busy_cells = 0
 
     def cells_for(self, _rank: int) -> int:
@@ -190,8 +191,8 @@ class PagedSlots:
         return 0 if entry.running else self._device.blocks_for(entry.adapter.nbytes)
 
     def in_use(self) -> list[AdapterId]:
-        """Nobody waits for a slot, so nobody asks who uses one."""
-        return []
+        """The adapters with a running request, in the order of their first ones."""
+        return list(self._in_use)
 
     def at(self, _window: range) -> list[Entry]:
         """Nobody has to make way."""
@@ -214,12 +215,14 @@ class PagedSlots:
     def put(self, entry: Entry, cell: int) -> None:
         """Requests run with the entry from now on."""
         entry.cell = cell
+        self._in_use[entry.adapter.id] = None
         self._device.hold(entry)
 
     def remove(self, entry: Entry) -> None:
         """No request runs with the entry any more."""
         if entry.cell is not None:
             entry.cell = None
+            del self._in_use[entry.adapter.id]
             self._device.release(entry)
 
     def add_busy(self, cells: int) -> None:
