@@ -40,7 +40,7 @@ from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from chameleon_lora.servers.launching import BASE_MODEL, EngineShape, ServedModel
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import TARGET_MODULES
-from chameleon_lora.settings import LoraBackend, ServingSettings
+from chameleon_lora.settings import LoraBackend
 from chameleon_lora.sim.outcome import SimRecord
 from chameleon_lora.sim.profile import Profile, StepCosts, read_profile
 from chameleon_lora.sim.run import simulate
@@ -222,7 +222,6 @@ def simulated(
         seats=SHAPE.seats,
         batch_tokens=SHAPE.batch_tokens,
         slots=SHAPE.slots,
-        slot_parts=1 if is_stock else ServingSettings().slot_parts,
         max_rank=SHAPE.max_rank,
         pads_ranks=True,  # as vLLM's kernels do
         is_preloaded=is_stock,  # registered when the server starts

@@ -55,7 +55,7 @@ class EngineModel:
     waiting: dict[RequestId, tuple[Request, int, int]] = field(default_factory=dict)
     loading: list[tuple[float, AdapterId]] = field(default_factory=list)
     host: set[AdapterId] = field(default_factory=set)
-    cells: list[AdapterId | None] = field(default_factory=list)  # of all slots
+    slots: list[AdapterId | None] = field(default_factory=list)  # who is in each
     lent: dict[AdapterId, int] = field(default_factory=dict)  # KV blocks, by who holds them
     promoting: list[tuple[float, Promotion]] = field(default_factory=list)
     begun_s: list[float] = field(default_factory=list)  # when promotions began
@@ -67,8 +67,7 @@ class EngineModel:
 
     def __post_init__(self) -> None:
         self.policy = Scheduler(self.settings, self.limits)
-        cells = 0 if self.limits.is_paged else self.limits.slots * self.limits.slot_parts
-        self.cells = [None] * cells
+        self.slots = [None] * (0 if self.limits.is_paged else self.limits.slots)
 
     def register(self, *adapters: Adapter) -> None:
         """These adapters can be named from now on."""
@@ -251,7 +250,7 @@ class EngineModel:
     def places(self) -> Collection[AdapterId | None]:
         """The adapters that a batch may use, where they lie or from slots."""
         if not self.limits.is_paged:
-            return self.cells
+            return self.slots
         return self.lent if self.limits.block_bytes else self.host
 
     def _lend(self, plan: StepPlan) -> None:
@@ -298,21 +297,15 @@ class EngineModel:
         self.lent.setdefault(activation.adapter_id, -(-nbytes // self.limits.block_bytes))
 
     def _copy(self, activation: Activation, in_use: set[AdapterId]) -> None:
-        """Copy an adapter to its cells; whoever had one of them is in no slot any more."""
-        adapter_id, cell, limits = activation.adapter_id, activation.cell, self.limits
-        assert adapter_id not in self.cells, "an adapter was copied to a second place"
-        rank, cells = self.policy.adapter(adapter_id).adapter.rank, 1
-        while cells < limits.slot_parts and cells * limits.max_rank // limits.slot_parts < rank:
-            cells *= 2
-        assert 0 == cell % cells, "a window is not aligned"
-        for former in set(self.cells[cell : cell + cells]) - {None}:
-            assert former not in in_use, "a slot in use was overwritten"
-            self._clear(former)
-        self.cells[cell : cell + cells] = [adapter_id] * cells
+        """Copy an adapter to its slot; whoever had it is in no slot any more."""
+        adapter_id, slot = activation.adapter_id, activation.slot
+        assert adapter_id not in self.slots, "an adapter was copied to a second place"
+        assert self.slots[slot] not in in_use, "a slot in use was overwritten"
+        self.slots[slot] = adapter_id
         self.activations += 1
 
     def _clear(self, adapter_id: AdapterId | None) -> None:
-        self.cells = [None if tenant == adapter_id else tenant for tenant in self.cells]
+        self.slots = [None if tenant == adapter_id else tenant for tenant in self.slots]
 
     def _generate(self, activations: int) -> None:
         self.now_s += self.step_s + activations * self.copy_s

@@ -255,7 +255,6 @@ STYLES = st.builds(
     is_paged=st.booleans(),
     in_host=st.booleans(),
     slots=st.integers(1, 3),
-    slot_parts=st.sampled_from((1, 2)),
     max_rank=st.just(4),
     pads_ranks=st.booleans(),
     is_preloaded=st.booleans(),

@@ -12,12 +12,7 @@ from tests.sim.setups import ONE_SEAT, profile, requests, setup
 def test_slots_take_their_memory_from_the_kv_cache() -> None:
     """Two slots of rank 8 at a block a rank leave 84 of 100 blocks."""
     limits = setup(profile(blocks=100), replace(ONE_SEAT, slots=2)).limits
-    assert (84 * 16, 2, 8, False) == (
-        limits.kv_tokens,
-        limits.slots,
-        limits.max_rank,
-        limits.is_paged,
-    )
+    assert (84 * 16, 2, False) == (limits.kv_tokens, limits.slots, limits.is_paged)
     assert 84 == limits.kv_blocks.count
 
 

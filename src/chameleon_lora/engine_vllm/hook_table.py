@@ -225,7 +225,7 @@ ENGINE_CORE = (
 )
 
 # --worker-cls is not given to plain `vllm serve`, and would need a class for each platform. The CPU's
-# kernels: the platform names a class for all engines, and knows neither this one's cells nor scheduler.
+# kernels: the platform names a class for all engines, and knows nothing of this one's scheduler.
 # vLLM's search for its kernels in all modules fails where numba is loaded, as it is without slots.
 WORKERS = (
     Hook(_WORKER, _WORKERS, "Worker.__init__", "processes.joining", ("vllm_config",)),

@@ -34,7 +34,6 @@ class EngineStyle:
         is_paged: adapters run from where they lie, in KV memory (S-LoRA); False: from padded slots.
         in_host: being paged, they lie in host memory and need no copy to run (vLLM on a CPU, ADR 0028).
         slots: padded slots, whose memory is taken from the pool.
-        slot_parts: cells of a slot; 1 is vLLM.
         max_rank: of a slot.
         pads_ranks: LoRA arithmetic costs `max_rank` for every token, whatever its adapter's rank.
         is_preloaded: all adapters are in host memory at the start.
@@ -46,14 +45,13 @@ class EngineStyle:
     is_paged: bool = False
     in_host: bool = False
     slots: int = 8
-    slot_parts: int = 1
     max_rank: int = 128
     pads_ranks: bool = False
     is_preloaded: bool = True
 
     def without_slots(self) -> "EngineStyle":
         """The same, with adapters that are used from host memory at their own ranks."""
-        return replace(self, is_paged=True, in_host=True, slots=0, slot_parts=1, pads_ranks=False)
+        return replace(self, is_paged=True, in_host=True, slots=0, pads_ranks=False)
 
 
 S_LORA = EngineStyle(seats=1000, mixes_prefill=False, is_paged=True, slots=0)
@@ -109,8 +107,6 @@ class Setup:
             kv_tokens=pool_bytes // block_bytes * memory.block_tokens,
             kv_bytes_per_token=memory.kv_bytes_per_token,
             block_tokens=memory.block_tokens,
-            slot_parts=style.slot_parts,
-            max_rank=style.max_rank,
             block_bytes=0 if style.in_host else block_bytes,
             is_paged=style.is_paged,
         )

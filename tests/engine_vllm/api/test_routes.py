@@ -33,7 +33,8 @@ UTILITIES: dict[str, Callable[..., Any]] = {
 
 def engine_of(driver: Driver | None) -> Any:
     """As much of an EngineCore as the utilities read; without a driver, another scheduler's."""
-    return SimpleNamespace(scheduler=SimpleNamespace(chameleon=driver))
+    config = SimpleNamespace(lora_config=None)
+    return SimpleNamespace(scheduler=SimpleNamespace(chameleon=driver), vllm_config=config)
 
 
 @dataclass
@@ -119,7 +120,12 @@ def test_the_state_is_the_engines() -> None:
     driver = server.core.driver
     driver.arrived(request_for("1", driver.versions.current("a")))
     carry_out(driver, 1.0)
-    assert state_of(driver) | {"refused": []} == server.state()
+    backend = {
+        "kind": "slots",
+        "why": "there are no adapters",
+    }  # the configuration's, not the driver's
+    expected = state_of(driver) | {"lora_backend": backend, "refused": []}
+    assert expected == server.state()
 
 
 def test_what_the_engine_was_never_told_of_is_in_state_and_metrics() -> None:

@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.lora_backend import backend_of
 from chameleon_lora.engine_vllm.worker.agreement import Agreement, gather_of_engine
@@ -40,9 +39,8 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
             if backend_of(vllm_config, serving.lora_backend).is_paged:
                 self._manager_cls = paged_manager_class()
             wrapped = super().create_lora_manager(model, vllm_config)
-            cells = cells_of(vllm_config, serving.slot_parts)
             workers = workers_on_host(vllm_config.parallel_config)
-            self.adapters = make_worker_adapters(self, cells, serving, workers)
+            self.adapters = make_worker_adapters(self, serving, workers)
             return wrapped
 
         def _apply_adapters(self, lora_requests: set[Any]) -> None:
@@ -88,7 +86,7 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
 
 
 def make_worker_adapters(
-    worker_manager: Any, cells: Cells, serving: ServingSettings, workers: int = 1
+    worker_manager: Any, serving: ServingSettings, workers: int = 1
 ) -> WorkerAdapters:
     """The command side of a manager whose layers exist already, one of so many on this host."""
     prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
@@ -109,7 +107,7 @@ def make_worker_adapters(
     )
     manager = worker_manager._adapter_manager
     return WorkerAdapters(
-        manager.paged if is_paged(manager) else Slots(manager, cells, device),
+        manager.paged if is_paged(manager) else Slots(manager, device),
         Loader(reader, prepare_thread),
         reader,
         device,
