@@ -4,6 +4,7 @@ It drives the policy as an engine does and checks at each step what must always 
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from chameleon_lora.policy.plan import Activation, Fault, Promotion, StepBudget, StepPlan
@@ -136,7 +137,7 @@ class EngineModel:
     @property
     def busy_blocks(self) -> int:
         """KV blocks from which adapters run; 0 where they run from slots."""
-        return sum(self.lent[a] for a in self.in_use) if self.limits.is_paged else 0
+        return sum(self.lent.get(a, 0) for a in self.in_use) if self.limits.is_paged else 0
 
     @property
     def used_blocks(self) -> int:
@@ -241,10 +242,16 @@ class EngineModel:
             in_use.add(activation.adapter_id)
         for admission in plan.admit:
             request, true_output, generated = self.waiting.pop(admission.request_id)
-            places = self.lent if self.limits.is_paged else self.slots
-            assert admission.adapter_id is None or admission.adapter_id in places
+            assert admission.adapter_id is None or admission.adapter_id in self.places
             self.running[request.id] = Running(request, true_output, generated)
         self._make_room()
+
+    @property
+    def places(self) -> Collection[AdapterId | None]:
+        """The adapters that a batch may use, where they lie or from slots."""
+        if not self.limits.is_paged:
+            return self.slots
+        return self.lent if self.limits.block_bytes else self.host
 
     def _lend(self, plan: StepPlan) -> None:
         """KV blocks change hands between adapters."""
@@ -284,6 +291,8 @@ class EngineModel:
 
     def _page_in(self, activation: Activation) -> None:
         """Requests run with the adapter from its blocks, which it gets if it has none."""
+        if not self.limits.block_bytes:
+            return
         nbytes = self.policy.adapter(activation.adapter_id).adapter.nbytes
         self.lent.setdefault(activation.adapter_id, -(-nbytes // self.limits.block_bytes))
 

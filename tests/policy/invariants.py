@@ -168,7 +168,8 @@ def check_device(engine: EngineModel) -> None:
     assert sum(holders.values()) == device.held_blocks
     assert device.held_blocks - device.busy_blocks <= device.limit_blocks or policy.limits.is_paged
     assert engine.busy_blocks == device.busy_blocks
-    assert not policy.limits.is_paged or engine.in_use <= holders.keys()
+    assert not policy.limits.is_paged or engine.in_use <= set(engine.places)
+    assert not (policy.limits.is_paged and device.block_bytes) or engine.in_use <= holders.keys()
     to_free = {adapter_id: engine.lent[adapter_id] for adapter_id in device._released}
     assert holders | to_free == engine.lent
     assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())

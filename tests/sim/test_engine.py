@@ -253,6 +253,7 @@ STYLES = st.builds(
     batch_tokens=st.sampled_from((16, 50, 500)),
     mixes_prefill=st.booleans(),
     is_paged=st.booleans(),
+    in_host=st.booleans(),
     slots=st.integers(1, 3),
     max_rank=st.just(4),
     pads_ranks=st.booleans(),

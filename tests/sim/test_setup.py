@@ -23,6 +23,23 @@ def test_paged_engines_have_all_of_it() -> None:
     assert profile().memory.block_tokens * profile().memory.kv_bytes_per_token == limits.block_bytes
 
 
+def test_adapters_in_host_memory_take_no_kv_cache() -> None:
+    """An engine of two slots without them: all blocks are the requests', and none holds adapters."""
+    style = replace(ONE_SEAT, slots=2, pads_ranks=True).without_slots()
+    limits = setup(profile(blocks=100), style).limits
+    assert (1600, True, 0) == (limits.kv_tokens, limits.is_paged, limits.block_bytes)
+    assert not style.pads_ranks
+
+
+def test_a_profile_without_copies_is_of_one_kind_of_engine() -> None:
+    """Slots and KV blocks are filled by copies, whose costs it does not know."""
+    known = replace(profile(), in_host=True)
+    assert setup(known, ONE_SEAT.without_slots()).limits.is_paged
+    for style in (ONE_SEAT, S_LORA):
+        with pytest.raises(ConfigError, match="calibrate --lora-backend slots"):
+            setup(known, style).limits  # noqa: B018
+
+
 def test_memory_for_all_adapters_on_top_is_a_bound() -> None:
     """Ranks 8 and 16 at a block each add 24 blocks."""
     bound = replace(setup(profile(blocks=100), S_LORA, ranks=(8, 16)), unlimited_adapters=True)

@@ -114,8 +114,8 @@ class StepPlan:
 
     Attributes:
         admit: in the order in which the engine is to admit.
-        squash: running requests that go back to their lanes, because the slot they took
-            by bypass can now go to the head they passed.
+        squash: running requests that go back to their lanes, because the slot or memory they
+            took by bypass can now go to the head they passed.
         drops: adapters to forget in host memory (unregistered, or left unused by the keep rule).
         demotions: adapters whose KV blocks are given back, besides those that promotions evict.
     """

@@ -102,6 +102,7 @@ class PagedSlots:
 
     def __init__(self, device: DeviceCache) -> None:
         self._device = device
+        self._in_use: dict[AdapterId, None] = {}
         self.busy = 0
 
     def blocks_to_run(self, entry: Entry) -> int:
@@ -109,8 +110,8 @@ class PagedSlots:
         return 0 if entry.running else self._device.blocks_for(entry.adapter.nbytes)
 
     def in_use(self) -> list[AdapterId]:
-        """Nobody waits for a slot, so nobody asks who uses one."""
-        return []
+        """The adapters with a running request, in the order of their first ones."""
+        return list(self._in_use)
 
     def at(self, _slot: int) -> Entry | None:
         """Nobody has to make way."""
@@ -127,12 +128,14 @@ class PagedSlots:
     def put(self, entry: Entry, slot: int) -> None:
         """Requests run with the entry from now on."""
         entry.slot = slot
+        self._in_use[entry.adapter.id] = None
         self._device.hold(entry)
 
     def remove(self, entry: Entry) -> None:
         """No request runs with the entry any more."""
         if entry.slot is not None:
             entry.slot = None
+            del self._in_use[entry.adapter.id]
             self._device.release(entry)
 
     def add_busy(self, change: int) -> None:

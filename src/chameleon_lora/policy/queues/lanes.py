@@ -33,7 +33,7 @@ class RequestState:
         overtaken: admissions of younger requests while this one was the oldest held back; it is
             kept when the request comes back to its lane (ADR 0012).
         promised_to: sequence of the head it passed, if it was let in on the promise to end before
-            that head's slot comes free.
+            that head's slot, or memory for its adapter, comes free.
     """
 
     request: Request
