@@ -13,6 +13,8 @@ import pytest
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.looks import FREE_CHANGES, MOST_LOOKS
+from chameleon_lora.engine_vllm.api.patience import PatientWork
 from chameleon_lora.engine_vllm.api.registry import REGISTRY, AdapterRegistry
 from chameleon_lora.engine_vllm.api.serving import explaining
 from chameleon_lora.engine_vllm.sources import resolved
@@ -90,6 +92,35 @@ def test_a_request_for_what_cannot_be_read_is_no_bad_request(
     assert refused(served, "d") is None
     assert "d" in served.models.lora_requests
     assert {} == served.registry.refused
+
+
+def test_what_cannot_be_read_is_tried_ever_more_seldom(served: ServedFolder) -> None:
+    """At each look at first; it may cost seconds, as a conversion does. In the end it is served by itself."""
+    served.add("d")
+    folder, tried = served.root / "d", []
+    for _ in range(30):
+        with failing(folder / WEIGHTS_NAME, errno.ENOSPC):
+            tried.append(str(folder / CONFIG_NAME) in opened_by(served.refresh_all))
+    assert [True] * FREE_CHANGES == tried[:FREE_CHANGES]
+    assert FREE_CHANGES < sum(tried) < 12
+    assert 500 == refused(served, "d").code  # also while it is not tried
+    looks = 0
+    while "d" not in served.models.lora_requests:
+        served.refresh_all()
+        looks += 1
+    assert looks <= MOST_LOOKS
+
+
+@pytest.mark.parametrize("name", ["d", "nobody"])
+def test_what_cannot_be_looked_at_just_now_is_to_be_asked_for_again(
+    served: ServedFolder, name: str
+) -> None:
+    """503, after which OpenAI's clients ask again by themselves: for an adapter and for what may be none."""
+    served.add("d")
+    served.registry._patient = PatientWork(most_hung=0)
+    refusal = refused(served, name)
+    assert (503, "ServiceUnavailableError") == (refusal.code, refusal.type)
+    assert refused(served, "a") is None
 
 
 def test_half_an_adapter_that_cannot_be_read_is_no_bad_request(served: ServedFolder) -> None:

@@ -9,9 +9,9 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, read_fingerprint
 from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
@@ -23,22 +23,21 @@ from chameleon_lora.engine_vllm.api.shutdown import is_shutting_down
 from chameleon_lora.engine_vllm.errors import LoadFailedError
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, TRY, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import servable_limits
-from chameleon_lora.errors import AdapterError, AdapterUnreadableError
+from chameleon_lora.errors import AdapterError, AdapterTimeoutError, AdapterUnreadableError
 from chameleon_lora.policy.plan import Fault
 
-T = TypeVar("T")
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
 MOST_READ_AT_ONCE = 8
 PATIENCE_S = 5.0  # that a request waits until its adapter's content is known; a disk may hang
 CHECKED, CHECKED_AT_START = 8, 200  # before others have their turn
-LOAD_PATIENCE_S = 30.0  # for an adapter that a request says where to find
+LOAD_PATIENCE_S, MOST_LOAD_PATIENCE_S = 30.0, 480.0  # where all bytes are read
 _SHADOWED = "the base model has that name; way out: rename the folder"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def registry_of(owner: Any) -> "AdapterRegistry | None":
-    """That of an OpenAIServingModels or of its engine's client; None if Chameleon's scheduler is not there."""
+    """The registry of an OpenAIServingModels or its engine's client; None without Chameleon's scheduler."""
     registry: AdapterRegistry | None = getattr(owner, REGISTRY, None)
     return registry
 
@@ -61,7 +60,7 @@ class AdapterRegistry:
         self._folder = folder
         self._followed = FolderWatch(folder, scan_all_s) if folder else None
         self._patient = PatientWork(self._followed.may_hang if self._followed else None)
-        self._patient_load = PatientWork(patience_s=LOAD_PATIENCE_S)
+        self._patient_load = PatientWork(None, LOAD_PATIENCE_S, MOST_LOAD_PATIENCE_S)
         self._scan_s = scan_s
         self._settled: Look | None = None  # there is nothing to be done about it any more
         self._known = KnownAdapters()
@@ -135,7 +134,7 @@ class AdapterRegistry:
             AdapterError: naming the adapter and what is wrong.
         """
         work = functools.partial(check_path, path, limits=self._limits)
-        return await self._patiently(work, name)
+        return await self._patient_load.one(work, name)
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool, is_tried: bool
@@ -148,19 +147,13 @@ class AdapterRegistry:
             AdapterError: its files cannot be read.
             LoadFailedError: it cannot be loaded; what had the name before goes on.
         """
-        fingerprint = await self._patiently(lambda _: read_fingerprint(info.path), name)
+        fingerprint = await self._patient_load.one(lambda _: read_fingerprint(info.path), name)
         source = Checked(info, fingerprint).announcement(name, path, is_3d=is_3d)
         if not (is_tried and self._is_started):
             await self._announce([source])
         elif failure := await self._engine.call_utility_async(TRY, asdict(source)):
             reason, fault = failure
             raise LoadFailedError(reason, Fault(fault))
-
-    async def _patiently(self, work: Callable[[str], T], name: str) -> T:
-        found = await self._patient_load.one(work, name)
-        if found is None:
-            raise AdapterUnreadableError(f"adapter {name!r}: {HANGS}")
-        return found
 
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
@@ -193,8 +186,10 @@ class AdapterRegistry:
             await self._refresh_one(name, stamp)
         if self._known.stamps.get(name) is not None:
             return
-        if name in self._patient.hung or name in self._known.stamps:
-            raise AdapterUnreadableError(self.refused.get(name, f"adapter {name!r}: {HANGS}"))
+        if name in self._known.stamps and name in self.refused:
+            raise AdapterUnreadableError(self.refused[name])
+        if stamp is not None:  # it takes long to look, or it changed too often to be looked at
+            raise AdapterTimeoutError(f"adapter {name!r}: {HANGS}")
         self.refused.pop(name, None)  # half a folder, or none
         if await self._patient.one(folder.try_path, name) is not None:
             found = await self._patient.one(self._check, name)
@@ -227,6 +222,8 @@ class AdapterRegistry:
             if isinstance(found, Checked) and found.fingerprint is not None and is_current:
                 self._fingerprints[name] = found.fingerprint
                 await self._announce([self._announcement(name, found)])
+        except AdapterTimeoutError:
+            return  # the engine is asked all the same, which says what is wrong if that lasts
         except Exception:
             self._fingerprints.pop(name, None)
             raise
@@ -256,8 +253,8 @@ class AdapterRegistry:
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
         if self._known.is_news(name, stamp):
-            unread = await self._publish_all({name: stamp})
-            self._known.looked_into({name} - unread)
+            await self._publish_all({name: stamp})
+            self._known.looked_into({name} & self._known.stamps.keys())
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
@@ -277,8 +274,9 @@ class AdapterRegistry:
         unread = await self._publish_all(news)
         shadowed = {name: _SHADOWED for name in seen.stamps if is_base(name)}
         self._explain(self._known.left_out_twice(seen.left_out | shadowed))
-        hung = self._patient.hung | self._patient_load.hung
-        done = replace(changes, changed=[n for n in changes.changed if n not in hung])
+        untried = unread - self.refused.keys() - self._unread.keys()
+        untried |= self._patient.hung | self._patient_load.hung
+        done = replace(changes, changed=[n for n in changes.changed if n not in untried])
         self._known.accept(seen, done, unread)  # last: a look that failed is made again
         self._settled = seen if self._known.is_settled else None
         if self._trouble.note(None):

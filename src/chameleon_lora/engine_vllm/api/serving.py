@@ -212,7 +212,7 @@ def explaining(stock: Any) -> Any:
 
 
 def explaining_by_raising(stock: Any) -> Any:
-    """The same for PoolingBaseServing, which takes no heed of what is answered."""
+    """PoolingBaseServing._check_model that does the same, but raises: no heed is taken of its answer."""
 
     async def check_model(serving: Any, request: Any) -> Any:
         refusal = await _refusal(serving, request)
