@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ _ENTRY_POINT = "[vllm.general_plugins]\nplanted = experiments.planted_http_fault
 def plant() -> None:
     """Afterwards each sound request with a `logit_bias` is an error of the server's own."""
     client = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM
+    error = importlib.import_module("vllm.exceptions").GracefulHTTPError
     stock = client.add_request
 
     @functools.wraps(stock)
@@ -20,7 +22,7 @@ def plant() -> None:
         engine: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **given: Any
     ) -> Any:
         if getattr(params, "logit_bias", None):
-            raise RuntimeError(WORDS)
+            raise error(WORDS, HTTPStatus.INTERNAL_SERVER_ERROR)  # whose words vLLM repeats
         return await stock(engine, request_id, prompt, params, *args, **given)
 
     client.add_request = add_request

@@ -69,6 +69,7 @@ _POOLING = "vllm.entrypoints.pooling.base.serving"
 _CLIENT = "vllm.v1.engine.async_llm"
 _LLM = "vllm.entrypoints.llm"
 _MESSAGES = "vllm.entrypoints.anthropic.serving"
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving"
 _RESPONSES = "vllm.entrypoints.openai.responses.serving"
 _OUTPUTS = "vllm.v1.engine.output_processor"
 _ENGINE = "vllm.v1.engine.core"
@@ -136,6 +137,7 @@ API_SERVER = (
     ),
     Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.streams.reading_errors"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
+    Hook(_API, _CHAT, "OpenAIServingChat.create_chat_completion", "api.streams.answering_cohere", since="0.32"),
     Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
     Hook(_API, "uvicorn", "Config.load", "api.unread.limiting"),
     Hook(_API, "uvicorn", "Config.load", "api.heads.limiting"),

@@ -112,8 +112,8 @@ def test_a_hung_folder_delays_no_other(
             ):
                 await served.registry.refresh("x")
         assert 1 == hanging.asked
-        assert "do not answer" in str(served.registry.why_refused("x"))
-        assert ["x"] == list(served.registry.not_served)
+        assert "do not answer" in str(served.registry.refusals.why("x"))
+        assert ["x"] == list(served.registry.refusals.all)
         hanging.set()
         while served.registry._patient.hung:
             await asyncio.sleep(0)
@@ -121,7 +121,7 @@ def test_a_hung_folder_delays_no_other(
 
     asyncio.run(asyncio.wait_for(look(), 60))
     assert "x" in served.models.lora_requests
-    assert {} == served.registry.not_served
+    assert {} == served.registry.refusals.all
     refused = [r.getMessage() for r in caplog.records if "not served" in r.getMessage()]
     assert 1 == len(refused)
     assert "adapter 'x'" in refused[0]
@@ -186,7 +186,7 @@ def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging
     served.refresh_all()
     served.refresh_all()
     assert "x" in served.models.lora_requests
-    assert {} == served.registry.not_served
+    assert {} == served.registry.refusals.all
 
 
 def test_a_root_that_hangs_is_told_and_asked_once(

@@ -157,7 +157,7 @@ async def _numbers(app: FastAPI) -> Any:
 
 def _not_served(app: FastAPI) -> dict[str, str]:
     registry = registry_of(getattr(app.state, "openai_serving_models", None))
-    return {} if registry is None else registry.not_served
+    return {} if registry is None else registry.refusals.all
 
 
 async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
@@ -169,7 +169,7 @@ async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
     registry = registry_of(models)
     if registry is not None:
         await registry.refresh(name)
-        if why := registry.why_refused(name):
+        if why := registry.refusals.why(name):
             return _error(why, "BadRequestError", HTTPStatus.BAD_REQUEST)
     if name not in models.lora_requests:
         reason = f"The lora adapter {quoted(name)} cannot be found."
