@@ -114,6 +114,26 @@ def test_nan_in_another_slot_reaches_nobody(operation: str) -> None:
     assert torch.equal(output[1], found[1])
 
 
+def test_logits_of_a_whole_prompt_are_its_own_adapters() -> None:
+    """vLLM gives the output head a part of the model's states, of one request of several."""
+    from vllm.lora.layers import LoRAMapping
+
+    layer, punica = Layer(), wrapper_class()(64, 16, device="cpu")
+    of_tokens, of_samples = (1, 1, 2, 2, 2, 0), (1, 2, 0)
+    mapping = LoRAMapping(of_tokens, of_samples, is_prefill=True)
+    punica.update_metadata(mapping, [1, 2], SLOTS + 1, VOCABULARY)
+    inputs, output = batch(6)
+    for prompt, slot in ((slice(0, 2), 0), (slice(2, 5), 1), (slice(5, 6), -1)):
+        found = layer.run("logits", punica, inputs[prompt], output[prompt])
+        alone = wrapper(wrapper_class(), [slot] * len(found))
+        expected = layer.run("logits", alone, inputs[prompt].clone(), output[prompt])
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-4)
+    sampled = inputs[[1, 4, 5]]
+    found = layer.run("logits", punica, sampled, output[:3])
+    expected = layer.run("logits", wrapper(wrapper_class(), [0, 1, -1]), sampled, output[:3])
+    assert torch.equal(expected, found)
+
+
 def test_adoption_is_made_once() -> None:
     """A batch's rows survive a second adoption."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU

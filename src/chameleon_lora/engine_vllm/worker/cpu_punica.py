@@ -91,7 +91,19 @@ def wrapper_class() -> type[Any]:
         ) -> None:
             y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
             buffer = torch.zeros((x.size(0), lora_b_stacked.size(-1)), dtype=torch.float32)
-            self.samples.apply(bgmv_shrink, buffer, x, lora_a_stacked, scale)
-            self.samples.apply(bgmv_expand, y, buffer, lora_b_stacked, True)
+            rows = self._rows_of_states(x)
+            rows.apply(bgmv_shrink, buffer, x, lora_a_stacked, scale)
+            rows.apply(bgmv_expand, y, buffer, lora_b_stacked, True)
+
+        def _rows_of_states(self, x: Any) -> AdapterRows:
+            """Those to be sampled from, or a part of the model's states: all of one prompt, for `prompt_logprobs`.
+
+            vLLM does not say so, and its own kernels fail there in a batch of several requests (0.32).
+            """
+            if len(x) == len(self.sampler_indices) and x.untyped_storage().nbytes() == x.nbytes:
+                return self.samples
+            first = x.storage_offset() // x.stride(0)
+            found = self.token_lora_indices[first : first + len(x)]
+            return AdapterRows.of(found) if len(found) == len(x) else self.samples
 
     return AdapterRowsPunica
