@@ -1,6 +1,7 @@
 """LoaderProcess: a process reads, this one has the bytes, and neither outlives the other's end."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -161,6 +162,24 @@ def test_an_idle_process_that_ended_costs_no_load(loader: LoaderProcess) -> None
     reader.kill()
     while reader.status() != psutil.STATUS_ZOMBIE or reader.num_threads() > 1:
         pass
+    loader.submit(order(2))
+    assert 2 == read_of(*delivered(loader, 1))[0].adapter_id
+
+
+def test_a_worker_without_free_descriptors_goes_on(loader: LoaderProcess) -> None:
+    """The load fails, by the machine's fault, and not the step that asks for news."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    loader.submit(order(1))
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        (failed,) = delivered(loader, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert isinstance(failed.outcome, LoadFailed)
+    assert "Too many open files" in failed.outcome.reason
+    assert Fault.SERVER is failed.outcome.fault
     loader.submit(order(2))
     assert 2 == read_of(*delivered(loader, 1))[0].adapter_id
 

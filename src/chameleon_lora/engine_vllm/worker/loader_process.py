@@ -6,6 +6,7 @@ model's layers as the worker does, and reads with the same code; what it read li
 """
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -31,6 +32,7 @@ from chameleon_lora.engine_vllm.worker.loader import (
     LoadOrder,
     ReadAdapter,
     Reader,
+    failure_of,
 )
 from chameleon_lora.engine_vllm.worker.packed_adapter import PackedAdapter, Piece, packed_over
 from chameleon_lora.policy.plan import Fault
@@ -203,11 +205,21 @@ class LoaderProcess:
             if order is None:  # cancelled
                 return []
             if isinstance(outcome, _Sent):
-                outcome = self._mapped(order.command.adapter_id, outcome, *descriptors)
+                outcome = self._try_map(order.command, outcome, descriptors)
             return [Delivery(order, outcome, seconds)]
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _try_map(
+        self, command: LoadAdapter, sent: _Sent, descriptors: list[int]
+    ) -> ReadAdapter | LoadFailed:
+        try:
+            if not descriptors:  # the kernel leaves out what there is no number for
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return self._mapped(command.adapter_id, sent, descriptors[0])
+        except (OSError, MemoryError, RuntimeError) as error:  # the last is torch's
+            return failure_of(command, error)
 
     def _mapped(self, adapter_id: int, sent: _Sent, descriptor: int) -> ReadAdapter:
         pieces = self._geometries.get(sent.geometry)
@@ -257,8 +269,10 @@ def _obey(
 ) -> None:
     server = _Server(ours)
     loader = Loader(_SharingReader(make_reader()), prepare_thread, stall_s, server.deliver)
+    poller = select.poll()
+    poller.register(ours, select.POLLIN)
     while True:
-        select.select([ours], [], [], stall_s if server.serials else None)
+        poller.poll(1000 * stall_s if server.serials else None)
         loader.poll()  # a load that hangs holds up no other
         try:
             raw = ours.recv(_MOST_BYTES, socket.MSG_DONTWAIT)
