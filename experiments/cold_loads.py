@@ -1,6 +1,6 @@
 """What does an adapter cost that was never asked for before: its own request, and the streams beside it?
 
-    .venv/bin/python -m experiments.cold_loads --pairs 5 [--smollm2] [--set serving.lora_backend=paged]
+    .venv/bin/python -m experiments.cold_loads --pairs 5 [--smollm2 --every 1] [--set serving.lora_backend=paged]
 
 Both servers in turn (S C, C S, ...), never two at once, same flags; stock gets --max-cpu-loras for all. On each:
 the time to the first token of an adapter in host memory, and of one that is loaded first (its load's request
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--smollm2", action="store_true", help="in place of the tiny model")
+    parser.add_argument("--every", type=float, default=0.2, help="seconds between cold adapters")
     parser.add_argument("--set", action="append", default=[], help="a setting of Chameleon's")
     parser.add_argument("--out", type=Path, default=Path("runs/cold"))
     args = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> None:
         its = served if arm != STOCK else dataclasses.replace(served, flags=_with_room(served))
         with running_server(server(arm, its, folder, RUNTIME_LOADING, args.set)) as url:
             warm_up(Target(url, BASE_MODEL, TOKEN_IDS), served.adapters)
-            figures = asyncio.run(measure(url, served.adapters, cold))
+            figures = asyncio.run(measure(url, served.adapters, cold, args.every))
         found[arm].append(figures)
         print(json.dumps({"pair": pair, "arm": arm, **figures}), file=sys.stderr, flush=True)
     (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -95,7 +96,9 @@ def _cold_adapters(served: ServedModel, out: Path) -> list[Path]:
     return paths
 
 
-async def measure(url: str, names: tuple[str, ...], cold: list[Path]) -> dict[str, float]:
+async def measure(
+    url: str, names: tuple[str, ...], cold: list[Path], every_s: float
+) -> dict[str, float]:
     """All figures of one server, in seconds."""
     async with open_session() as session:
         clock = asyncio.get_running_loop().time
@@ -124,7 +127,8 @@ async def measure(url: str, names: tuple[str, ...], cold: list[Path]) -> dict[st
         gaps = {"quiet": await stream_beside(session, url, names[0], [])}
         for kind, begin in (("warm", None), ("cold", 0)):
             paths = [] if begin is None else cold[begin : begin + COLD]
-            gaps[kind] = await stream_beside(session, url, names[0], visits(first[kind], paths))
+            due = visits(first[kind], paths)
+            gaps[kind] = await stream_beside(session, url, names[0], due, every_s)
         for kind, begin in (("warm", None), ("cold", COLD)):
             for each in visits(alone[kind], [] if begin is None else cold[begin : begin + COLD]):
                 await each()

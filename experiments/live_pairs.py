@@ -169,8 +169,10 @@ async def cold_stream(url: str, names: tuple[str, ...], cold: Path) -> dict[str,
     return {"gap_alone_s": alone, "gap_warm_s": warm, "gap_cold_s": beside_cold}
 
 
-async def stream_beside(session: Any, url: str, name: str, visits: list[Any]) -> float:
-    """P99 of the gaps of a stream while visits begin every COLD_EVERY_S."""
+async def stream_beside(
+    session: Any, url: str, name: str, visits: list[Any], every_s: float = COLD_EVERY_S
+) -> float:
+    """P99 of the gaps of a stream while visits begin at such intervals."""
     answer, clock = Answer(), asyncio.get_running_loop().time
     request = CompletionRequest(name, tuple(range(20, 36)), STREAM_TOKENS)
     stream = asyncio.create_task(stream_completion(session, url, request, answer, clock))
@@ -181,7 +183,7 @@ async def stream_beside(session: Any, url: str, name: str, visits: list[Any]) ->
         if stream.done():
             break
         begun.append(asyncio.create_task(visit()))
-        await asyncio.sleep(COLD_EVERY_S)
+        await asyncio.sleep(every_s)
     last = len(answer.token_times_s) if visits else None
     await asyncio.gather(stream, *begun)
     assert answer.error is None, answer.error
