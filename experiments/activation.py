@@ -23,6 +23,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.worker import lora_model_runner_mixin
 
 from chameleon_lora.adapters.make import ModelDims, make_adapter
+from chameleon_lora.engine_vllm.config import CONFIG_KEY
 from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.messages import (
     ActivateAdapter,
@@ -42,6 +43,8 @@ SHAPE = Shape("activation", 1024, 2816, 8, 16, 4, 1024, 256, "float32")
 ADAPTERS = 4
 TURNS = 5
 SLOT = 0
+IN_SLOTS = {CONFIG_KEY: {"serving": {"lora_backend": "slots"}}}
+"""As on a GPU; a CPU's engine has no slots otherwise."""
 
 
 def start_engine(model: Path, rank: int, block_size: int) -> Any:
@@ -68,6 +71,7 @@ def start_engine(model: Path, rank: int, block_size: int) -> Any:
         dtype=SHAPE.dtype,
         enforce_eager=True,
         disable_log_stats=True,
+        additional_config=IN_SLOTS,
     )
 
 

@@ -34,12 +34,12 @@ TEXT_TOKENS = (3, 512)  # the tiny model's ids; those before are special
 OFF: dict[str, Any] = {"device": {"max_bytes": 0}}
 FAST: dict[str, Any] = {"promotions_per_s": 1000.0}
 IGNORE: dict[str, Any] = {"prefix_half_life_s": 0.0}
-IN_TURN: dict[str, Any] = {"preset": "vllm", "serving": {"slot_parts": 1}}
+IN_TURN: dict[str, Any] = {"preset": "vllm", "serving": {"lora_backend": "slots"}}
 """First come, first served: an order that does not hang on the clock."""
 EAGER: dict[str, Any] = {
     "preset": "vllm",  # which keeps adapters out of KV blocks: max_bytes None lets them in
     "device": {"max_bytes": None, "promotions_per_s": 1000.0, "headroom_share": 0.0},
-    "serving": {"debug_checks": True, "slot_parts": 1},
+    "serving": {"debug_checks": True, "lora_backend": "slots"},
 }
 
 

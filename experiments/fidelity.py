@@ -12,6 +12,8 @@ A machine that others use is not always equally fast, and waiting times grow fas
 the last column gives the error of simulations whose steps are scaled to the speed of that run: the
 steps' measured time over what the profile says they take. It is the error of the model alone.
 
+Chameleon's server uses adapters where they lie if its profile is of such an engine (`in_host`).
+
 `--again` simulates anew beside the live runs that `--out` holds.
 """
 
@@ -38,7 +40,7 @@ from chameleon_lora.report.table import NUMBERS, Table, markdown_table
 from chameleon_lora.servers.launching import BASE_MODEL, EngineShape, ServedModel
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import TARGET_MODULES
-from chameleon_lora.settings import ServingSettings
+from chameleon_lora.settings import LoraBackend
 from chameleon_lora.sim.outcome import SimRecord
 from chameleon_lora.sim.profile import Profile, StepCosts, read_profile
 from chameleon_lora.sim.run import simulate
@@ -86,17 +88,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fidelity"))
     args = parser.parse_args()
     served = served_model(LAYERS, ADAPTERS, SHAPE)
+    profiles = {STOCK: read_profile(args.vllm), CHAMELEON: read_profile(args.chameleon)}
     live_path, plan_path = args.out / "live.json", args.out / "plan.json"
     if not args.again:
         args.out.mkdir(parents=True, exist_ok=True)
         per_s = args.capacity or capacity(served, args.out)
         plan = {"capacity": per_s, "loads": args.loads, "seconds": args.seconds}
         plan_path.write_text(json.dumps(plan) + "\n", encoding="utf-8")
-        live_path.write_text(json.dumps(live_runs(served, plan, args)) + "\n", encoding="utf-8")
+        live_path.write_text(
+            json.dumps(live_runs(served, profiles, plan, args)) + "\n", encoding="utf-8"
+        )
     plan = json.loads(plan_path.read_text(encoding="utf-8"))
     live = json.loads(live_path.read_text(encoding="utf-8"))
     loads = workloads(served, plan)
-    profiles = {STOCK: read_profile(args.vllm), CHAMELEON: read_profile(args.chameleon)}
     sim = {arm: simulated(arm, profile, served, loads) for arm, profile in profiles.items()}
     for row in live:
         profile = profiles[row["arm"]]
@@ -162,13 +166,19 @@ def warm_up(target: Target) -> None:
 
 
 def live_runs(
-    served: ServedModel, plan: dict[str, Any], args: argparse.Namespace
+    served: ServedModel,
+    profiles: dict[str, Profile],
+    plan: dict[str, Any],
+    args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Figures by run, arm and load."""
+    """Figures by run, arm and load; Chameleon's engine is of the kind that its profile is of."""
     found: list[dict[str, Any]] = []
+    kind = LoraBackend.PAGED if profiles[CHAMELEON].in_host else LoraBackend.SLOTS
+    backend = (f"serving.lora_backend={kind.value}",)
     for run, arm in in_turn(args.runs):
         folder = args.out / f"{run}-{arm}"
-        with running_server(server(arm, served, folder, recording_steps(folder))) as url:
+        spec = server(arm, served, folder, recording_steps(folder), backend)
+        with running_server(spec) as url:
             target = Target(url, BASE_MODEL, TOKEN_IDS)
             warm_up(target)
             for load, requests in enumerate(workloads(served, plan)):
@@ -212,11 +222,12 @@ def simulated(
         seats=SHAPE.seats,
         batch_tokens=SHAPE.batch_tokens,
         slots=SHAPE.slots,
-        slot_parts=1 if is_stock else ServingSettings().slot_parts,
         max_rank=SHAPE.max_rank,
         pads_ranks=True,  # as vLLM's kernels do
         is_preloaded=is_stock,  # registered when the server starts
     )
+    if profile.in_host:
+        style = style.without_slots()
     moved = [
         replace(request, arrival_s=request.arrival_s + APART_S * number)
         for number, load in enumerate(loads)

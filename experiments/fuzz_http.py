@@ -6,15 +6,18 @@ Starts Chameleon on the tiny model with runtime loading, notes the answers to kn
               such as the schema allows and such as it forbids
     names     completions whose `model` is a path, a look-alike, a control sign or 10 kB
     numbers   completions with wild `max_tokens`, `priority` and `vllm_xargs`
+    changed   completions and chats that are sound but for a field or two: many of them reach the engine
     controls  loads, unloads and pins of such names, from real folders, devices and paths to nowhere
     after     wild numbers and texts after `/chameleon/arrivals?after=`
     raw       bodies that are no JSON, or nested 100,000 deep, to each of our POST routes
     keys      with --tenants only: admin's routes asked for with wild Authorization headers
 
 With --tenants the server has an admin key and one tenant: schema, controls, after and raw are the
-admin's, names and numbers the tenant's, whose adapters are half of those there are.
+admin's, names, numbers and changed the tenant's, whose adapters are half of those there are. With
+--planted it has a fault behind all that is checked before the engine (`planted_http_fault`), only the
+changed ones are sent, and the run fails unless they find it.
 
-A finding is a status of 500 or above, no answer within the limit, what needs a key and is let in without,
+A finding is a status of 500 or above (in a stream, too), no answer within the limit, what needs a key and is let in without,
 and, after each kind: an unhealthy server, another answer to a known request, another list of models.
 Findings in routes that are vLLM's own are listed apart and do not fail the run.
 
@@ -22,6 +25,7 @@ Findings in routes that are vLLM's own are listed apart and do not fail the run.
 
     .venv/bin/python -m experiments.fuzz_http --inputs 200 --seed 0
     .venv/bin/python -m experiments.fuzz_http --inputs 100 --seed 1 --tenants
+    .venv/bin/python -m experiments.fuzz_http --inputs 100 --planted
 """
 
 import argparse
@@ -54,6 +58,8 @@ from chameleon_lora.servers.launching import (
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import TARGET_MODULES, default_cache_dir, ensure_tiny_model
 from chameleon_lora.tenants import hash_key
+from experiments import planted_http_fault
+from experiments.request_mutations import BASES, PROMPT, requests_for
 
 LIMIT_S, START_LIMIT_S = 60.0, 900.0
 OK, ERROR = 200, 500
@@ -70,7 +76,7 @@ MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGAT
 NAMED = ("acme-0", "acme-1", "bob-0", "bob-1")  # of the tenant acme, and of others
 SPARE = "spare"
 KEYS = {"admin": "admin-key-0123456789", "acme": "acme-key-0123456789"}
-PROMPT = list(range(3, 40))
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 PARTS = ["..", ".", "/", "\\", "acme-0", "~", "%2e", "\0", "\n", "\r", "\x1b[2J", "a"]
 NAMES = (
@@ -132,9 +138,13 @@ class Tally:
         except LetInError as error:
             self.findings[f"let in: {error}"] += 1
             return
-        self.statuses[response.status_code] += 1
-        if response.status_code >= ERROR:
-            self.findings[f"{response.status_code}: {response.text[:160]}"] += 1
+        status, said = response.status_code, response.text
+        if status == OK and (begun := said.find('data: {"error"')) >= 0:
+            said = said[begun:].partition("\n")[0]
+            status = json.loads(said.removeprefix("data: "))["error"]["code"]
+        self.statuses[status] += 1
+        if status >= ERROR:
+            self.findings[f"{status}: {said[:160]}"] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +183,28 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=200, help="of each kind, route and mode")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tenants", action="store_true", help="with an admin key and a tenant")
+    parser.add_argument("--planted", action="store_true", help="with a fault that is to be found")
     parser.add_argument("--log", type=Path, default=Path("build/fuzz-http.log"))
     args = parser.parse_args()
     tried: Counter[bool] = Counter()
     findings: Counter[bool] = Counter()
-    with server(args.log.absolute(), has_keys=args.tenants) as target:
+    statuses: Counter[int] = Counter()
+    sent, planted = changed if args.planted else kinds, 0
+    with server(args.log.absolute(), has_keys=args.tenants, is_planted=args.planted) as target:
         before = known(target)
-        for kind, tally in kinds(target, args.inputs, args.seed):
+        for kind, tally in sent(target, args.inputs, args.seed):
             afterwards(target, before, tally)
             show(kind, tally)
             tried[tally.is_ours] += tally.tried
             findings[tally.is_ours] += tally.findings.total()
+            statuses += tally.statuses
+            planted += sum(
+                n for text, n in tally.findings.items() if planted_http_fault.WORDS in text
+            )
+    print("all answers:", shares(statuses))
+    if args.planted:
+        print(f"the planted fault was found {planted} times among {tried.total()} requests")
+        return 0 if planted else 1
     print(
         f"{tried.total()} requests, seed {args.seed}: {findings[True]} findings in {tried[True]} to "
         f"routes of ours, {findings[False]} in {tried[False]} to vLLM's own"
@@ -193,15 +214,21 @@ def main() -> int:
 
 def show(kind: str, tally: Tally) -> None:
     """One line, and one for each sort of finding."""
-    statuses = ", ".join(f"{status}: {n}" for status, n in sorted(tally.statuses.items()))
-    print(f"{kind:42}{tally.tried:6} requests {tally.findings.total():4} findings  {statuses}")
+    found = tally.findings.total()
+    print(f"{kind:42}{tally.tried:6} requests {found:4} findings  {shares(tally.statuses)}")
     for text, count in tally.findings.most_common(10):
         print(f"    {count} times {text!r}", flush=True)
 
 
+def shares(statuses: Counter[int]) -> str:
+    """How many answers had each status, and which part of all."""
+    count = statuses.total()
+    return ", ".join(f"{status}: {n} ({n / count:.0%})" for status, n in sorted(statuses.items()))
+
+
 @contextlib.contextmanager
-def server(log: Path, *, has_keys: bool) -> Iterator[Target]:
-    """A running server with the adapters NAMED."""
+def server(log: Path, *, has_keys: bool, is_planted: bool) -> Iterator[Target]:
+    """A running server with the adapters NAMED, and with the fault if that is to be planted."""
     model = ensure_tiny_model(default_cache_dir())
     dims = ModelDims.from_model(model)
     with tempfile.TemporaryDirectory() as home:
@@ -210,17 +237,22 @@ def server(log: Path, *, has_keys: bool) -> Iterator[Target]:
             make_adapter(adapters / name, dims, 8, seed=number, scale=1.0)
         make_adapter(Path(home) / SPARE, dims, 8, seed=9)
         (adapters / "outside").symlink_to(model)
-        keys: tuple[str, ...] = ()
+        template = Path(home) / "template.jinja"
+        template.write_text(CHAT_TEMPLATE)
+        extra: tuple[str, ...] = ("--chat-template", str(template))
+        environment = dict(RUNTIME_LOADING)
+        if is_planted:
+            environment["PYTHONPATH"] = planted_http_fault.announce(Path(home))
         if has_keys:
             tenants, key = Path(home) / "tenants.toml", Path(home) / "admin.key"
             tenants.write_text(
                 f'[tenants.acme]\nkeys = ["{hash_key(KEYS["acme"])}"]\nadapters = ["acme-*"]\n'
             )
             key.write_text(KEYS["admin"])
-            keys = ("--tenants", str(tenants), "--admin-key-file", str(key))
+            extra += ("--tenants", str(tenants), "--admin-key-file", str(key))
         shape = EngineShape(target_modules=TARGET_MODULES)
-        command = chameleon_command(ServedModel.of(model, adapters, shape), keys)
-        with running_server(cpu_server(command, log, RUNTIME_LOADING, START_LIMIT_S)) as url:
+        command = chameleon_command(ServedModel.of(model, adapters, shape), extra)
+        with running_server(cpu_server(command, log, environment, START_LIMIT_S)) as url:
             yield Target(url, adapters, has_keys)
 
 
@@ -230,8 +262,10 @@ def kinds(target: Target, count: int, number: int) -> Iterator[tuple[str, Tally]
         yield "keys", fuzzed(AUTHORIZATIONS, count, number, lambda value: let_in(target, value))
     yield "names", fuzzed(NAMES, count, number, lambda name: served(target, name))
     yield "numbers", fuzzed(NUMBERS, count, number, lambda fields: completed(target, fields))
+    yield from changed(target, count, number)
     after = st.integers() | COUNTS | st.text(max_size=20)
-    yield "after", fuzzed(after, count, number, lambda value: arrivals(target, value))
+    get = functools.partial(target.get, "/chameleon/arrivals")
+    yield "after", fuzzed(after, count, number, lambda value: get(after=value))
     calls = st.tuples(st.sampled_from(CONTROLS), orders(target))
     yield "controls", fuzzed(calls, len(CONTROLS) * count, number, lambda call: target.post(*call))
     for path in CONTROLS:
@@ -243,6 +277,13 @@ def kinds(target: Target, count: int, number: int) -> Iterator[tuple[str, Tally]
             tally = fuzzed(cases, count, number, lambda case: called(target, case))
             tally.is_ours = (method, path) in OURS
             yield f"schema {method} {path}, {mode.value}", tally
+
+
+def changed(target: Target, count: int, number: int) -> Iterator[tuple[str, Tally]]:
+    """Requests of which many reach the engine."""
+    for path in BASES:
+        send = functools.partial(asked, target, path)
+        yield f"changed {path}", fuzzed(requests_for(path), count, number, send)
 
 
 def fuzzed(
@@ -289,11 +330,6 @@ def called(target: Target, case: Any) -> Any:
     return case.call(base_url=target.url, headers=target.headers("admin"), timeout=LIMIT_S)
 
 
-def arrivals(target: Target, after: Any) -> Any:
-    """What came after that."""
-    return target.get("/chameleon/arrivals", after=after)
-
-
 def served(target: Target, name: str) -> Any:
     """A completion by a name, which nobody is to get who may not name it.
 
@@ -311,6 +347,11 @@ def completed(target: Target, fields: dict[str, Any]) -> Any:
     """A completion as the tenant asks for it."""
     body = {"model": NAMED[0], "prompt": PROMPT, "max_tokens": 2, "temperature": 0, **fields}
     return target.post("/v1/completions", body, "acme")
+
+
+def asked(target: Target, path: str, body: dict[str, Any]) -> Any:
+    """Such a request by the tenant, for an adapter that it may name."""
+    return target.post(path, {"model": NAMED[0], **body}, "acme")
 
 
 def let_in(target: Target, authorization: str) -> Any:

@@ -151,7 +151,7 @@ class ProductCache:
     """`Residency` with as many slots as adapters, so that host memory alone decides."""
 
     def __init__(self, stream: Stream, settings: CacheSettings, seed: int) -> None:
-        slots = SlotTable(len(stream.ranks), parts=1, max_rank=max(RANKS))
+        slots = SlotTable(len(stream.ranks))
         self._residency = Residency(settings, slots, seed, HOST_ONLY, KvBlocks(0, 0))
         self._entries = [
             self._residency.register(Adapter(AdapterId(n), f"a{n}", rank, stream.nbytes(n)))

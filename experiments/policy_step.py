@@ -33,7 +33,6 @@ LIMITS = EngineLimits(
     slots=32,
     kv_tokens=64_000,
     kv_bytes_per_token=131_072,
-    max_rank=128,
     block_bytes=16 * 131_072,
 )
 PROMOTION_STEPS = 2

@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
     "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
     "cache": {"host_bytes": 900_000},
     "lanes": {"first_after": 24},
-    "serving": {"slot_parts": 2},
+    "serving": {"lora_backend": "slots"},
 }
 
 

@@ -13,7 +13,12 @@ from chameleon_lora.servers.launching import (
     stock_command,
 )
 from chameleon_lora.servers.process import ServerSpec
-from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_adapters, ensure_tiny_model
+from chameleon_lora.servers.tiny_model import (
+    RANKS,
+    default_cache_dir,
+    ensure_adapters,
+    ensure_tiny_model,
+)
 from chameleon_lora.workload.lengths import LengthScale
 
 STOCK, CHAMELEON = "stock", "chameleon"
@@ -23,11 +28,13 @@ TOKEN_IDS = (3, 512)
 STEPS = "steps.jsonl"
 
 
-def served_model(layers: int, adapters: int, shape: EngineShape) -> ServedModel:
+def served_model(
+    layers: int, adapters: int, shape: EngineShape, ranks: Sequence[int] = RANKS
+) -> ServedModel:
     """The tiny model and its adapters, made at the first call, for servers of this shape."""
     cache = default_cache_dir()
     model = ensure_tiny_model(cache, layers)
-    return ServedModel.of(model, ensure_adapters(model, cache, adapters), shape)
+    return ServedModel.of(model, ensure_adapters(model, cache, adapters, ranks), shape)
 
 
 def in_turn(pairs: int) -> Iterator[tuple[int, str]]:

@@ -33,7 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     parser.add_argument(
-        "--duration", type=float, default=1800.0, metavar="S", help="at least; default 1800"
+        "--duration", type=float, default=1800.0, metavar="S", help="that counts; default 1800"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="before that, in which memory may grow; default 600, in which pools and caches filled",
     )
     parser.add_argument("--seed", type=int, default=0, help="chooses the faults; default 0")
     parser.add_argument(
@@ -48,6 +55,8 @@ def soak_command(args: argparse.Namespace) -> int:
     try:
         if args.duration < LEAST_S:
             raise ConfigError(f"--duration is {args.duration:g} s, the least is {LEAST_S:g}")
+        if args.warm_up < 0:
+            raise ConfigError(f"--warm-up is {args.warm_up:g} s, the least is 0")
         faults = [fault for fault in named(args.only) if not fault.ends_server]
         if not faults:
             raise ConfigError(
@@ -63,7 +72,8 @@ def soak_command(args: argparse.Namespace) -> int:
                 ensure_tiny_model(cache), Path(folder) / "fixtures", len(SERVED)
             )
             with started(ServerKind(), fixtures, Path(folder) / "server", cache) as server:
-                soaked = server.run(partial(soak, faults, args.duration, args.seed, _say))
+                times_s = (args.warm_up, args.duration)
+                soaked = server.run(partial(soak, faults, times_s, args.seed, _say))
         return _told(soaked, args.out)
     except ChameleonError as error:
         print(f"faults: {error}", file=sys.stderr)

@@ -23,8 +23,8 @@ class Soaked:
 
     Attributes:
         samples: one after each row's fault, with the server idle and its free memory given back.
-        warm_up: how many of them do not count for growth: until every kind of fault was there once,
-            pools and caches fill.
+        warm_up: how many of them do not count for growth: pools and caches fill for some minutes, and
+            until every kind of fault was there once.
     """
 
     rows: tuple[FaultRow, ...]
@@ -82,28 +82,29 @@ class Soaked:
 
 async def soak(
     faults: Sequence[InflictedFault],
-    duration_s: float,
+    times_s: tuple[float, float],
     seed: int,
     on_row: Callable[[FaultRow, LeakSample], None],
     context: FaultContext,
 ) -> Soaked:
-    """Each fault once, then faults at random, until the time is over or the server is unwell.
+    """Each fault once, then faults at random, until the times are over or the server is unwell.
 
-    It lasts longer if growth could not be told yet.
+    The first of the two is the warm-up's. It lasts longer if growth could not be told yet.
     """
     rng = random.Random(seed)
     due = rng.sample(faults, len(faults))
     began_s = now_s()
     rows: list[FaultRow] = []
     samples: list[LeakSample] = []
-    while now_s() - began_s < duration_s or len(samples) < len(faults) + LEAST_SAMPLES:
+    while now_s() - began_s < sum(times_s) or len(samples) < len(faults) + LEAST_SAMPLES:
         row = await try_fault(due.pop() if due else rng.choice(faults), context)
         rows.append(row)
         if not row.is_clean:
             break
         samples.append(await _sampled(context, now_s() - began_s))
         on_row(row, samples[-1])
-    return Soaked(tuple(rows), tuple(samples), len(faults))
+    warm = sum(sample.at_s < times_s[0] for sample in samples)
+    return Soaked(tuple(rows), tuple(samples), max(len(faults), warm))
 
 
 async def _sampled(context: FaultContext, at_s: float) -> LeakSample:

@@ -166,7 +166,7 @@ def test_a_float_is_finite(value: float) -> None:
         ({"serving": {"trusted_roots": "/a"}}, ("'serving.trusted_roots' is '/a'", "a list of values of type str")),
         ({"serving": {"max_body_bytes": 100}}, ("serving.max_body_bytes is 100", "1024 or more")),
         ({"serving": {"trusted_roots": [5]}}, ("'serving.trusted_roots' is [5]", "a list of values of type str")),
-        ({"serving": {"slot_parts": 3}}, ("serving.slot_parts is 3", "1, 2, 4, 8 or 16")),
+        ({"serving": {"slot_parts": 4}}, ("'serving.slot_parts' is no more", "serving.lora_backend", "Leave it out")),
     ],
     ids=str,
 )  # fmt: skip

@@ -25,7 +25,7 @@ from chameleon_lora.engine_vllm.event_log import stopwatch_s
 from chameleon_lora.engine_vllm.measure.offline import ENVIRONMENT
 from chameleon_lora.engine_vllm.messages import DropAdapter, LoadAdapter, Loaded
 from chameleon_lora.engine_vllm.worker.lora_manager import manager_class
-from experiments.activation import ADAPTERS, Stage
+from experiments.activation import ADAPTERS, IN_SLOTS, Stage
 from experiments.gpu.engines import chameleon_here, mixed_wave, warm_wave
 from experiments.gpu.folders import ensure_adapters, ensure_model
 from experiments.gpu.jobs import CONTEXT_TOKENS, serving_engine
@@ -114,7 +114,12 @@ def _engine(options: RunOptions, rank: int) -> Any:
     }
     arguments.pop("compilation_config", None)
     return LLM(
-        str(model), skip_tokenizer_init=True, enable_lora=True, disable_log_stats=True, **arguments
+        str(model),
+        skip_tokenizer_init=True,
+        enable_lora=True,
+        disable_log_stats=True,
+        additional_config=IN_SLOTS,
+        **arguments,
     )
 
 

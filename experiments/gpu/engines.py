@@ -122,7 +122,7 @@ def _job(options: RunOptions, model: Path, scheduler: str | None, waves: list[Wa
     return OfflineJob(
         model=str(model),
         scheduler=scheduler,
-        settings={},
+        settings={"serving": {"lora_backend": "slots"}},  # a dry run has none otherwise
         engine=serving_engine(options),
         waves=waves,
     )

@@ -85,7 +85,7 @@ SETTINGS: dict[str, Any] = {
     "preset": "vllm",  # requests are admitted as stock admits them: batches are the same
     # The preset keeps adapters out of KV blocks: max_bytes None lets them in.
     "device": {"max_bytes": None, "promotions_per_s": 1000.0, "headroom_share": 0.0},
-    "serving": {"debug_checks": True, "slot_parts": 1},
+    "serving": {"debug_checks": True, "lora_backend": "slots"},
 }
 Answers = list[list[int]]
 

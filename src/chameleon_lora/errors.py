@@ -7,6 +7,7 @@ ChameleonError
 │   ├── AdapterNotFoundError
 │   ├── AdapterInvalidError    its files are broken, incomplete or of an unsupported kind
 │   ├── AdapterUnreadableError its files cannot be read now; what is in them is not known
+│   │   └── AdapterTimeoutError    nor can it be told soon, as where a disk hangs
 │   ├── AdapterUnfitError      its files are sound, but what is in them will not do for this model
 │   ├── LoadFailedError        the engine tried to load it and could not (`engine_vllm/errors.py`)
 │   ├── AdapterRequestsError   requests of vLLM's LLM class ended without an answer
@@ -45,6 +46,10 @@ class AdapterInvalidError(AdapterError):
 
 class AdapterUnreadableError(AdapterError):
     """The adapter's files cannot be read at the moment, by the fault of a disk, rights or limits."""
+
+
+class AdapterTimeoutError(AdapterUnreadableError):
+    """Nothing can be said about the adapter just now: its disk, or too many others, do not answer."""
 
 
 class AdapterUnfitError(AdapterError):

@@ -20,6 +20,11 @@ from chameleon_lora.policy.settings import PolicySettings, Preset, preset
 
 T = TypeVar("T")
 KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+GONE = {
+    "serving.slot_parts": "no two adapters share a slot; where serving.lora_backend is auto, an engine on a CPU has "
+    "no slots at all, and uses each adapter at its own rank. Leave it out"
+}
+"""Settings of former versions, and what is in their place."""
 POLICY = tuple(f.name for f in dataclasses.fields(PolicySettings))
 
 
@@ -49,10 +54,8 @@ class ServingSettings:
             adapter's folder when it is offered or loaded: read by torch with weights_only in a process of
             its own. Some seconds each, in which no other new folder is looked at.
         lora_backend: from where batches use adapters: `slots` is vLLM's way; `paged` is without slots, from where
-            adapters lie in host memory, on CPU only so far, where --max-loras bounds nothing; `auto` is
+            adapters lie in host memory, on a CPU only so far, where --max-loras bounds nothing; `auto` is
             that where the engine can, and slots elsewhere. Chameleon's first line in the log says which, and why.
-        slot_parts: cells a slot is divided into at most, so that adapters of lower rank share it: a
-            power of two; 1 is vLLM's own one adapter a slot. Works on CPU only so far.
         disk_cache_bytes: of packed copies of adapters on disk, for all workers of an engine on a host, so that
             an adapter's later loads are one read; never more than a tenth of what is free there. They
             lie in a file without a name, which goes with the worker. 0 for none.
@@ -81,8 +84,7 @@ class ServingSettings:
     trusts_hints: bool = False
     serves_partial: bool = False
     converts_bin: bool = False
-    lora_backend: LoraBackend = LoraBackend.SLOTS
-    slot_parts: int = 4
+    lora_backend: LoraBackend = LoraBackend.AUTO
     disk_cache_bytes: int = 1 << 30
     disk_cache_dir: str | None = None
     debug_checks: bool = False
@@ -100,8 +102,6 @@ class ServingSettings:
         for root in self.trusted_roots:
             if not Path(root).is_absolute():
                 raise ConfigError(f"serving.trusted_roots holds {root!r}; use absolute paths")
-        if self.slot_parts not in (1, 2, 4, 8, 16):
-            raise ConfigError(f"serving.slot_parts is {self.slot_parts}; use 1, 2, 4, 8 or 16")
         if self.disk_cache_bytes < 0:
             raise ConfigError(
                 f"serving.disk_cache_bytes is {self.disk_cache_bytes}; use 0 (none) or more"
@@ -166,6 +166,8 @@ def _changed(base: T, given: Any, path: str) -> T:
     hints = get_type_hints(type(base))
     changes: dict[str, Any] = {}
     for key, value in given.items():
+        if f"{path}{key}" in GONE:
+            raise ConfigError(f"setting '{path}{key}' is no more: {GONE[path + key]}")
         if key not in hints:
             names = ", ".join(sorted(hints))
             raise ConfigError(f"setting '{path}{key}' is unknown; known here are {names}")

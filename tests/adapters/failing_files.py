@@ -43,12 +43,12 @@ class HungDisk(threading.Event):
         self, patch: pytest.MonkeyPatch, is_there: Callable[[Path], bool], call: str = "stat"
     ) -> None:
         super().__init__()
-        self.asked = 0
+        self.is_there, self.asked = is_there, 0
         of_os = getattr(os, call)
 
         def late(path: Any, *args: Any, **given: Any) -> Any:
             is_other = threading.current_thread() is not threading.main_thread()
-            if is_other and not isinstance(path, int) and is_there(Path(path)):
+            if is_other and not isinstance(path, int) and self.is_there(Path(path)):
                 self.asked += 1
                 self.wait()
             return of_os(path, *args, **given)

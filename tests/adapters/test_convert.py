@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from chameleon_lora.adapters.convert import _new_file, convert, is_only_pickled
+from chameleon_lora.adapters.convert import _new_file, _unpickle, convert, is_only_pickled
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from chameleon_lora.adapters.inspect import AdapterLimits, require_servable
 from chameleon_lora.adapters.make import ModelDims, make_adapter
@@ -167,10 +167,13 @@ def test_the_reader_gives_up_what_it_does_not_need() -> None:
         limits = (resource.getrlimit(kind) for kind in (
             resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE, resource.RLIMIT_CPU, resource.RLIMIT_AS
         ))
-        print(*(now for now, most in limits if now == most))
+        print(*(number for pair in limits for number in pair))
     """
-    said = subprocess.check_output([sys.executable, "-c", script], text=True)
-    files, children, core, cpu_s, memory_bytes = map(int, said.split())
+    said = list(
+        map(int, subprocess.check_output([sys.executable, "-c", script], text=True).split())
+    )
+    files, children, core, cpu_s, memory_bytes = said[::2]
+    assert [24, 0, 0, cpu_s + 1, memory_bytes] == said[1::2]  # CPU: SIGXCPU comes before SIGKILL
     assert (24, 0, 0) == (files, children, core)
     assert 60 <= cpu_s < 600
     assert 512 << 20 < memory_bytes < 1 << 40
@@ -186,7 +189,7 @@ def test_what_cannot_be_converted_says_why(
         convert(adapter, roots=[tmp_path / "elsewhere"])
     monkeypatch.setattr(os, "fsync", _full)
     monkeypatch.setattr(sys, "executable", "/bin/true")
-    with pytest.raises(AdapterInvalidError, match=r"No space left .* way out: convert a copy"):
+    with pytest.raises(AdapterUnreadableError, match=r"No space left .* or convert a copy"):
         convert(adapter)
     (adapter / BIN).unlink()
     with pytest.raises(AdapterInvalidError, match=f"no {BIN} to convert; way out"):
@@ -204,6 +207,62 @@ def test_trouble_that_may_be_over_soon_refuses_no_adapter(adapter: Path) -> None
         pytest.raises(AdapterUnreadableError, match=r"adapter 'pickled': .*Too many open files"),
     ):
         require_servable(adapter, AdapterLimits(converts_bin=True))
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EFBIG", "EIO"])
+def test_a_folder_that_cannot_be_written_refuses_no_adapter(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """Whatever its disk or its rights are, the file is not to blame; it says which file cannot be made."""
+
+    def fail(*_args: object, **_given: object) -> None:
+        raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(AdapterUnreadableError, match=os.strerror(getattr(errno, error))):
+        require_servable(adapter, AdapterLimits(converts_bin=True))
+    assert ["adapter_config.json", BIN] == names_in(adapter)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        (BIN, "/dev/full", "No space left on device"),
+        ("/proc/self/mem", "out", "Input/output error"),
+    ],
+)
+def test_the_reader_blames_no_file_for_its_disk(
+    adapter: Path, source: str, target: str, words: str
+) -> None:
+    """In its own process: a disk that is full when the tensors are written, and one that fails in a read."""
+    with (
+        (adapter / source).open("rb", buffering=0) as pickled,
+        (adapter / target).open("wb", buffering=0) as made,
+        pytest.raises(AdapterUnreadableError, match=f"{words}.*way out"),
+    ):
+        _unpickle(BIN, pickled, made)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        ("kill -KILL $$", AdapterUnreadableError),  # as for want of the machine's memory
+        ("kill -BUS $$", AdapterUnreadableError),  # a mapped file's disk failed
+        ("exit 1", AdapterUnreadableError),  # before the file was read
+        ("kill -SEGV $$", AdapterInvalidError),
+        ("kill -XCPU $$", AdapterInvalidError),
+    ],
+)
+def test_a_reader_that_was_stopped_blames_what_stopped_it(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, error: type[Exception]
+) -> None:
+    """Only what a file can do to it is the file's fault."""
+    (tmp_path / "reader").write_text(f"#!/bin/sh\n{end}\n")
+    (tmp_path / "reader").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "reader"))
+    with pytest.raises(error, match="was stopped"):
+        convert(adapter)
 
 
 def test_without_torch_it_says_how_to_get_it(

@@ -20,7 +20,7 @@ from chameleon_lora.errors import BenchError, ConfigError
 from chameleon_lora.metrics.step_work import StepWork
 from chameleon_lora.servers.launching import EngineShape
 from chameleon_lora.servers.tiny_model import TARGET_MODULES
-from chameleon_lora.sim.profile import Basis
+from chameleon_lora.sim.profile import Basis, parse_profile, profile_text
 
 DIMS = ModelDims(128, 256, 2, 4, 2, 32, "tiny")
 RANK_BYTES = 2 * 4 * (4 * 128 + 128 + 64 + 64 + 128)  # 2 layers, float32; q, k, v, o
@@ -91,6 +91,21 @@ def test_a_log_becomes_a_profile(target: CalibrationTarget) -> None:
     assert fit.step_error == profile.error["step"]
 
 
+def test_an_engine_without_slots_becomes_a_profile_without_copies(
+    target: CalibrationTarget,
+) -> None:
+    """Adapters are read from disk and copied no further; all of the pool is KV cache."""
+    log = log_of(300)
+    log.in_host, log.copies = True, [copy for copy in log.copies if copy.source == "disk"][:1]
+    profile, fit = fitted("mine", target, log, 0.007)
+    assert (True, 4 * 1600) == (profile.in_host, profile.memory.pool_bytes)
+    assert pytest.approx(0.010, rel=1e-3) == profile.disk.copy_s(RANK_BYTES * 8)
+    assert 0.0 == pytest.approx(profile.host_link.copy_s(RANK_BYTES * 8), abs=1e-6)
+    text = summary(profile, fit, log)
+    assert ("disk" in text, "host_link" in text, "lora_adapter_rank" in text) == (True, False, True)
+    assert profile == parse_profile(profile_text(profile), "mine")
+
+
 def test_the_summary_shows_costs_copies_and_error(target: CalibrationTarget) -> None:
     """In microseconds, milliseconds and percent."""
     log = log_of(300)
@@ -119,6 +134,7 @@ def test_both_servers_get_the_engines_arguments(
     assert ("q_proj", "v_proj") == command[at + 1 : at + 3]
     assert "4" == command[command.index("--max-num-seqs") + 1]
     assert (f"a-r8={target.adapters[0].path}" in command) is not has_chameleon
+    assert ("serving.lora_backend=auto" in command) is has_chameleon
 
 
 def test_without_scipy_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

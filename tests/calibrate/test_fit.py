@@ -1,7 +1,7 @@
 """Costs from measured steps and copies."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -32,7 +32,7 @@ TRUE = StepCosts(
 
 EARLIER = [
     0.012499983, 2.088357160e-4, 5.065351592e-4, 2.224546042e-6, 1.260046005e-7,
-    0.009538022997, 0.002238353704, 3.218018462e-4, 2.162758457e-5, 3.075947797e-5,
+    0.009538022997, 0.002238353704, 3.218018462e-4, 2.162758457e-5, 3.075947797e-5, 0.0,
 ]  # fmt: skip
 
 
@@ -71,6 +71,21 @@ def test_costs_are_found_in_clean_steps() -> None:
         assert pytest.approx(getattr(TRUE, field.name), rel=1e-4) == getattr(fit.costs, field.name)
     assert pytest.approx(0.0, abs=1e-6) == fit.step_error
     assert 100 == fit.held_out
+
+
+def test_costs_of_exact_ranks_are_found() -> None:
+    """Adapters of ranks 4 to 64, each with rows of its own: what a rank costs to read, and by row."""
+    costs, rng, steps = replace(TRUE, lora_adapter_rank_s=1e-5), random.Random(3), []
+    for _ in range(500):
+        work = random_work(rng)
+        ranks = [rng.choice((4, 8, 16, 64)) for _ in range(work.adapters)]
+        work.adapter_ranks = sum(ranks)
+        work.lora_prefill_ranks = work.prefill_tokens * max(ranks, default=0)
+        work.lora_decode_ranks = sum(rank * rng.randint(1, 4) for rank in ranks)
+        steps.append(MeasuredStep(work, costs.step_s(work)))
+    found = fit_steps(steps).costs
+    for field in fields(costs):
+        assert pytest.approx(getattr(costs, field.name), rel=1e-3) == getattr(found, field.name)
 
 
 def test_hiccups_of_the_machine_are_shared_out() -> None:

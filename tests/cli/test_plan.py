@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,37 @@ def test_slots_fit_the_adapters_unless_given(profile: str) -> None:
     assert 64 == asked(*few, "--ranks", "8,48").style.max_rank
     assert 16 == asked(*few, "--ranks", "8").style.max_rank
     assert 32 == asked(*few, "--ranks", "8", "--max-lora-rank", "32").style.max_rank
+
+
+@pytest.mark.slow
+def test_a_profile_without_slots_plans_an_engine_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adapters are used from host memory: no slots, none of the pool, no copies; nor S-LoRA's engine."""
+    path = tmp_path / "cpu.toml"
+    path.write_text(profile_text(replace(SMALL, in_host=True)), "utf8")
+    words = ["plan", "--profile", str(path), *FAST]
+    assert (True, True, 0) == (
+        (style := asked(*words[1:]).style).is_paged,
+        style.in_host,
+        style.slots,
+    )
+    assert 0 == main([*words, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    memory = answer["memory"]
+    assert (None, 0, 0) == (
+        answer["engine"]["max_loras"],
+        memory["slots_bytes"],
+        memory["adapters_mean_bytes"],
+    )
+    assert memory["pool_bytes"] == memory["kv_cache_bytes"] > memory["requests_peak_bytes"] > 0
+    assert "host link" not in {what_if["constraint"] for what_if in answer["binding"]["what_ifs"]}
+    for more, reason in (
+        (("--max-loras", "4"), "without slots"),
+        (("--policy", "slora"), "copies"),
+    ):
+        assert 2 == main([*words, *more])
+        assert reason in capsys.readouterr().err
 
 
 def test_s_loras_engine_comes_with_its_policy(profile: str) -> None:

@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.hooks import install
 from tests.engine_vllm.hooked import vllm_restored
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS, VOCABULARY = 64, 96, 2, 1, 2, 256
 SLOTS = 3
 MAX_RANK = 16
-CELLS = Cells(SLOTS, 1, MAX_RANK)
-"""The engine's own division: vLLM's one adapter a slot. Tests of shared slots bring another."""
 SHAPES = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (HIDDEN, HIDDEN * KV_HEADS // HEADS),
@@ -148,7 +145,7 @@ def lora_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraEngine
             enforce_eager=True,
             enable_prefix_caching=False,
             disable_log_stats=True,
-            additional_config={CONFIG_KEY: {"serving": {"slot_parts": CELLS.parts}}},
+            additional_config={CONFIG_KEY: {"serving": {"lora_backend": "slots"}}},
         )
     core = llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner

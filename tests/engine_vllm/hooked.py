@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from chameleon_lora.engine_vllm.hook_table import HOOKS
-from chameleon_lora.engine_vllm.hooks import _owner, is_installed
+from chameleon_lora.engine_vllm.hooks import _is_expected, _owner, is_installed
 
 
 @contextmanager
@@ -13,7 +13,7 @@ def vllm_restored() -> Iterator[None]:
     """Afterwards every attribute that the table replaces is what it was before, or not there."""
     before: list[tuple[Any, str, list[Any]]] = []
     for hook in HOOKS:
-        if hook.wrapper is not None:
+        if hook.wrapper is not None and _is_expected(hook):  # an older vLLM lacks some modules
             owner, attribute = _owner(hook.module, hook.target)
             before.append(
                 (owner, attribute, [vars(owner)[a] for a in vars(owner) if a == attribute])
@@ -33,7 +33,7 @@ def vllm_unhooked() -> Iterator[None]:
     """vLLM without Chameleon's hooks for a while, whatever an engine put there in this process."""
     with vllm_restored():
         for hook in HOOKS:
-            if hook.wrapper is None:
+            if hook.wrapper is None or not _is_expected(hook):
                 continue
             owner, attribute = _owner(hook.module, hook.target)
             while is_installed(hook):

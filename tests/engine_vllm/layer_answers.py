@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from chameleon_lora.engine_vllm.cells import Cells
-from chameleon_lora.engine_vllm.worker.packed_adapter import slot_matrix, stacked_tensors
+from chameleon_lora.engine_vllm.worker.packed_adapter import stacked_tensors
 from tests.engine_vllm.conftest import ALL_TARGETS, HIDDEN, VOCABULARY, MakeAdapter
 
 TOLERANCE = 1e-6  # of the largest number a layer answers: sums that begin elsewhere round otherwise
@@ -86,22 +85,6 @@ def assert_alike(answers: Deltas, alone: Mapping[int, Deltas], batch: Sequence[i
             expected = alone[number][name]
             error = float((found[row] - expected).abs().max())
             assert error <= TOLERANCE * float(expected.abs().max()), (name, number, error)
-
-
-def contents(manager: Any, cells: Cells, window: range) -> bytes:
-    """All that the layers hold in these cells' ranks of their slot."""
-    slot, first = cells.slot(window.start), cells.first_rank(window.start)
-    last = first + len(window) * (cells.max_rank // cells.parts)
-    found = bytearray()
-    for module in manager._adapter_manager.modules.values():
-        is_embedding = type(module).__name__ == "VocabParallelEmbeddingWithLoRA"
-        for stacked in stacked_tensors(module, "a"):
-            matrix = slot_matrix(stacked, slot)
-            part = matrix[:, first:last] if is_embedding else matrix[first:last]
-            found += part.numpy().tobytes()
-        for stacked in stacked_tensors(module, "b"):
-            found += slot_matrix(stacked, slot)[:, first:last].numpy().tobytes()
-    return bytes(found)
 
 
 def slot_bytes(manager: Any, slot: int) -> bytes:

@@ -52,7 +52,7 @@ class Behind:
             caller.input_tokens, caller.output_tokens = self.uses
             caller.unfinished = self.unfinished
         body = (await receive())["body"] if scope.get("method") in ("POST", "DELETE") else b""
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         self.seen.append({"path": scope["path"], "headers": headers, "body": body.decode()})
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(self.seen[-1]).encode()})

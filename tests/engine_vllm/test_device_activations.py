@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.messages import (
     ActivateAdapter,
     Activated,
@@ -20,7 +19,7 @@ from chameleon_lora.engine_vllm.messages import (
 )
 from chameleon_lora.errors import AdapterError
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import ALL_TARGETS, CELLS, MAX_RANK, SLOTS
+from tests.engine_vllm.conftest import ALL_TARGETS, SLOTS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -30,7 +29,6 @@ from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters 
 from tests.engine_vllm.adapter_commands import acks_of, load_all  # noqa: E402
 from tests.engine_vllm.layer_answers import all_stacked, slot_bytes  # noqa: E402
 
-QUARTERS = Cells(SLOTS, 4, MAX_RANK)
 RANKS = {1: 4, 2: 8, 3: 16, 4: 4, 5: 8}
 TARGETS = {4: ("q_proj", "v_proj"), 5: ("k_proj", "down_proj")}
 _serials = itertools.count()
@@ -62,19 +60,17 @@ def use(lora_engine: Any, runner: Any) -> Iterator[Use]:
     """Gives the engine a manager that knows nothing, over slots full of NaN."""
     manager = lora_engine.worker_manager
 
-    def start_afresh(cells: Cells, debug_checks: bool = True) -> Any:
+    def start_afresh(debug_checks: bool = True) -> Any:
         manager.remove_all_adapters()
         manager.adapters.close()
-        manager.adapters = make_worker_adapters(
-            manager, cells, ServingSettings(debug_checks=debug_checks)
-        )
+        manager.adapters = make_worker_adapters(manager, ServingSettings(debug_checks=debug_checks))
         manager.adapters.attach(runner)
         for stacked in all_stacked(manager):
             stacked.fill_(float("nan"))
         return manager
 
     yield start_afresh
-    start_afresh(CELLS, False)
+    start_afresh(False)
     for module in manager._adapter_manager.modules.values():
         for slot in range(SLOTS):
             module.reset_lora(slot)
@@ -108,24 +104,18 @@ def everything(manager: Any) -> list[bytes]:
     return [slot_bytes(manager, slot) for slot in range(SLOTS)]
 
 
-@pytest.mark.parametrize("cells", [CELLS, QUARTERS], ids=["whole slots", "shared slots"])
 def test_slots_hold_the_same_bytes_from_blocks_as_from_the_host(
-    use: Use, runner: Any, folders: dict[int, Path], cells: Cells
+    use: Use, runner: Any, folders: dict[int, Path]
 ) -> None:
     """For tenants of different ranks and layers after one another, promoted and demoted between."""
-    places = [
-        (n, cell) for n in (3, 1, 4, 2, 5, 3, 2, 1) for cell in (0, cells.count - cells.parts)
-    ]
-    moves = [ActivateAdapter(n, cell) for n, cell in places]
-    if cells.parts > 1:
-        moves += [ActivateAdapter(*place) for place in ((1, 4), (4, 5), (2, 6), (5, 4), (4, 6))]
-    manager = use(cells)
+    moves = [ActivateAdapter(n, s) for n in (3, 1, 4, 2, 5, 3, 2, 1) for s in (0, SLOTS - 1)]
+    manager = use()
     load_all(manager.adapters, folders)
     expected = []
     for move in moves:
         manager.adapters.execute([move])
         expected.append(everything(manager))
-    manager = use(cells)
+    manager = use()
     load_all(manager.adapters, folders)
     promote(manager, runner, 1, *folders)
     found = []
@@ -145,7 +135,7 @@ def test_an_adapter_without_blocks_comes_from_the_host(
     use: Use, runner: Any, folders: dict[int, Path]
 ) -> None:
     """Before its promotion, and after a demotion; unchecked where there is nothing to check."""
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     steps: list[tuple[list[Any], bool]] = [
         ([ActivateAdapter(1, 0)], False),
@@ -164,7 +154,7 @@ def test_an_activation_may_use_the_blocks_that_the_same_step_gives_up(
     use: Use, runner: Any, folders: dict[int, Path]
 ) -> None:
     """Commands are carried out in their order; another adapter takes the blocks after it."""
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     promote(manager, runner, 4, 3)
     (again,) = promotions(manager, runner, 4, (2,))
@@ -177,7 +167,7 @@ def test_an_activation_may_use_the_blocks_that_the_same_step_gives_up(
 
 def test_without_a_runner_nothing_is_promoted(use: Use, folders: dict[int, Path]) -> None:
     """The answer is final and the adapter is served from the host."""
-    manager = use(CELLS)
+    manager = use()
     manager.adapters.attach(None)
     load_all(manager.adapters, {1: folders[1]})
     manager.adapters.execute([PromoteAdapter(1, 7, (1, 2)), ActivateAdapter(1, 0)])
@@ -192,7 +182,7 @@ def test_a_drop_forgets_the_copy_in_blocks(
     use: Use, runner: Any, folders: dict[int, Path], is_complete: bool
 ) -> None:
     """Complete or under way: it is not answered, and nothing is written afterwards."""
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     if is_complete:
         promote(manager, runner, 5, 3)
@@ -216,7 +206,7 @@ def test_cleared_slots_are_filled_again_from_blocks(
     """After waking up, or a profile run, the copy in KV blocks serves as the host's does."""
     from vllm.lora.request import LoRARequest
 
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     promote(manager, runner, 6, 2)
     manager.adapters.execute([ActivateAdapter(2, 1)])
@@ -232,14 +222,14 @@ def test_a_step_fails_loudly_if_debug_checks_find_foreign_bytes(
     use: Use, runner: Any, folders: dict[int, Path]
 ) -> None:
     """Whoever wrote into the blocks, the adapter is named; without checks it is not noticed."""
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     promote(manager, runner, 7, 1)
     for cache in cache_tensors(runner):
         cache.fill_(5.0)
     with pytest.raises(AdapterError, match="Adapter 1's copy in the KV cache is not its host copy"):
         manager.adapters.execute([ActivateAdapter(1, 0)])
-    manager = use(CELLS, debug_checks=False)
+    manager = use(debug_checks=False)
     load_all(manager.adapters, folders)
     promote(manager, runner, 7, 1)
     manager.adapters.execute([ActivateAdapter(1, 0)])
@@ -263,11 +253,11 @@ def test_answers_are_the_same_from_blocks_and_afterwards(
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     moves = [ActivateAdapter(n, n - 1) for n in (1, 2, 3)]
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     manager.adapters.execute(moves)
     expected = answers()
-    manager = use(CELLS)
+    manager = use()
     load_all(manager.adapters, folders)
     promote(manager, runner, 8, 1, 2, 3)
     manager.adapters.execute(moves)

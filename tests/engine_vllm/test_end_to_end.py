@@ -36,7 +36,7 @@ CROWDED: dict[str, Any] = {**ONE_SEAT, "num_gpu_blocks_override": 24}
 TWO_RANKS: dict[str, Any] = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 EAGER: dict[str, Any] = {
     "device": {"promotions_per_s": 1000.0, "headroom_share": 0.0},
-    "serving": {"debug_checks": True, "slot_parts": 1},
+    "serving": {"debug_checks": True, "lora_backend": "slots"},
 }
 """Adapters come into idle KV blocks as fast as they can; all bytes and blocks are checked."""
 SMALL_HOST: dict[str, Any] = {"cache": {"host_bytes": 700_000}}

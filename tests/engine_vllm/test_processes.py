@@ -26,6 +26,8 @@ config = types.SimpleNamespace(
     scheduler_config=types.SimpleNamespace(scheduler_cls=scheduler), shutdown_timeout=30
 )
 signal.signal(signal.SIGTERM, lambda *_: print("told", config.shutdown_timeout, flush=True))
+for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # whoever runs the tests, as nohup does, may ignore them
 def run():
     processes.joining(lambda part, vllm_config: None)(None, config)
     print(os.getpid(), threading.active_count(), flush=True)

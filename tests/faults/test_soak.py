@@ -9,6 +9,7 @@ from faults.__main__ import main
     ("words", "expected"),
     [
         (["--duration", "5"], "--duration is 5 s, the least is 60"),
+        (["--warm-up", "-1"], "--warm-up is -1 s, the least is 0"),
         (["--only", "flood"], "no fault is named 'flood'"),
         (["--only", "killed"], "--only killed leaves no fault that a server survives"),
     ],

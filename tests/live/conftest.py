@@ -41,7 +41,7 @@ def server(
     adapters = fixtures.served_below(home)
     with running_server(server_spec(setup, fixtures, adapters, home / "server.log")) as url:
         is_tidied = not (setup.is_plain or setup.is_pooling)
-        yield Server(url, adapters, fixtures, is_tidied)
+        yield Server(url, setup, adapters, fixtures, is_tidied)
 
 
 @pytest.fixture(autouse=True)

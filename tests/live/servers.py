@@ -7,7 +7,7 @@ whatever name. Stock vLLM's answers are known by that number.
 import itertools
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ class ServerSetup:
     """One way to run Chameleon.
 
     Attributes:
-        slots: distinct adapters in one batch.
+        slots: distinct adapters in one batch, of an engine that has slots.
         seats: requests that run at a time.
         is_plain: vLLM's own command with `--scheduler-cls` and `--lora-modules`, rather than
             `chameleon serve` with a watched folder.
@@ -55,7 +55,7 @@ class ServerSetup:
 
 MANY_SLOTS = ServerSetup("plain-one-seat-eight-slots", slots=8, seats=1, is_plain=True)
 SHARED = ServerSetup(
-    "two-slots-eight-seats",
+    "eight-seats",
     slots=2,
     seats=8,
     flags=(
@@ -64,7 +64,11 @@ SHARED = ServerSetup(
         *("--set", "serving.scan_s=0.2"),
     ),
 )
-"""Scarce in all: slots, and KV blocks, into which adapters come as fast as they can."""
+"""As users get it on a CPU, without slots; scarce in KV blocks."""
+IN_SLOTS = replace(
+    SHARED, name="two-slots", flags=(*SHARED.flags, "--set", "serving.lora_backend=slots")
+)
+"""As other devices have it: scarce in slots too, and adapters come into KV blocks as fast as they can."""
 EMBEDDING = ServerSetup(
     "embedding",
     slots=2,
@@ -92,10 +96,12 @@ class Server:
     """A running server and the folder its adapters lie in, one folder for each name.
 
     Attributes:
+        setup: how it was started.
         is_tidied: other tests on it need the adapters of the start alone.
     """
 
     url: str
+    setup: ServerSetup
     adapters: Path
     fixtures: AdapterFixtures
     is_tidied: bool

@@ -1,5 +1,6 @@
 """A wrong setting ends `chameleon serve` before anything starts."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,19 @@ def test_a_wrong_setting_ends_the_command_before_it_starts(tmp_path: Path) -> No
     assert "" == result.stdout
     (line,) = result.stderr.splitlines()
     assert "'admission.bypass' is 'nonsense'; use one of" in line
+
+
+@pytest.mark.long
+def test_a_port_in_use_is_told_last(tmp_path: Path) -> None:
+    """It exits with 1, before a model is looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [
+            *(sys.executable, "-m", "chameleon_lora.cli.main", "serve", "no-such-model"),
+            *("--adapters", str(tmp_path), "--host", "127.0.0.1"),
+            *("--port", str(taken.getsockname()[1])),
+        ]
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False
+        )
+    assert 1 == result.returncode
+    assert "Address already in use" in result.stderr.splitlines()[-1]

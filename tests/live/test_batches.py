@@ -6,21 +6,21 @@ import pytest
 
 from faults.adapter_fixtures import SERVED
 from tests.live.client import Question
-from tests.live.servers import BASE, SHARED, Server
+from tests.live.servers import BASE, IN_SLOTS, SHARED, Server
 from tests.live.stock import ANSWER_TOKENS, PROMPTS, TALE, Stock
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.parametrize("server", [SHARED], indirect=True, ids=["shared"]),
+    pytest.mark.parametrize("server", [SHARED, IN_SLOTS], indirect=True, ids=["shared", "slots"]),
 ]
 
 
-def test_base_requests_batched_with_all_slots_in_use_get_base_answers(
+def test_base_requests_in_a_batch_of_adapters_get_base_answers(
     server: Server, stock: Stock
 ) -> None:
-    """While adapters fill both slots, requests to the base model get stock vLLM's base answers.
+    """While adapters fill both slots, if there are any, requests to the base model get stock vLLM's base answers.
 
     vLLM's CPU kernels would give them the last slot's adapter; sglang's server ended over as many
     adapters as slots and a request to the base model (its issue 23141).
@@ -37,10 +37,8 @@ def test_base_requests_batched_with_all_slots_in_use_get_base_answers(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_slots_that_change_hands_serve_nobody_elses_adapter(
-    server: Server, stock: Stock, seed: int
-) -> None:
-    """Of 72 requests over 8 adapters and the base model on 2 slots, each gets stock vLLM's tokens.
+def test_a_crowd_of_adapters_gets_nobody_elses(server: Server, stock: Stock, seed: int) -> None:
+    """Of 72 requests over 8 adapters and the base model, on 2 slots or none, each gets stock vLLM's tokens.
 
     Stock vLLM mixed them up in its issue 47724. The answers of different weights differ, so that a
     mix-up would show.

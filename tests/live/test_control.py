@@ -12,20 +12,20 @@ from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
 from faults.adapter_fixtures import SERVED, rank_of
 from tests.live.client import OK, Connection, Question, state, until
-from tests.live.servers import BASE, SHARED, Server
+from tests.live.servers import BASE, IN_SLOTS, SHARED, Server
 from tests.live.stock import PROMPTS
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.parametrize("server", [SHARED], indirect=True, ids=["shared"]),
+    pytest.mark.parametrize("server", [SHARED, IN_SLOTS], indirect=True, ids=["shared", "slots"]),
 ]
 BAD_REQUEST, NOT_FOUND = 400, 404
 LOADED = "vllm:lora_adapter_loaded"
 ADAPTER_FIELDS = {
     *("name", "version", "rank", "bytes", "tier", "blocks", "is_promoting"),
-    *("running", "queued", "is_pinned", "is_leaving", "cell"),
+    *("running", "queued", "is_pinned", "is_leaving", "slot"),
 }
 LANE_FIELDS = {
     *("lane", "waiting", "loading", "running", "quota_tokens", "used_tokens"),
@@ -58,7 +58,7 @@ def total(series: Series, name: str) -> float:
 
 
 def test_the_state_shows_lanes_tiers_and_adapters(server: Server) -> None:
-    """After a request its adapter is in a slot, with its rank; nobody waits."""
+    """After a request its adapter is in a slot, or where it lies, with its rank; nobody waits."""
 
     async def ask_then_look(client: Connection) -> Any:
         await client.ask(Question(name, PROMPTS[0]))
@@ -66,12 +66,13 @@ def test_the_state_shows_lanes_tiers_and_adapters(server: Server) -> None:
 
     name = server.put(4)
     found = server.run(ask_then_look)
-    assert (SHARED.slots, SHARED.seats) == (found["slots"], found["seats"])
+    slots, tier = (2, "slot") if server.setup is IN_SLOTS else (None, "host")
+    assert (slots, SHARED.seats) == (found["slots"], found["seats"])
     assert found["kv_blocks"] > 0
     assert ["disk", "loading", "host", "device", "slot"] == list(found["tiers"])
     (adapter,) = (adapter for adapter in found["adapters"] if adapter["name"] == name)
     assert ADAPTER_FIELDS == adapter.keys()
-    assert (rank_of(4), "slot", False) == tuple(adapter[k] for k in ("rank", "tier", "is_pinned"))
+    assert (rank_of(4), tier, False) == tuple(adapter[k] for k in ("rank", "tier", "is_pinned"))
     assert adapter["bytes"] > 0
     assert all(LANE_FIELDS == lane.keys() for lane in found["lanes"])
     assert 0 == sum(lane["waiting"] + lane["loading"] for lane in found["lanes"])
@@ -143,7 +144,7 @@ def test_a_body_without_a_name_is_a_bad_request(server: Server, body: dict[str, 
 
 
 def test_requests_move_the_metrics(server: Server) -> None:
-    """A cold adapter is one load, one activation from disk and one wait; vLLM's own are there."""
+    """A cold adapter is one load and one wait, with slots one activation from disk; vLLM's own are there."""
 
     async def ask_between(client: Connection) -> tuple[Series, Series]:
         before = await metrics(client)
@@ -152,22 +153,24 @@ def test_requests_move_the_metrics(server: Server) -> None:
 
     name = server.put(7)
     before, after = server.run(ask_between)
+    has_slots = server.setup is IN_SLOTS
     for series, least in (
         ("vllm:lora_adapter_load_seconds_count", 1),
-        ("chameleon:adapter_activations_total", 1),
-        ("chameleon:adapter_activation_stall_seconds_count", 1),
+        ("chameleon:adapter_activations_total", has_slots),
+        ("chameleon:adapter_activation_stall_seconds_count", has_slots),
         ("chameleon:adapter_wait_seconds_count", 1),
         ("vllm:prompt_tokens_total", len(PROMPTS[0])),
     ):
         assert total(after, series) - total(before, series) >= least, series
     from_disk = ("chameleon:adapter_activations_total", frozenset({("source", "disk")}))
-    assert after[from_disk] - before[from_disk] >= 1
-    labels = {("adapter_name", name), ("level", "gpu"), ("pinned", "false")}
+    assert (after[from_disk] - before[from_disk] >= 1) is has_slots
+    labels = {("adapter_name", name), ("level", "gpu" if has_slots else "cpu"), ("pinned", "false")}
     loaded = [pairs for found, pairs in after if found == LOADED]
     assert 1 == sum(labels < pairs for pairs in loaded)
     gpu = after["vllm:num_gpu_loaded_lora_adapters", frozenset()]
     assert gpu == sum(("level", "gpu") in pairs for pairs in loaded)
-    assert SHARED.slots == after["vllm:max_gpu_lora_adapters", frozenset()]
+    most = SHARED.slots if has_slots else SHARED.seats
+    assert most == after["vllm:max_gpu_lora_adapters", frozenset()]
 
 
 def test_the_operator_is_told(server: Server) -> None:
@@ -184,6 +187,7 @@ def test_the_operator_is_told(server: Server) -> None:
         return (await reasons())[name], await metrics(client)
 
     name = server.fresh_name()
+    places = "2 slots" if server.setup is IN_SLOTS else "adapters of up to rank 16 used"
     (server.adapters / name).mkdir()
     for file in (CONFIG_NAME, WEIGHTS_NAME):
         (server.adapters / name / file).write_text("{")
@@ -192,7 +196,7 @@ def test_the_operator_is_told(server: Server) -> None:
     log = (server.adapters.parent / "server.log").read_text(encoding="utf-8")
     form = r"\((\w+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[\w+\.py:\d+\] "
     for process, level, words in (
-        ("EngineCore", "INFO", f"Chameleon {__version__} on vLLM .*: 2 slots of rank 16, "),
+        ("EngineCore", "INFO", f"Chameleon {__version__} on vLLM .*: {places} "),
         ("APIServer", "INFO", f"Chameleon serves {len(SERVED)} adapters of .*; 0 refused$"),
         ("APIServer", "WARNING", f"Adapter not served: {re.escape(reason)}$"),
     ):

@@ -4,6 +4,7 @@ It drives the policy as an engine does and checks at each step what must always 
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from chameleon_lora.policy.plan import Activation, Fault, Promotion, StepBudget, StepPlan
@@ -54,7 +55,7 @@ class EngineModel:
     waiting: dict[RequestId, tuple[Request, int, int]] = field(default_factory=dict)
     loading: list[tuple[float, AdapterId]] = field(default_factory=list)
     host: set[AdapterId] = field(default_factory=set)
-    cells: list[AdapterId | None] = field(default_factory=list)  # of all slots
+    slots: list[AdapterId | None] = field(default_factory=list)  # who is in each
     lent: dict[AdapterId, int] = field(default_factory=dict)  # KV blocks, by who holds them
     promoting: list[tuple[float, Promotion]] = field(default_factory=list)
     begun_s: list[float] = field(default_factory=list)  # when promotions began
@@ -66,8 +67,7 @@ class EngineModel:
 
     def __post_init__(self) -> None:
         self.policy = Scheduler(self.settings, self.limits)
-        cells = 0 if self.limits.is_paged else self.limits.slots * self.limits.slot_parts
-        self.cells = [None] * cells
+        self.slots = [None] * (0 if self.limits.is_paged else self.limits.slots)
 
     def register(self, *adapters: Adapter) -> None:
         """These adapters can be named from now on."""
@@ -137,7 +137,7 @@ class EngineModel:
     @property
     def busy_blocks(self) -> int:
         """KV blocks from which adapters run; 0 where they run from slots."""
-        return sum(self.lent[a] for a in self.in_use) if self.limits.is_paged else 0
+        return sum(self.lent.get(a, 0) for a in self.in_use) if self.limits.is_paged else 0
 
     @property
     def used_blocks(self) -> int:
@@ -242,10 +242,16 @@ class EngineModel:
             in_use.add(activation.adapter_id)
         for admission in plan.admit:
             request, true_output, generated = self.waiting.pop(admission.request_id)
-            places = self.lent if self.limits.is_paged else self.cells
-            assert admission.adapter_id is None or admission.adapter_id in places
+            assert admission.adapter_id is None or admission.adapter_id in self.places
             self.running[request.id] = Running(request, true_output, generated)
         self._make_room()
+
+    @property
+    def places(self) -> Collection[AdapterId | None]:
+        """The adapters that a batch may use, where they lie or from slots."""
+        if not self.limits.is_paged:
+            return self.slots
+        return self.lent if self.limits.block_bytes else self.host
 
     def _lend(self, plan: StepPlan) -> None:
         """KV blocks change hands between adapters."""
@@ -285,25 +291,21 @@ class EngineModel:
 
     def _page_in(self, activation: Activation) -> None:
         """Requests run with the adapter from its blocks, which it gets if it has none."""
+        if not self.limits.block_bytes:
+            return
         nbytes = self.policy.adapter(activation.adapter_id).adapter.nbytes
         self.lent.setdefault(activation.adapter_id, -(-nbytes // self.limits.block_bytes))
 
     def _copy(self, activation: Activation, in_use: set[AdapterId]) -> None:
-        """Copy an adapter to its cells; whoever had one of them is in no slot any more."""
-        adapter_id, cell, limits = activation.adapter_id, activation.cell, self.limits
-        assert adapter_id not in self.cells, "an adapter was copied to a second place"
-        rank, cells = self.policy.adapter(adapter_id).adapter.rank, 1
-        while cells < limits.slot_parts and cells * limits.max_rank // limits.slot_parts < rank:
-            cells *= 2
-        assert 0 == cell % cells, "a window is not aligned"
-        for former in set(self.cells[cell : cell + cells]) - {None}:
-            assert former not in in_use, "a slot in use was overwritten"
-            self._clear(former)
-        self.cells[cell : cell + cells] = [adapter_id] * cells
+        """Copy an adapter to its slot; whoever had it is in no slot any more."""
+        adapter_id, slot = activation.adapter_id, activation.slot
+        assert adapter_id not in self.slots, "an adapter was copied to a second place"
+        assert self.slots[slot] not in in_use, "a slot in use was overwritten"
+        self.slots[slot] = adapter_id
         self.activations += 1
 
     def _clear(self, adapter_id: AdapterId | None) -> None:
-        self.cells = [None if tenant == adapter_id else tenant for tenant in self.cells]
+        self.slots = [None if tenant == adapter_id else tenant for tenant in self.slots]
 
     def _generate(self, activations: int) -> None:
         self.now_s += self.step_s + activations * self.copy_s

@@ -57,10 +57,8 @@ def check_lanes(policy: Scheduler) -> None:
     assert len(ready) == sum(lane.ready for lane in backlog.lanes)
     for index, lane in enumerate(backlog.lanes):
         mine = Counter(t.request.id for t in ready if t.lane == index)
-        with_adapter = Counter(t.request.id for t in ready if t.lane == index and t.entry)
         assert mine == members([lane._order])
         assert mine == members(lane._by_adapter.values())
-        assert with_adapter == members(lane._by_cells.values())
         assert lane.ready == mine.total()
         places = [lane.place(state) for state in ready if state.lane == index]
         assert min(places, default=None) == (lane.place(head) if (head := lane.head()) else None)
@@ -97,7 +95,7 @@ def check_quota(policy: Scheduler) -> None:
 
 
 def check_adapters(policy: Scheduler) -> None:
-    """Counts, bytes and cells of every entry are those of the requests and of one another."""
+    """Counts, bytes and slot of every entry are those of the requests and of one another."""
     residency, states = policy._residency, policy._backlog.states.values()
     queued = Counter(t.request.adapter_id for t in states if t.stage is not Stage.RUNNING)
     running = Counter(t.request.adapter_id for t in states if t.stage is Stage.RUNNING)
@@ -106,7 +104,7 @@ def check_adapters(policy: Scheduler) -> None:
         oldest = min((t.sequence for t in policy._backlog.waiting_for(adapter_id)), default=NEVER)
         assert oldest == entry.oldest
         assert running[adapter_id] == entry.running
-        assert (entry.cell is not None) is (entry.tier is Tier.SLOT)
+        assert (entry.slot is not None) is (entry.tier is Tier.SLOT)
         assert not entry.running or entry.tier is Tier.SLOT
         needed, unneeded = residency._needed._place, residency._unneeded._place
         is_free = entry.is_evictable and not entry.queued
@@ -119,16 +117,14 @@ def check_adapters(policy: Scheduler) -> None:
 
 
 def check_slots(residency: Residency) -> None:
-    """Each adapter has just its cells; where there are none, those that run and no others have one."""
-    in_slots = [entry for entry in residency.entries.values() if entry.cell is not None]
-    assert sum(entry.cells for entry in in_slots if entry.running) == residency.slots.busy_cells
+    """Each adapter has just its slot; where there are none, those that run and no others have one."""
+    in_slots = [entry for entry in residency.entries.values() if entry.slot is not None]
+    assert sum(entry.running > 0 for entry in in_slots) == residency.slots.busy
     if isinstance(residency.slots, PagedSlots):
         assert all(entry.running for entry in in_slots)
         return
-    cells = residency.slots._cells
-    for index, tenant in enumerate(cells):
-        assert tenant is None or index in range(tenant.cell or 0, (tenant.cell or 0) + tenant.cells)
-    assert sum(entry.cells for entry in in_slots) == len(cells) - cells.count(None)
+    found = {slot: e for slot, e in enumerate(residency.slots._occupants) if e is not None}
+    assert found == {entry.slot: entry for entry in in_slots}
 
 
 def check_prefetch(policy: Scheduler) -> None:
@@ -155,8 +151,8 @@ def check_engine_agrees(engine: EngineModel) -> None:
     assert in_host | to_drop == engine.host
     assert loading == {adapter_id for _, adapter_id in engine.loading}
     assert loading == engine.policy._prefetcher._began_s.keys()
-    believed_cells = [] if isinstance(residency.slots, PagedSlots) else residency.slots._cells
-    for believed, true in zip(believed_cells, engine.cells, strict=True):
+    occupants = [] if isinstance(residency.slots, PagedSlots) else residency.slots._occupants
+    for believed, true in zip(occupants, engine.slots, strict=True):
         believed_id = believed.adapter.id if believed else None
         assert believed_id == true or (believed is None and true in to_drop)
     budget = engine.settings.cache.host_bytes
@@ -172,7 +168,8 @@ def check_device(engine: EngineModel) -> None:
     assert sum(holders.values()) == device.held_blocks
     assert device.held_blocks - device.busy_blocks <= device.limit_blocks or policy.limits.is_paged
     assert engine.busy_blocks == device.busy_blocks
-    assert not policy.limits.is_paged or engine.in_use <= holders.keys()
+    assert not policy.limits.is_paged or engine.in_use <= set(engine.places)
+    assert not (policy.limits.is_paged and device.block_bytes) or engine.in_use <= holders.keys()
     to_free = {adapter_id: engine.lent[adapter_id] for adapter_id in device._released}
     assert holders | to_free == engine.lent
     assert len(holders) + len(to_free) == len(engine.lent) == len(holders.keys() | to_free.keys())

@@ -2,15 +2,22 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
+from chameleon_lora.policy.admission.rules import Bypass, Order
 from chameleon_lora.policy.memory.eviction import KeepRule
 from chameleon_lora.policy.memory.headroom import DeviceSettings
 from chameleon_lora.policy.memory.residency import CacheSettings
 from chameleon_lora.policy.plan import Held
-from chameleon_lora.policy.request import AdapterId
-from chameleon_lora.policy.settings import EngineLimits, PolicySettings
+from chameleon_lora.policy.request import AdapterId, RequestId
+from chameleon_lora.policy.settings import (
+    ONE_LANE,
+    AdmissionSettings,
+    EngineLimits,
+    PolicySettings,
+)
 from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.invariants import check, check_idle
 from tests.policy.test_device_machine import BLOCK_BYTES, DEVICES
@@ -186,6 +193,74 @@ class TestPassed:
         assert left[0] == left[1] == {None: 5}
 
 
+def crowded(bypass: Bypass, nbytes: int = 40 * BLOCK) -> EngineModel:
+    """Two adapters of 40 of 100 blocks in use for 30 steps, and a head that waits for a third one's."""
+    admission = AdmissionSettings(bypass=bypass, order=Order.FIFO)
+    settings = PolicySettings(lanes=ONE_LANE, admission=admission, device=NO_PROMOTIONS)
+    engine = EngineModel(settings, PAGED)
+    engine.preload(*(adapter(number, 40 * BLOCK) for number in (1, 2)), adapter(3, nbytes))
+    for number in (1, 2):
+        engine.arrive(request(f"r{number}", number, output=30), 30)
+    engine.step()
+    engine.arrive(request("head", 3), 5)
+    return engine
+
+
+class TestBypass:
+    @pytest.mark.parametrize(
+        ("bypass", "passes"),
+        [
+            (Bypass.OFF, set()),
+            (Bypass.PAPER, {"base", "short"}),
+            (Bypass.BACKFILL, {"base", "short"}),
+            (Bypass.ANY, {"base", "short", "long"}),
+        ],
+    )
+    def test_who_ends_before_the_memory_comes_free_passes(
+        self, bypass: Bypass, passes: set[str]
+    ) -> None:
+        """With an adapter in use or none: 5 and 28 steps are less than the 29 that are left, 60 are not."""
+        engine = crowded(bypass)
+        for name, number, output in (("long", 2, 60), ("base", None, 28), ("short", 1, 5)):
+            engine.arrive(request(name, number, output=output), output)
+        engine.step()
+        assert {"r1", "r2", *passes} == engine.running.keys()
+        check(engine)
+        engine.run_until_idle()
+        check_idle(engine)
+
+    def test_who_lacks_memory_for_itself_is_not_passed(self) -> None:
+        """A prompt that would not fit without its adapter either waits for requests to end, in order."""
+        engine = crowded(Bypass.PAPER)
+        engine.abort(RequestId("head"))
+        engine.arrive(request("large", 1, tokens=16 * 30), 5)
+        engine.arrive(request("short", 1), 5)
+        engine.step()
+        assert {"r1", "r2"} == engine.running.keys()
+
+    def test_who_breaks_the_promise_makes_way(self) -> None:
+        """Predicted to end after 5 steps, it keeps 40 blocks when the head's 70 would be free but for it."""
+        engine = crowded(Bypass.PAPER, 70 * BLOCK)
+        engine.arrive(request("late", 1, output=5, limit=200), 100)
+        while "r1" in engine.running:
+            assert () == engine.step().squash
+        assert ("late",) == engine.step().squash
+        assert "head" in {admission.request_id for admission in engine.step().admit}
+        engine.run_until_idle()
+        check_idle(engine)
+
+    def test_who_broke_it_before_stays(self) -> None:
+        """Nobody is squashed where the settings say so."""
+        engine = crowded(Bypass.PAPER, 70 * BLOCK)
+        engine.policy.settings = replace(
+            engine.policy.settings,
+            admission=replace(engine.policy.settings.admission, squash_limit=0),
+        )
+        engine.arrive(request("late", 1, output=5, limit=200), 100)
+        engine.run_until_idle()
+        assert 0 == engine.squashed
+
+
 class PagedMachine(SchedulerMachine):
     """All facts, at an engine without slots: memory is never exceeded, nobody runs without blocks."""
 
@@ -217,11 +292,23 @@ class PagedMachine(SchedulerMachine):
             self.register(nbytes, nbytes // 100)
 
     @precondition(lambda self: self.engine.promoting)
-    @rule(pick=PICKS, is_failed=st.sampled_from((False, False, False, True)))
-    def end_promotion(self, pick: int, is_failed: bool) -> None:
+    @rule(
+        pick=PICKS,
+        is_failed=st.sampled_from((False, False, False, True)),
+        is_final=st.sampled_from((False, False, True)),
+    )
+    def end_promotion(self, pick: int, is_failed: bool, is_final: bool) -> None:
         """Late, perhaps after a request began to run with the adapter."""
         promotion = self.pick([promotion for _, promotion in self.engine.promoting], pick)
-        self.engine.end_promotion(promotion, is_failed=is_failed)
+        self.engine.end_promotion(promotion, is_failed=is_failed, is_final=is_final)
+
+    @rule()
+    def empty(self) -> None:
+        """The KV cache is emptied, but for what batches run from."""
+        chosen = self.engine.policy.cache_emptied()
+        assert not self.engine.in_use & set(chosen)
+        self.engine.give_back(*chosen)
+        assert self.engine.lent.keys() == self.engine.in_use
 
     @rule(blocks=st.integers(1, 200))
     def reclaim(self, blocks: int) -> None:

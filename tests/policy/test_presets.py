@@ -84,7 +84,7 @@ class TestSlora:
         model.arrive(request("a", 1), 1)
         model.run_until_idle()
         assert () == model.step().drops
-        assert ({1}, [None]) == (model.host, model.cells)
+        assert ({1}, [None]) == (model.host, model.slots)
 
     def test_reads_the_next_adapters_halfway_between_two_admissions(self) -> None:
         """One that waits from step 2 on is copied into KV blocks in step 6, for step 11."""

@@ -18,9 +18,7 @@ from tests.policy.engine_model import EngineModel, adapter, request
 from tests.policy.recording import FACTS, Recorder, plan_of, read, tell
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = EngineLimits(
-    seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=10, block_bytes=160, slot_parts=2
-)
+LIMITS = EngineLimits(seats=4, slots=2, kv_tokens=4000, kv_bytes_per_token=10, block_bytes=160)
 GOLDEN = Path(__file__).parent / "golden" / "vllm.jsonl"
 
 

@@ -53,7 +53,7 @@ class TestWayOfARequest:
         model.arrive(request("a", 1), 2)
         first, second = model.step(), model.step()
         assert ([1], ()) == (loaded(first), first.admit)
-        assert [(1, 0)] == [(a.adapter_id, a.cell) for a in second.activations]
+        assert [(1, 0)] == [(a.adapter_id, a.slot) for a in second.activations]
         assert ["a"] == [admission.request_id for admission in second.admit]
         model.run_until_idle()
         check_idle(model)

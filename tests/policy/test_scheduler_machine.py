@@ -27,8 +27,6 @@ LIMITS = st.builds(
     slots=st.integers(1, 3),
     kv_tokens=st.just(KV_TOKENS),
     kv_bytes_per_token=st.just(1000),
-    slot_parts=st.sampled_from((1, 1, 2, 4)),
-    max_rank=st.just(64),
 )
 RANKS = st.sampled_from((8, 16, 32, 64))
 PICKS = st.integers(0, 1 << 16)

@@ -26,6 +26,7 @@ ANY = StepCosts(
     lora_adapter_s=1e-3,
     lora_prefill_rank_s=1e-6,
     lora_decode_rank_s=1e-5,
+    lora_adapter_rank_s=1e-5,
 )
 VLLM = preset(Preset.VLLM)
 ONE_SEAT = EngineStyle(seats=1, slots=1, max_rank=8)

@@ -25,9 +25,9 @@ PROFILE = Profile(
 )
 
 
-def make(*, is_paged: bool) -> tuple[AdapterCopies, Kernel, Scheduler]:
+def make(*, is_paged: bool, block_bytes: int = 16) -> tuple[AdapterCopies, Kernel, Scheduler]:
     """Adapter 1 of 100 bytes, 2 of 200: 1 and 2 s on the host link, a tenth on the device."""
-    limits = EngineLimits(4, 2, 1000, 1, block_bytes=16, is_paged=is_paged)
+    limits = EngineLimits(4, 2, 1000, 1, block_bytes=block_bytes, is_paged=is_paged)
     policy, kernel = Scheduler(PolicySettings(), limits), Kernel()
     adapters = {ONE: adapter(1, 100), TWO: adapter(2, 200)}
     for known in adapters.values():
@@ -93,6 +93,14 @@ class TestPaged:
         promote(traffic, 0.0)
         traffic.gone([ONE])
         assert (Found.HOST, 2.0) == use(traffic, 0.25)
+
+
+def test_in_host_memory_nothing_is_copied() -> None:
+    """It runs at once; what was read from disk for this is told from what was there."""
+    traffic, _, _ = make(is_paged=True, block_bytes=0)
+    assert (Found.DEVICE, 5.0) == use(traffic, 5.0)
+    assert (Found.HOST, 5.0) == traffic.activate(Activation(TWO, 0, is_cold=True), 5.0)
+    assert 0 == traffic.link.nbytes
 
 
 def test_reads_queue_for_the_disk_and_the_policy_is_told() -> None:

@@ -165,7 +165,8 @@ class BatchMachine(RuleBasedStateMachine):
         assert len(decoding) == batch.decoding == work.decode_requests
         assert sum(item.tokens for item in decoding) == work.context_tokens
         assert sum(item.run.rank for item in decoding) == work.lora_decode_ranks
-        assert len({item.run.adapter_id for item in plain} - {None}) == work.adapters
+        ranks = {i.run.adapter_id: i.run.rank for i in plain if i.run.adapter_id is not None}
+        assert (len(ranks), sum(ranks.values())) == (work.adapters, work.adapter_ranks)
 
 
 TestBatchMachine = BatchMachine.TestCase

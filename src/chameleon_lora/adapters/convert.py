@@ -7,6 +7,7 @@ path: the pickled one, and a hidden one in the same folder that gets the weights
 import errno
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,9 +26,14 @@ from chameleon_lora.errors import (
 
 PICKLED_NAMES = ("adapter_model.bin", "adapter_model.pt")
 TIME_LIMIT_S = 180.0  # CPU seconds have a limit of their own; this one is for disks that hang
-REFUSED = 3  # the reader's status when its reason is on stderr
-_OF_THE_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+REFUSED, FAILED = 3, 4  # the reader's status when its reason is on stderr: the file's, a disk's
+_BY_THE_FILE = (signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGXCPU)
+_OF_THE_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAY_OUT = "way out: save it again with PEFT's save_pretrained, which writes safetensors"
+_ROOM = (
+    "way out: see to the folder's disk and rights, or convert a copy of it where you may write, and "
+    "put that in its place"
+)
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -47,9 +53,9 @@ def convert(folder: Path, max_bytes: int | None = None, roots: Iterable[Path] = 
     Nothing that is there is written over or removed. With `roots`, only in a folder below one.
 
     Raises:
-        AdapterInvalidError: there is nothing to convert, it is no file of tensors, or it cannot be written.
+        AdapterInvalidError: there is nothing to convert, or it is no file of tensors.
         AdapterTooLargeError: it has more than `max_bytes`.
-        AdapterUnreadableError: what is wrong may be over soon, as where no descriptor is left.
+        AdapterUnreadableError: it cannot be read or written now, by the fault of a disk, rights or limits.
         ConfigError: torch is not installed.
     """
     name = pickled_file(folder)
@@ -71,12 +77,10 @@ def convert(folder: Path, max_bytes: int | None = None, roots: Iterable[Path] = 
                 )
             _unpickle(name, source, target)
     except OSError as error:
-        if error.errno not in _OF_THE_FOLDER:
-            raise AdapterUnreadableError(unreadable(name, error)) from error
-        raise AdapterInvalidError(
-            f"{WEIGHTS_NAME} cannot be made beside {name} ({error.strerror}); way out: convert a copy of "
-            "the folder where you may write, and put that in its place"
-        ) from error
+        reason = unreadable(name, error)
+        if error.errno in _OF_THE_FOLDER:
+            reason = f"{WEIGHTS_NAME} cannot be made beside {name} ({error.strerror}); {_ROOM}"
+        raise AdapterUnreadableError(reason) from error
 
 
 @contextmanager
@@ -117,15 +121,22 @@ def _unpickle(name: str, source: BinaryIO, target: BinaryIO) -> None:
             pass_fds=files, env=kept, timeout=TIME_LIMIT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise AdapterInvalidError(
-            f"{name} could not be read in {TIME_LIMIT_S:.0f} s; {_WAY_OUT}"
+        raise AdapterUnreadableError(
+            f"{name} could not be read in {TIME_LIMIT_S:.0f} s; way out: see to its disk"
         ) from error
-    if done.returncode == 0:
+    status = done.returncode
+    if status == 0:
         return
     words = done.stderr.decode(errors="replace").rstrip()
     told = words.rpartition("\n")[2]  # torch may have warned before
-    if done.returncode != REFUSED:
-        told = f"its reader was stopped (status {done.returncode})"  # below 0: by that signal
+    if status == FAILED:
+        raise AdapterUnreadableError(f"{WEIGHTS_NAME} cannot be made of {name} ({told}); {_ROOM}")
+    if status != REFUSED:
+        told = f"its reader was stopped (status {status})"  # below 0: by that signal
+    if status != REFUSED and -status not in _BY_THE_FILE:
+        raise AdapterUnreadableError(
+            f"{name} was not read: {told}; way out: see to the machine's memory and disks"
+        )
     raise AdapterInvalidError(
         f"{name} is no file of tensors that can be read safely: {told}; {_WAY_OUT}"
     )

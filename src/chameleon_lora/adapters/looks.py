@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from chameleon_lora.errors import AdapterUnreadableError
 
 FREE_CHANGES = 4  # in a row, that are looked into at once
-MOST_LOOKS = 32  # that a name which changes again and again is left alone
+MOST_LOOKS = 32  # that a name which changes, or cannot be read, again and again is left alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class _Unrest:
-    """Of a name whose files change again and again: how often, and the looks it is left alone."""
+    """Of a name that is looked into again and again: how often, and the looks it is left alone."""
 
     changes: int
     begin: int
@@ -119,7 +119,7 @@ class KnownAdapters:
         return twice
 
     def looked_into(self, names: Collection[str]) -> None:
-        """The files of these adapters were others than before, and have been looked into."""
+        """The files of these adapters were others than before and have been looked into, or could not be read."""
         for name in names:
             before = self._unrest.get(name)
             changes = 1 if before is None else before.changes + 1
@@ -131,7 +131,7 @@ class KnownAdapters:
         gone = frozenset(changes.gone)
         known = {name: stamp for name, stamp in self.stamps.items() if name not in gone}
         known |= {name: None if name in unread else look.stamps[name] for name in changes.changed}
-        self.looked_into(frozenset(changes.changed) - frozenset(unread))
+        self.looked_into(changes.changed)
         self.stamps, self._root, self._missing = known, look.root, frozenset(changes.awaited)
         self._looks += 1
         self._unrest = {name: it for name, it in self._unrest.items() if not self._is_calm(it)}

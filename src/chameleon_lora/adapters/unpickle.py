@@ -5,9 +5,10 @@
 Both are numbers of open files. torch reads with `weights_only`: no code of the file's is run, and what is
 no tensor is refused. Before the first byte is read the process gives up whatever more it could do: memory
 beyond some times the file, more than a minute of CPU, other files, children. `convert` starts it and tells
-what came of it; status REFUSED has the reason on stderr.
+what came of it; REFUSED and FAILED have the reason on stderr.
 """
 
+import errno
 import os
 import resource
 import sys
@@ -17,13 +18,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from chameleon_lora.adapters.convert import REFUSED
+from chameleon_lora.adapters.convert import FAILED, REFUSED
 from chameleon_lora.adapters.untrusted import quoted
 
 CPU_SECONDS = 60
 MOST_TIMES = 2  # the bytes of all tensors, in sizes of the file: two may share what is stored once
 _ROOM_TIMES, _ROOM_BYTES = 8, 512 << 20  # the file, its tensors, and both as safetensors has them
 _MOST_FILES = 24
+_ONE_READ_BYTES = 1 << 20
 
 
 def main() -> int:
@@ -33,13 +35,26 @@ def main() -> int:
     file_bytes = os.fstat(source).st_size
     _give_up_rights(file_bytes)
     try:
+        _read_all(source)
         raw = save(_tensors(f"/proc/self/fd/{source}", file_bytes), metadata={"format": "pt"})
         with os.fdopen(target, "wb") as file:
             file.write(raw)
     except Exception as error:  # noqa: BLE001  # whatever a hostile file can cause becomes an answer
         sys.stderr.write(_in_words(error) + "\n")
-        return REFUSED
+        # EINVAL: the file's own words led nowhere.
+        is_of_machine = isinstance(error, OSError) and error.errno != errno.EINVAL
+        return FAILED if is_of_machine else REFUSED
     return 0
+
+
+def _read_all(source: int) -> None:
+    """Nothing if the disk gives all of the file: what torch makes of a failing one looks like a broken file.
+
+    Raises:
+        OSError: it does not.
+    """
+    while os.read(source, _ONE_READ_BYTES):
+        pass
 
 
 def _give_up_rights(file_bytes: int) -> None:
@@ -57,7 +72,8 @@ def _give_up_rights(file_bytes: int) -> None:
     for kind, limit in limits.items():
         _, most = resource.getrlimit(kind)
         lower = limit if most == resource.RLIM_INFINITY else min(limit, most)
-        resource.setrlimit(kind, (lower, lower))
+        soft = lower - (kind == resource.RLIMIT_CPU)  # SIGXCPU, not SIGKILL as for want of memory
+        resource.setrlimit(kind, (soft, lower))
 
 
 def _tensors(path: str, file_bytes: int) -> dict[str, torch.Tensor]:

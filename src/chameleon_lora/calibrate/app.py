@@ -35,12 +35,14 @@ from chameleon_lora.servers.launching import (
 )
 from chameleon_lora.servers.process import running_server
 from chameleon_lora.servers.tiny_model import default_cache_dir, ensure_tiny_model
+from chameleon_lora.settings import LoraBackend
 from chameleon_lora.sim.profile import Basis, Link, Memory, Profile
 
 TINY, TINY_LAYERS = "tiny", 16  # deep enough that the engine, not its front end, is what is busy
 MADE_ADAPTERS = 24
 MIN_COPIES = 5
 MIN_STEP_S = 1e-5
+NO_COPY = Link(1e12)  # of an engine that makes none
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ENGINE_ITEM_BYTES = 4  # the engine computes in float32
 TOKEN_IDS = (3, 500)
@@ -59,6 +61,7 @@ class CalibrationTarget:
     Attributes:
         adapters_dir: an absolute path.
         adapters: that take part, none of a rank above the engine's.
+        lora_backend: of Chameleon's engine.
     """
 
     model_dir: Path
@@ -66,6 +69,7 @@ class CalibrationTarget:
     adapters: tuple[AdapterInfo, ...]
     has_chameleon: bool
     shape: EngineShape
+    lora_backend: LoraBackend = LoraBackend.AUTO
 
 
 def check_request(model: str, out: Path) -> None:
@@ -97,6 +101,7 @@ def prepare(
     scratch: Path,
     *,
     has_chameleon: bool,
+    lora_backend: LoraBackend,
 ) -> CalibrationTarget:
     """The model and the adapters, there or made.
 
@@ -118,7 +123,7 @@ def prepare(
         )
     adapters_dir = adapters_dir.absolute()
     adapters = usable_adapters(adapters_dir, shape.max_rank)
-    return CalibrationTarget(model_dir, adapters_dir, adapters, has_chameleon, shape)
+    return CalibrationTarget(model_dir, adapters_dir, adapters, has_chameleon, shape, lora_backend)
 
 
 def usable_adapters(adapters_dir: Path, max_rank: int) -> tuple[AdapterInfo, ...]:
@@ -171,9 +176,11 @@ def server_command(target: CalibrationTarget) -> tuple[str, ...]:
         tuple(info.name for info in target.adapters),
         target.shape.flags,
     )
-    in_host = max(target.shape.slots, len(target.adapters))
-    make = chameleon_command if target.has_chameleon else stock_command
-    return make(served, ("--max-cpu-loras", str(in_host)))
+    words = ("--max-cpu-loras", str(max(target.shape.slots, len(target.adapters))))
+    if not target.has_chameleon:
+        return stock_command(served, words)
+    backend = ("--set", f"serving.lora_backend={target.lora_backend.value}")
+    return chameleon_command(served, (*words, *backend))
 
 
 def fitted(
@@ -192,8 +199,8 @@ def fitted(
         ]
     )
     rank_bytes = sum(map(engine_bytes, target.adapters)) // sum(i.rank for i in target.adapters)
-    slots_bytes = shape.slots * shape.max_rank * rank_bytes
-    host = _link(log.copies, "host") or fit_link([])
+    slots_bytes = 0 if log.in_host else shape.slots * shape.max_rank * rank_bytes
+    host_link, device_copy, disk = _links(log)
     whose = "Chameleon's" if target.has_chameleon else "vLLM's"
     profile = Profile(
         name=name,
@@ -209,10 +216,11 @@ def fitted(
             block_tokens=log.block_tokens,
         ),
         step=fit.costs,
-        host_link=host,
-        device_copy=_link(log.copies, "device") or host,
-        disk=_link(log.copies, "disk") or host,
+        host_link=host_link,
+        device_copy=device_copy,
+        disk=disk,
         request_s=request_s,
+        in_host=log.in_host,
         error={"step": fit.step_error, "total": fit.total_error},
     )
     return profile, fit
@@ -233,6 +241,8 @@ def summary(profile: Profile, fit: StepFit, log: StepLog) -> str:
         ),
     ]
     links = {"host_link": "host", "device_copy": "device", "disk": "disk"}
+    if profile.in_host:
+        del links["host_link"], links["device_copy"]
     lines.append("copies of adapters")
     for name, source in links.items():
         link: Link = getattr(profile, name)
@@ -249,7 +259,19 @@ def summary(profile: Profile, fit: StepFit, log: StepLog) -> str:
     return "\n".join(lines)
 
 
-def _link(copies: Sequence[CopyRow], source: str) -> Link | None:
+def _links(log: StepLog) -> tuple[Link, Link, Link]:
+    """Host memory to device, on the device, and disk to host memory.
+
+    Raises:
+        BenchError: no adapter was copied.
+    """
+    if log.in_host:
+        return NO_COPY, NO_COPY, _link(log.copies, "disk", least=1) or fit_link([])
+    host = _link(log.copies, "host") or fit_link([])
+    return host, _link(log.copies, "device") or host, _link(log.copies, "disk") or host
+
+
+def _link(copies: Sequence[CopyRow], source: str, least: int = MIN_COPIES) -> Link | None:
     """The way from there; None if it was taken too seldom to tell."""
     found = [MeasuredCopy(c.nbytes, c.seconds) for c in copies if c.source == source and c.nbytes]
-    return fit_link(found) if len(found) >= MIN_COPIES else None
+    return fit_link(found) if len(found) >= least else None

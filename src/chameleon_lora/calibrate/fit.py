@@ -132,6 +132,7 @@ def _columns(work: StepWork) -> list[float]:
         "lora_base_s": has_adapter,
         "lora_prefill_base_s": has_lora_prefill,
         "lora_adapter_s": has_adapter * work.adapters,
+        "lora_adapter_rank_s": has_adapter * work.adapter_ranks,
         "lora_prefill_rank_s": has_adapter * work.lora_prefill_ranks,
         "lora_decode_rank_s": has_adapter * work.lora_decode_ranks,
     }

@@ -10,6 +10,7 @@ from chameleon_lora.cli.option_types import count, positive
 from chameleon_lora.errors import BenchError
 from chameleon_lora.servers.launching import EngineShape
 from chameleon_lora.servers.tiny_model import TARGET_MODULES
+from chameleon_lora.settings import LoraBackend
 from chameleon_lora.sim.profile import profile_text
 
 
@@ -34,6 +35,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--scheduler", choices=("chameleon", "vllm"), default="chameleon",
         help="whose scheduler and LoRA manager the engine has (default: chameleon)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora-backend", choices=[kind.value for kind in LoraBackend],
+        default=LoraBackend.AUTO.value,
+        help="serving.lora_backend of Chameleon's engine (default: auto)",
     )  # fmt: skip
     parser.add_argument(
         "--seconds", type=positive, default=90.0, metavar="S", help="of steps (default: 90)"
@@ -70,7 +76,10 @@ def calibrate_command(args: argparse.Namespace) -> int:
         check_request(args.model, args.out)
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
-            target = prepare(args.model, args.adapters, shape, scratch, has_chameleon=is_chameleon)
+            target = prepare(
+                args.model, args.adapters, shape, scratch,
+                has_chameleon=is_chameleon, lora_backend=LoraBackend(args.lora_backend),
+            )  # fmt: skip
             log, request_s = measure(target, args.seconds, scratch, say)
         profile, fit = fitted(args.out.stem, target, log, request_s)
         args.out.write_text(profile_text(profile), encoding="utf-8")

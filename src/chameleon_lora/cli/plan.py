@@ -13,7 +13,7 @@ from chameleon_lora.planning.planning import NoLoadError, plan
 from chameleon_lora.planning.printed import as_json, known_lines, table
 from chameleon_lora.planning.question import PlanObjective, PlanQuestion
 from chameleon_lora.policy.settings import Preset, preset
-from chameleon_lora.sim.profile import read_profile
+from chameleon_lora.sim.profile import Profile, read_profile
 from chameleon_lora.sim.setup import S_LORA, EngineStyle
 from chameleon_lora.workload.arrivals import Poisson, Recorded
 from chameleon_lora.workload.lengths import AZURE_CONVERSATION, LengthScale
@@ -95,7 +95,7 @@ def asked(args: argparse.Namespace) -> PlanQuestion:
     adapters = _adapters(args, trace)
     return PlanQuestion(
         profile=profile,
-        style=_style(args, adapters),
+        style=_style(args, profile, adapters),
         policy=preset(Preset(args.policy)),
         adapters=adapters,
         traffic=_traffic(args, trace),
@@ -218,7 +218,9 @@ def _lengths_of_mean(prompt: int | None, answer: int | None) -> tuple[TraceRow, 
     )
 
 
-def _style(args: argparse.Namespace, adapters: tuple[NamedAdapter, ...]) -> EngineStyle:
+def _style(
+    args: argparse.Namespace, profile: Profile, adapters: tuple[NamedAdapter, ...]
+) -> EngineStyle:
     if args.policy == Preset.SLORA.value:
         if args.max_loras or args.max_lora_rank:
             raise ConfigError("S-LoRA has no slots: leave --max-loras and --max-lora-rank out")
@@ -230,12 +232,17 @@ def _style(args: argparse.Namespace, adapters: tuple[NamedAdapter, ...]) -> Engi
             slots=S_LORA.slots,
         )
     largest = max(adapter.rank for adapter in adapters)
-    return EngineStyle(
+    style = EngineStyle(
         seats=args.max_num_seqs or SEATS,
         batch_tokens=args.max_num_batched_tokens or BATCH_TOKENS,
         slots=args.max_loras or SLOTS,
         max_rank=args.max_lora_rank or fitting_rank(largest),
     )
+    if profile.in_host and (args.max_loras or args.max_lora_rank):
+        raise ConfigError(
+            f"{profile.name} is of an engine without slots: leave --max-loras and --max-lora-rank out"
+        )
+    return style.without_slots() if profile.in_host else style
 
 
 def _times(text: str) -> float:

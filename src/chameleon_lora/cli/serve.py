@@ -5,6 +5,7 @@ import asyncio
 import os
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from chameleon_lora.engine_vllm.api.keys import api_keys_of
 from chameleon_lora.engine_vllm.api.launch import NO_MODEL, serve
 from chameleon_lora.engine_vllm.api.patience import LOOKED_AT, PatientWork
 from chameleon_lora.engine_vllm.config import CONFIG_KEY
-from chameleon_lora.errors import AdapterError, ConfigError, EngineGoneError, UnsupportedEngineError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterTimeoutError,
+    ConfigError,
+    EngineGoneError,
+    UnsupportedEngineError,
+)
 from chameleon_lora.settings import ServingSettings, parse_settings
 from chameleon_lora.tenants import hash_key
 
@@ -229,9 +236,10 @@ async def _largest_rank(folder: AdapterFolder) -> int:
         ranks |= found
     said = [name for name, rank in ranks.items() if rank]
     for name in sorted(said, key=ranks.__getitem__, reverse=True):
-        info = await patient.one(lambda name: inspect_adapter(folder.root / name), name)
-        if info is not None and not info.problems:
-            return info.rank
+        with suppress(AdapterTimeoutError):
+            info = await patient.one(lambda name: inspect_adapter(folder.root / name), name)
+            if not info.problems:
+                return info.rank
     return 0
 
 

@@ -16,20 +16,20 @@ from chameleon_lora.servers.launching import (
 
 STOCK = "stock"
 POLICY, COMMAND = "policy", "command"
-_ONE_SLOT_EACH = ("--set", "serving.slot_parts=1")
+_IN_SLOTS = ("--set", "serving.lora_backend=slots")
 
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "chameleon": (),
     "paper": ("--set", f"preset={Preset.PAPER.value}"),
-    "vllm-policy": ("--set", f"preset={Preset.VLLM.value}", *_ONE_SLOT_EACH),
+    "vllm-policy": ("--set", f"preset={Preset.VLLM.value}", *_IN_SLOTS),
     "slora": ("--set", f"preset={Preset.SLORA.value}"),
     "sjf": ("--set", f"preset={Preset.SJF.value}"),
     "cache-only": ("--set", f"preset={Preset.CACHE_ONLY.value}"),
-    "scheduler-only": ("--set", f"preset={Preset.SCHEDULER_ONLY.value}", *_ONE_SLOT_EACH),
+    "scheduler-only": ("--set", f"preset={Preset.SCHEDULER_ONLY.value}", *_IN_SLOTS),
 }
 """Policies that Chameleon's server runs, with the flags that choose them. Stock's own rules under
-Chameleon's server are `vllm-policy`. Those that are about scheduling alone leave vLLM's slots as
-they are; the others may let small adapters share them."""
+Chameleon's server are `vllm-policy`. Those that are about scheduling alone leave adapters in vLLM's
+slots; the others use them from where they lie, where the engine can."""
 
 
 @dataclass(frozen=True, slots=True)

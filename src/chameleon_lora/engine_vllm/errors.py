@@ -12,7 +12,12 @@ from typing import Any
 from chameleon_lora.engine_vllm.hook_table import ERROR_INFO, ERROR_RESPONSE
 from chameleon_lora.engine_vllm.hooks import target_of
 from chameleon_lora.engine_vllm.log_limit import UNCUT_ARGS
-from chameleon_lora.errors import AdapterError, AdapterNotFoundError, AdapterUnreadableError
+from chameleon_lora.errors import (
+    AdapterError,
+    AdapterNotFoundError,
+    AdapterTimeoutError,
+    AdapterUnreadableError,
+)
 from chameleon_lora.policy.plan import Failure, Fault
 
 STATUS = {
@@ -71,7 +76,7 @@ def http_error(reason: str, status: HTTPStatus) -> Exception:
 
 
 def client_error(reason: str, status: HTTPStatus, *, is_pooling: bool) -> Exception:
-    """The same, as vLLM's client of the engine lets it through."""
+    """What `http_error` makes, in a form that vLLM's client of the engine lets through."""
     from vllm import exceptions
 
     error = http_error(reason, status)
@@ -133,6 +138,8 @@ def refusal_of(error: AdapterError) -> Any:
     status = HTTPStatus.BAD_REQUEST
     if isinstance(error, AdapterNotFoundError):
         status = HTTPStatus.NOT_FOUND
+    elif isinstance(error, AdapterTimeoutError):
+        status = HTTPStatus.SERVICE_UNAVAILABLE
     elif isinstance(error, AdapterUnreadableError):
         status = HTTPStatus.INTERNAL_SERVER_ERROR
     elif isinstance(error, LoadFailedError):

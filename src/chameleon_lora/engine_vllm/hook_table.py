@@ -69,6 +69,7 @@ _POOLING = "vllm.entrypoints.pooling.base.serving"
 _CLIENT = "vllm.v1.engine.async_llm"
 _LLM = "vllm.entrypoints.llm"
 _MESSAGES = "vllm.entrypoints.anthropic.serving"
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving"
 _RESPONSES = "vllm.entrypoints.openai.responses.serving"
 _OUTPUTS = "vllm.v1.engine.output_processor"
 _ENGINE = "vllm.v1.engine.core"
@@ -136,8 +137,10 @@ API_SERVER = (
     ),
     Hook(_API, _MESSAGES, "AnthropicServingMessages.message_stream_converter", "api.streams.reading_errors"),
     Hook(_API, _CLIENT, "AsyncLLM.shutdown", "api.shutdown.ending", ("timeout",)),
+    Hook(_API, _CHAT, "OpenAIServingChat.create_chat_completion", "api.streams.answering_cohere", since="0.32"),
     Hook(_API, "uvicorn", "Config.__init__", "api.shutdown.limiting", ("app",)),
     Hook(_API, "uvicorn", "Config.load", "api.unread.limiting"),
+    Hook(_API, "uvicorn", "Config.load", "api.heads.limiting"),
     Hook(_API, _CLIENT, "AsyncLLM.check_health", "api.shutdown.checking_health"),
     Hook(_API, "vllm.v1.metrics.loggers", "PrometheusStatLogger.record", "api.metrics.bounding"),
     *_each(_API, _OUTPUTS, "OutputProcessor", "request_states", "get_num_unfinished_requests"),
@@ -225,7 +228,7 @@ ENGINE_CORE = (
 )
 
 # --worker-cls is not given to plain `vllm serve`, and would need a class for each platform. The CPU's
-# kernels: the platform names a class for all engines, and knows neither this one's cells nor scheduler.
+# kernels: the platform names a class for all engines, and knows nothing of this one's scheduler.
 # vLLM's search for its kernels in all modules fails where numba is loaded, as it is without slots.
 WORKERS = (
     Hook(_WORKER, _WORKERS, "Worker.__init__", "processes.joining", ("vllm_config",)),

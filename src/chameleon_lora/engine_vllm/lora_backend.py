@@ -28,9 +28,9 @@ def backend_of(vllm_config: Any, wanted: LoraBackend) -> ChosenBackend:
     """
     if vllm_config.lora_config is None:
         return ChosenBackend(LoraBackend.SLOTS, "there are no adapters")
-    obstacle = _obstacle(vllm_config)
     if wanted is LoraBackend.SLOTS:
         return ChosenBackend(LoraBackend.SLOTS, "serving.lora_backend is slots")
+    obstacle = _obstacle(vllm_config)
     if obstacle is None:
         return ChosenBackend(LoraBackend.PAGED, "this engine can use adapters where they lie")
     if wanted is LoraBackend.PAGED:
@@ -46,11 +46,13 @@ def _obstacle(vllm_config: Any) -> str | None:
 
     lora, model = vllm_config.lora_config, vllm_config.model_config
     towers = getattr(lora, "enable_tower_connector_lora", False)
+    is_classifier = model.runner_type == "pooling" and model.score_type == "cross-encoder"
     obstacles = {
         f"adapters on {current_platform.device_name} are read from slots only": not current_platform.is_cpu(),
         "--fully-sharded-loras cuts adapters by rank": lora.fully_sharded_loras,
         "a mixture of experts has slots only": model.is_moe,
-        "a pooling model's head has slots only": model.runner_type == "pooling",
+        "a classifier's head has slots only": is_classifier,
+        "an encoder beside the decoder has rows of its own": model.is_encoder_decoder,
         "--enable-tower-connector-lora has several mappings at once": towers,
     }
     return next((why for why, is_there in obstacles.items() if is_there), None)

@@ -45,14 +45,13 @@ class DropAdapter:
 
 @dataclass(frozen=True, slots=True)
 class ActivateAdapter:
-    """Put the host copy into the slot, from this cell on, in place of all it overlaps.
+    """Put the host copy into the slot, in place of its occupant.
 
     Answered by Activated. Only for an adapter that was answered by Loaded, so no rank waits for it.
-    Without division of slots (`cells.py`), a cell is a slot.
     """
 
     adapter_id: int
-    cell: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class Loaded:
     Attributes:
         is_packed: it is a plain run of bytes, so KV blocks can hold it.
         nbytes: of the largest host copy on one rank, at the adapter's exact rank.
-        rank: that it takes in a slot; the whole slot's for one that cannot share.
+        rank: the largest of its layers'.
         seconds: from the start of the slowest load; waiting for earlier loads not counted.
         fingerprint: of the bytes that were read.
     """
@@ -120,7 +119,7 @@ class Activated:
     """
 
     adapter_id: int
-    cell: int
+    slot: int
     seconds: float
     from_device: bool = False
     is_checked: bool = False

@@ -15,6 +15,7 @@ class StepWork:
         lora_prefill_ranks: sum of ranks over the prompt tokens that have an adapter.
         lora_decode_ranks: sum of ranks over the decoding requests that have an adapter.
         adapters: distinct adapters in the batch.
+        adapter_ranks: sum of their ranks, each counted once.
     """
 
     prefill_tokens: int = 0
@@ -24,3 +25,4 @@ class StepWork:
     lora_prefill_ranks: int = 0
     lora_decode_ranks: int = 0
     adapters: int = 0
+    adapter_ranks: int = 0

@@ -137,6 +137,8 @@ def _changes(setup: Setup, slo: Slo) -> Iterator[tuple[Constraint, str, Setup]]:
             f"--max-num-batched-tokens {tokens}",
             replace(setup, style=replace(style, batch_tokens=tokens)),
         )
+    if style.in_host:
+        return
     free = replace(profile, host_link=Link(1e15), device_copy=Link(1e15))
     yield Constraint.LINK, "adapters copied in no time", replace(setup, profile=free)
 

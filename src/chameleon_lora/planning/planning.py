@@ -208,13 +208,13 @@ def _replica(trial: LoadTrial, slo: Slo) -> Replica:
 
 def _memory(question: PlanQuestion, trial: LoadTrial) -> MemorySplit:
     profile, style, limits = question.profile, question.style, question.setup.limits
-    kv_cache_bytes = limits.kv_blocks.count * limits.block_bytes
+    kv_cache_bytes = limits.kv_blocks.count * profile.memory.block_bytes
     return MemorySplit(
         pool_bytes=profile.memory.pool_bytes,
         slots_bytes=style.slots * profile.adapter_bytes(style.max_rank),
         kv_cache_bytes=kv_cache_bytes,
         requests_mean_bytes=round(kv_cache_bytes * trial.figures.used_share),
-        requests_peak_bytes=trial.outcome.peak_blocks * limits.block_bytes,
+        requests_peak_bytes=trial.outcome.peak_blocks * profile.memory.block_bytes,
         adapters_mean_bytes=round(kv_cache_bytes * trial.figures.held_share),
         host_bytes=sum(profile.adapter_bytes(adapter.rank) for adapter in question.adapters),
     )

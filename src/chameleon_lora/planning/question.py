@@ -124,8 +124,8 @@ def _check_lengths(question: PlanQuestion) -> None:
     beside, way_out = f"{style.slots} slots of rank {style.max_rank}", "fewer or narrower slots"
     if style.is_paged:
         rank = max(adapter.rank for adapter in question.adapters)
-        blocks = -(-question.profile.adapter_bytes(rank) // limits.block_bytes)
-        holds -= blocks * limits.block_tokens
+        nbytes = 0 if style.in_host else question.profile.adapter_bytes(rank)
+        holds -= -(-nbytes // question.profile.memory.block_bytes) * limits.block_tokens
         beside, way_out = f"an adapter of rank {rank}", "adapters of lower ranks"
     if prompt + answer > holds:
         raise ConfigError(

@@ -59,7 +59,8 @@ def promised(question: PlanQuestion) -> Slo:
     if objective.ttft_s is not None:
         return Slo(objective.ttft_s, objective.gap_s)
     setup = question.setup
-    stock = setup if setup.style.is_paged else replace(setup, policy=preset(Preset.VLLM))
+    is_vllm = setup.style.in_host or not setup.style.is_paged
+    stock = replace(setup, policy=preset(Preset.VLLM)) if is_vllm else setup
     mean_s = run_alone(question, stock).ttft.mean_s
     return Slo(objective.ttft_factor * mean_s, objective.gap_s)
 
@@ -78,12 +79,13 @@ def rough_rate_per_s(question: PlanQuestion, setup: Setup) -> float:
             context_tokens=int(batch * held),
             lora_decode_ranks=int(batch * rank),
             adapters=1,
+            adapter_ranks=int(rank),
         )
     )
     work = StepWork(
         int(prompt), attention_pairs=prompt**2 / 2.0, lora_prefill_ranks=int(prompt * rank)
     )
-    work.adapters = 1
+    work.adapters, work.adapter_ranks = 1, int(rank)
     prompt_s = setup.profile.step.step_s(work) - setup.profile.step.base_s
     return 1.0 / (answer * decode_s / batch + prompt_s)
 
@@ -105,6 +107,7 @@ def _alone_s(setup: Setup, pair: LengthPair) -> float:
         decode_requests=1, context_tokens=prompt + answer, lora_decode_ranks=rank, adapters=1
     )
     prefill.adapters = 1
+    prefill.adapter_ranks = decode.adapter_ranks = rank
     load_s = setup.profile.host_link.copy_s(setup.profile.adapter_bytes(rank))
     steps_s = chunks * step.step_s(prefill) + answer * step.step_s(decode)
     return setup.profile.request_s + load_s + steps_s

@@ -48,31 +48,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Copy this adapter into its slot, from `cell` on, over whatever is there.
+    """Copy this adapter into the slot, over whatever is there.
 
     Attributes:
         is_cold: it came from disk for this, and has been in no slot since.
     """
 
     adapter_id: AdapterId
-    cell: int
+    slot: int
     is_cold: bool = False
-
-
-def cells_needed(rank: int, parts: int, max_rank: int) -> int:
-    """How many cells an adapter takes: the smallest power of two whose ranks cover its own.
-
-    A slot of `max_rank` has `parts` cells; at most it is a whole slot.
-    """
-    needed = 1
-    while needed < parts and needed * max(1, max_rank // parts) < rank:
-        needed *= 2
-    return needed
-
-
-def overlap(one: range, other: range) -> bool:
-    """True if two windows of cells share one."""
-    return one.start < other.stop and other.start < one.stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +114,8 @@ class StepPlan:
 
     Attributes:
         admit: in the order in which the engine is to admit.
-        squash: running requests that go back to their lanes, because the slot they took
-            by bypass can now go to the head they passed.
+        squash: running requests that go back to their lanes, because the slot or memory they
+            took by bypass can now go to the head they passed.
         drops: adapters to forget in host memory (unregistered, or left unused by the keep rule).
         demotions: adapters whose KV blocks are given back, besides those that promotions evict.
     """

@@ -114,7 +114,7 @@ class Scheduler:
         return (*self._device.take_released(), *self._device.reclaim(blocks, now_s))
 
     def cache_emptied(self) -> tuple[AdapterId, ...]:
-        """The KV cache is emptied: afterwards no adapter holds a block; answers who gives any back."""
+        """The KV cache is emptied: only what requests run from holds blocks; answers who gives any back."""
         return (*self._device.take_released(), *self._device.reset())
 
     # Facts about requests

@@ -77,8 +77,7 @@ class EngineLimits:
 
     Attributes:
         seats: requests it may run at the same time (max_num_seqs).
-        slots: places for adapters in a batch (max_loras), each of rank `max_rank`.
-        slot_parts: cells a slot is divided into for adapters of lower rank; a power of two.
+        slots: places for adapters in a batch (max_loras); 0 if `is_paged`.
         kv_tokens: tokens the whole KV cache holds.
         kv_bytes_per_token: to express adapter bytes in KV tokens.
         block_tokens: tokens of one KV block.
@@ -92,14 +91,12 @@ class EngineLimits:
     kv_tokens: int
     kv_bytes_per_token: int
     block_tokens: int = 16
-    slot_parts: int = 1
-    max_rank: int = 16
     block_bytes: int = 0
     is_paged: bool = False
 
     def slot_table(self) -> SlotTable | None:
         """The slots, empty; None for an engine without."""
-        return None if self.is_paged else SlotTable(self.slots, self.slot_parts, self.max_rank)
+        return None if self.is_paged else SlotTable(self.slots)
 
     @property
     def kv_blocks(self) -> KvBlocks:

@@ -43,7 +43,7 @@ class AdapterView:
     """One adapter. `running` and `queued` count the requests that name it.
 
     Attributes:
-        cell: where its window of cells begins, or None while it is in no slot.
+        slot: in which it is, or None.
         blocks: KV blocks that are kept for it; 0 for none.
         is_promoting: the copy into them is under way.
         is_expected: foretold to be asked for soon, though no request names it yet.
@@ -52,7 +52,7 @@ class AdapterView:
 
     adapter: Adapter
     place: Place
-    cell: int | None
+    slot: int | None
     blocks: int
     running: int
     queued: int
@@ -67,7 +67,7 @@ class AdapterView:
         return cls(
             adapter=entry.adapter,
             place=Place.of(entry),
-            cell=entry.cell,
+            slot=entry.slot,
             blocks=entry.blocks,
             running=entry.running,
             queued=entry.queued,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from chameleon_lora.adapters.make import ModelDims, make_adapters
@@ -50,9 +51,11 @@ def ensure_tiny_model(cache_dir: Path, layers: int = TINY_LAYERS) -> Path:
     return target if target.is_dir() else _build_once(target, ["tiny", "{out}", str(layers)])
 
 
-def ensure_adapters(model_dir: Path, cache_dir: Path, count: int) -> Path:
-    """A folder with `count` random adapters for the model, each in a subfolder of its name."""
-    ranks_word = "-".join(str(rank) for rank in RANKS)
+def ensure_adapters(
+    model_dir: Path, cache_dir: Path, count: int, ranks: Sequence[int] = RANKS
+) -> Path:
+    """A folder with `count` random adapters of these ranks in turn, each in a subfolder of its name."""
+    ranks_word = "-".join(str(rank) for rank in ranks)
     target = cache_dir / f"{model_dir.name}-{count}-adapters-r{ranks_word}"
     if target.is_dir():
         return target
@@ -60,7 +63,7 @@ def ensure_adapters(model_dir: Path, cache_dir: Path, count: int) -> Path:
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".making-") as scratch:
         out = Path(scratch) / "adapters"
-        make_adapters(out, dims, RANKS, count, seed=0, target_modules=TARGET_MODULES)
+        make_adapters(out, dims, ranks, count, seed=0, target_modules=TARGET_MODULES)
         out.rename(target)
     return target
 

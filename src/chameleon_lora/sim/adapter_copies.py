@@ -13,7 +13,8 @@ from chameleon_lora.sim.profile import Link, Profile
 class AdapterCopies:
     """Copies of adapters under way and done. Owner: the engine.
 
-    Device copies are those in KV blocks; an engine with slots has another in the slot.
+    Device copies are those in KV blocks; an engine with slots has another in the slot. One that uses
+    adapters from host memory makes none.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class AdapterCopies:
         self._adapters = adapters
         self._kernel = kernel
         self._is_paged = policy.limits.is_paged
+        self._in_host = self._is_paged and not policy.limits.block_bytes
         self._to_slot = profile.device_copy
         self.link = LinkQueue(profile.host_link)
         self.disk = LinkQueue(profile.disk)
@@ -56,6 +58,8 @@ class AdapterCopies:
 
     def activate(self, activation: Activation, now_s: float) -> tuple[Found, float]:
         """Where the adapter was, and when it can be used, at `now_s` or later."""
+        if self._in_host:
+            return Found.HOST if activation.is_cold else Found.DEVICE, now_s
         nbytes = self._adapters[activation.adapter_id].nbytes
         complete_s = self._complete_s.get(activation.adapter_id)
         if self._is_paged:

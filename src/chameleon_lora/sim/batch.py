@@ -48,7 +48,7 @@ class Batch:
         self.decoding = 0
         self._steps = 0
         self._context = 0
-        self._ranks = 0
+        self._ranks = self._adapter_ranks = 0
         self._adapters: Counter[AdapterId] = Counter()
         self._growing = [0] * block_tokens  # decoding requests, by the steps in which they grow
         self._ends: list[tuple[int, int, RunningRequest]] = []
@@ -64,6 +64,7 @@ class Batch:
         self.prefilling[run.request_id] = run
         self.used_blocks += self.blocks_for(run.left_tokens)
         if run.adapter_id is not None:
+            self._adapter_ranks += 0 if self.has(run.adapter_id) else run.rank
             self._adapters[run.adapter_id] += 1
 
     def has(self, adapter_id: AdapterId) -> bool:
@@ -118,6 +119,7 @@ class Batch:
         work.context_tokens = self._context
         work.lora_decode_ranks = self._ranks
         work.adapters = len(self._adapters)
+        work.adapter_ranks = self._adapter_ranks
 
     def join(self, run: RunningRequest) -> bool:
         """A request whose prompt is computed got a token; it decodes from now on, or has ended."""
@@ -169,3 +171,4 @@ class Batch:
             self._adapters[run.adapter_id] -= 1
             if not self._adapters[run.adapter_id]:
                 del self._adapters[run.adapter_id]
+                self._adapter_ranks -= run.rank

@@ -114,7 +114,8 @@ class Engine:
         """Whole prompts, before the others decode: one iteration of both."""
         work = StepWork()
         self._ready = self._batch.prefill(None, work)
-        work.adapters = len({run.adapter_id for run in self._ready} - {None})
+        ranks = {run.adapter_id: run.rank for run in self._ready if run.adapter_id is not None}
+        work.adapters, work.adapter_ranks = len(ranks), sum(ranks.values())
         self._end_at(now_s, ready_s + self._step_s(work), 0, self._end_prefill)
 
     def _compute(self, now_s: float, ready_s: float) -> None:

@@ -11,9 +11,11 @@ class Found(Enum):
 
     NONE = "none"  # it names the base model
     IN_USE = "in_use"  # other requests ran with it
-    DEVICE = "device"  # in device memory, or in its slot, idle
+    DEVICE = "device"  # idle where it can be used: in device memory, in its slot, or in host memory
     LINK = "link"  # on its way there: the step waited for the rest of the copy
-    HOST = "host"  # in host memory: the step waited for the whole copy
+    HOST = (
+        "host"  # in host memory: the step waited for the whole copy; used from there, read for it
+    )
 
 
 @dataclass(slots=True)

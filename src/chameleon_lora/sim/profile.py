@@ -32,6 +32,7 @@ class StepCosts:
         base_s: of any step.
         lora_base_s: of any step that has an adapter.
         lora_prefill_base_s: besides, of one that computes prompt tokens with an adapter.
+        lora_adapter_rank_s: of a rank of each distinct adapter: reading its weights, however many use it.
     """
 
     base_s: float
@@ -44,6 +45,7 @@ class StepCosts:
     lora_adapter_s: float = 0.0
     lora_prefill_rank_s: float = 0.0
     lora_decode_rank_s: float = 0.0
+    lora_adapter_rank_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -66,6 +68,7 @@ class StepCosts:
                 + self.lora_adapter_s * work.adapters
                 + self.lora_prefill_rank_s * work.lora_prefill_ranks
                 + self.lora_decode_rank_s * work.lora_decode_ranks
+                + self.lora_adapter_rank_s * work.adapter_ranks
             )
             if work.lora_prefill_ranks:
                 seconds += self.lora_prefill_base_s
@@ -92,6 +95,11 @@ class Memory:
         for name in self.__slots__:
             if getattr(self, name) < 1:
                 raise ConfigError(f"memory.{name} is {getattr(self, name)}; use 1 or more")
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block."""
+        return self.block_tokens * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,7 @@ class Profile:
         device_copy: a copy in KV blocks to a slot, on the device.
         disk: disk to host memory.
         request_s: time of a request outside the engine (HTTP, tokenizer).
+        in_host: its engine uses adapters from host memory, without slots; so no costs of copies are known.
         error: of a measured profile: mean relative error of step times it was not fitted to.
     """
 
@@ -141,6 +150,7 @@ class Profile:
     device_copy: Link
     disk: Link
     request_s: float = 0.0
+    in_host: bool = False
     error: dict[str, float] = field(default_factory=dict)
 
     def adapter_bytes(self, rank: int) -> int:

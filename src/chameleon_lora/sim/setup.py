@@ -1,7 +1,7 @@
 """What a simulation needs to know of an engine: its profile, how it works, and its policy."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chameleon_lora.errors import ConfigError
 from chameleon_lora.policy.settings import EngineLimits, PolicySettings
@@ -31,9 +31,9 @@ class EngineStyle:
         batch_tokens: tokens that one step may compute, or admit if prompts have steps of their own.
         mixes_prefill: prompts are computed in chunks beside decoding (vLLM); False: whole, in steps of
             their own, during which decoding stands still (S-LoRA).
-        is_paged: adapters run from where they lie in KV memory (S-LoRA); False: from padded slots.
+        is_paged: adapters run from where they lie, in KV memory (S-LoRA); False: from padded slots.
+        in_host: being paged, they lie in host memory and need no copy to run (vLLM on a CPU, ADR 0028).
         slots: padded slots, whose memory is taken from the pool.
-        slot_parts: cells of a slot; 1 is vLLM.
         max_rank: of a slot.
         pads_ranks: LoRA arithmetic costs `max_rank` for every token, whatever its adapter's rank.
         is_preloaded: all adapters are in host memory at the start.
@@ -43,11 +43,15 @@ class EngineStyle:
     batch_tokens: int = 8192
     mixes_prefill: bool = True
     is_paged: bool = False
+    in_host: bool = False
     slots: int = 8
-    slot_parts: int = 1
     max_rank: int = 128
     pads_ranks: bool = False
     is_preloaded: bool = True
+
+    def without_slots(self) -> "EngineStyle":
+        """The same, with adapters that are used from host memory at their own ranks."""
+        return replace(self, is_paged=True, in_host=True, slots=0, pads_ranks=False)
 
 
 S_LORA = EngineStyle(seats=1000, mixes_prefill=False, is_paged=True, slots=0)
@@ -78,14 +82,19 @@ class Setup:
         """What the engine has in all, as the policy is told.
 
         Raises:
-            ConfigError: slots leave no memory for the KV cache.
+            ConfigError: slots leave no memory for the KV cache, or the profile knows no cost of copies.
         """
         memory, style = self.profile.memory, self.style
+        if self.profile.in_host and not style.in_host:
+            raise ConfigError(
+                f"{self.profile.name} is of an engine that uses adapters from host memory, and what "
+                "copies cost is not known: `chameleon calibrate --lora-backend slots` measures one with"
+            )
         slot_bytes = style.slots * self.profile.adapter_bytes(style.max_rank)
         pool_bytes = memory.pool_bytes - slot_bytes
         if self.unlimited_adapters:
             pool_bytes += sum(self.profile.adapter_bytes(adapter.rank) for adapter in self.adapters)
-        block_bytes = memory.block_tokens * memory.kv_bytes_per_token
+        block_bytes = memory.block_bytes
         if pool_bytes < 2 * block_bytes:
             raise ConfigError(
                 f"{style.slots} slots of rank {style.max_rank} take {slot_bytes} bytes of the "
@@ -98,8 +107,6 @@ class Setup:
             kv_tokens=pool_bytes // block_bytes * memory.block_tokens,
             kv_bytes_per_token=memory.kv_bytes_per_token,
             block_tokens=memory.block_tokens,
-            slot_parts=style.slot_parts,
-            max_rank=style.max_rank,
-            block_bytes=block_bytes,
+            block_bytes=0 if style.in_host else block_bytes,
             is_paged=style.is_paged,
         )

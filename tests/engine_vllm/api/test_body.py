@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ from chameleon_lora.engine_vllm.api.body import BodyLimits, Message, Receive, Se
 from chameleon_lora.engine_vllm.api.shutdown import SHUTDOWN_WORDS
 from chameleon_lora.settings import ServingSettings
 from tests.engine_vllm.asgi_client import ask
+from tests.engine_vllm.http_server import served
 from tests.engine_vllm.tenant_settings import (
     ACME,
     LIMITS,
@@ -56,18 +55,6 @@ class Ending:
 def limited(app: Any, ending: Ending | None = None, idle_s: float = 30.0) -> BodyLimits:
     """The app behind the limits."""
     return BodyLimits(app, lambda: MOST, lambda: bool(ending and ending.is_near), idle_s)
-
-
-@asynccontextmanager
-async def served(app: Any, **settings: Any) -> AsyncIterator[tuple[Any, int]]:
-    """A real server of the app, and its port."""
-    config = uvicorn.Config(app, log_config=None, lifespan="off", **settings)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        task = asyncio.create_task(server.serve([listening]))
-        yield server, listening.getsockname()[1]
-        server.should_exit = True
-        await task
 
 
 def head(length: int | None, path: str = "/v1/completions", more: str = "") -> bytes:
@@ -123,6 +110,23 @@ def test_a_body_that_stands_still_is_given_up(part: bytes, http: str) -> None:
     status, error = asyncio.run(refused(app, head(900), part, http=http))
     assert (408, "RequestTimeoutError") == (status, error["type"])
     assert "0.05 s" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [({}, "1"), ({"Retry-After": "7"}, "7")], ids=["unsaid", "said"]
+)
+def test_whoever_is_told_not_now_is_told_when_to_come_again(
+    given: dict[str, str], told: str
+) -> None:
+    """Whatever says so: the app, with its own time if it has one, or the limits themselves."""
+    app = fastapi.FastAPI()
+
+    async def busy(_sent: dict[str, Any]) -> Any:
+        return fastapi.responses.JSONResponse({"error": "busy"}, 503, given)
+
+    app.post("/v1/completions")(busy)
+    found = ask(limited(app), "POST", "/v1/completions", b"{}")
+    assert (503, told) == (found.status, found.headers["retry-after"])
 
 
 def test_a_body_of_the_longest_kind_is_read() -> None:

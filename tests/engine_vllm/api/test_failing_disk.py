@@ -13,6 +13,8 @@ import pytest
 from chameleon_lora.adapters import AdapterFolder
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.adapters.header import WEIGHTS_NAME
+from chameleon_lora.adapters.looks import FREE_CHANGES, MOST_LOOKS
+from chameleon_lora.engine_vllm.api.patience import PatientWork
 from chameleon_lora.engine_vllm.api.registry import REGISTRY, AdapterRegistry
 from chameleon_lora.engine_vllm.api.serving import explaining
 from chameleon_lora.engine_vllm.sources import resolved
@@ -51,7 +53,7 @@ def test_one_failing_look_takes_no_adapter_out(
     with failing(path, getattr(errno, error)):
         served.refresh_all()
         served.refresh_all()
-    assert ([], {}) == (served.told(), served.registry.not_served)
+    assert ([], {}) == (served.told(), served.registry.refusals.all)
     (line,) = (record.getMessage() for record in caplog.records)
     assert f"Adapter stays what it was: adapter 'a': {file} cannot be read" in line
     served.refresh_all()
@@ -67,10 +69,10 @@ def test_a_new_adapter_that_cannot_be_read_is_told_and_tried_again(
     with failing(served.root / "d" / WEIGHTS_NAME, getattr(errno, error)):
         served.refresh_all()
         served.refresh_all()
-        assert "cannot be read" in served.registry.refused["d"]
+        assert "cannot be read" in served.registry.refusals.refused["d"]
     assert 1 == len(caplog.records)
     served.refresh_all()
-    assert ([("announce", ["d"])], {}) == (served.told(), served.registry.refused)
+    assert ([("announce", ["d"])], {}) == (served.told(), served.registry.refusals.refused)
 
 
 @pytest.mark.parametrize("file", [CONFIG_NAME, WEIGHTS_NAME])
@@ -89,7 +91,36 @@ def test_a_request_for_what_cannot_be_read_is_no_bad_request(
         assert 500 == refused(served, "d").code
     assert refused(served, "d") is None
     assert "d" in served.models.lora_requests
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
+
+
+def test_what_cannot_be_read_is_tried_ever_more_seldom(served: ServedFolder) -> None:
+    """At each look at first; it may cost seconds, as a conversion does. In the end it is served by itself."""
+    served.add("d")
+    folder, tried = served.root / "d", []
+    for _ in range(30):
+        with failing(folder / WEIGHTS_NAME, errno.ENOSPC):
+            tried.append(str(folder / CONFIG_NAME) in opened_by(served.refresh_all))
+    assert [True] * FREE_CHANGES == tried[:FREE_CHANGES]
+    assert FREE_CHANGES < sum(tried) < 12
+    assert 500 == refused(served, "d").code  # also while it is not tried
+    looks = 0
+    while "d" not in served.models.lora_requests:
+        served.refresh_all()
+        looks += 1
+    assert looks <= MOST_LOOKS
+
+
+@pytest.mark.parametrize("name", ["d", "nobody"])
+def test_what_cannot_be_looked_at_just_now_is_to_be_asked_for_again(
+    served: ServedFolder, name: str
+) -> None:
+    """503, after which OpenAI's clients ask again by themselves: for an adapter and for what may be none."""
+    served.add("d")
+    served.registry._patient = PatientWork(most_hung=0)
+    refusal = refused(served, name)
+    assert (503, "ServiceUnavailableError") == (refusal.code, refusal.type)
+    assert refused(served, "a") is None
 
 
 def test_half_an_adapter_that_cannot_be_read_is_no_bad_request(served: ServedFolder) -> None:
@@ -98,7 +129,7 @@ def test_half_an_adapter_that_cannot_be_read_is_no_bad_request(served: ServedFol
     (served.root / "d" / WEIGHTS_NAME).unlink()
     with failing(served.root / "d" / CONFIG_NAME, errno.EMFILE):
         assert 500 == refused(served, "d").code
-        assert {} == served.registry.refused
+        assert {} == served.registry.refusals.refused
     refusal = refused(served, "d")
     assert (400, True) == (refusal.code, WEIGHTS_NAME in refusal.message)
 
@@ -169,30 +200,30 @@ def test_a_read_that_fails_half_way_breaks_no_adapter(served: ServedFolder) -> N
     (served.root / "d" / WEIGHTS_NAME).symlink_to("/proc/self/mem")
     served.registry = AdapterRegistry(served.models, AdapterFolder(served.root, ["/proc"]), NEVER_S)
     served.refresh_all()
-    assert "Input/output error" in served.registry.refused["d"]
+    assert "Input/output error" in served.registry.refusals.refused["d"]
     assert str(served.root / "d" / WEIGHTS_NAME) in opened_by(served.refresh_all)
     (served.root / "d" / WEIGHTS_NAME).unlink()
     shutil.copy(served.root / "a" / WEIGHTS_NAME, served.root / "d")
     served.refresh_all()
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
 
 
 def test_other_rights_alone_are_looked_into(served: ServedFolder) -> None:
     """What the message advises works: chmod changes neither size nor time of change."""
     (served.root / "b" / CONFIG_NAME).write_text("{")
     served.refresh_all()
-    served.registry.refused["b"] = "not seen since"
+    served.registry.refusals.refused["b"] = "not seen since"
     wait_for_tick(served.root / "b" / CONFIG_NAME)
     (served.root / "b" / WEIGHTS_NAME).chmod(0o644)
     served.refresh_all()
-    assert "is not JSON" in served.registry.refused["b"]
+    assert "is not JSON" in served.registry.refusals.refused["b"]
 
 
 def test_a_content_that_cannot_be_read_holds_no_request_up(served: ServedFolder) -> None:
     """It goes on to the engine, which says what is wrong if that lasts; the next one reads again."""
     with failing(served.root / "b" / WEIGHTS_NAME, errno.EIO):
         served.refresh("b")
-    assert ([], None) == (served.told(), served.registry.why_refused("b"))
+    assert ([], None) == (served.told(), served.registry.refusals.why("b"))
     served.refresh("b")
     assert [("announce", ["b"])] == served.told()
 

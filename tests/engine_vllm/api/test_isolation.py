@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm.api.refusals import Refusals
 from chameleon_lora.engine_vllm.api.registry import REGISTRY
 from tests.engine_vllm.callers import ACME, BOB, called_by, run
 
@@ -23,20 +24,19 @@ class Lookups:
 
     registry: list[str] = field(default_factory=list)
     resolver: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    refusals: Refusals = field(
+        default_factory=lambda: Refusals(
+            SimpleNamespace(lora_requests={}, is_base_model=lambda _: False)
+        )
+    )
 
     async def refresh(self, name: str) -> None:
         """As the registry."""
         self.registry.append(name)
 
-    def why_refused(self, name: str) -> str | None:
-        """As the registry."""
-        return self.refused.get(name)
-
     async def withdraw(self, name: str) -> None:
         """As the registry."""
-        self.refused.pop(name, None)
+        self.refusals.refused.pop(name, None)
 
     async def resolve_lora(self, _: str, name: str) -> None:
         """As a resolver."""
@@ -186,7 +186,7 @@ def test_nothing_is_looked_up_for_anothers_name(site: Site) -> None:
 
 def test_why_an_adapter_is_broken_is_told_to_its_tenant_only(site: Site) -> None:
     """To others its name is one that nobody has."""
-    site.lookups.refused["bob-9"] = "no weights"
+    site.lookups.refusals.refused["bob-9"] = "no weights"
     with called_by(BOB):
         error = site.check("bob-9")
     assert error is not None

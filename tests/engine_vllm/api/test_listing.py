@@ -70,9 +70,9 @@ def test_whoever_asks_gets_vllms_own_list(models: Any, tenant: Tenant | None) ->
 def test_what_the_engine_cannot_load_is_not_listed(models: Any) -> None:
     """And again once something else is offered under its name."""
     cards = ModelCards()
-    setattr(models, REGISTRY, SimpleNamespace(failed={"bob-1": "nan"}))
+    setattr(models, REGISTRY, SimpleNamespace(refusals=SimpleNamespace(failed={"bob-1": "nan"})))
     assert ["base", "acme-1"] == [card["id"] for card in listed(cards, models)]
-    getattr(models, REGISTRY).failed.clear()
+    getattr(models, REGISTRY).refusals.failed.clear()
     assert ["base", "acme-1", "bob-1"] == [card["id"] for card in listed(cards, models)]
 
 

@@ -1,6 +1,7 @@
 """Work that hangs holds up no other, and no more threads than are allowed."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from chameleon_lora.engine_vllm.api.patience import PatientWork
+from chameleon_lora.errors import AdapterTimeoutError
 
 SOON_S = 0.25  # of a busy machine, too, that does not hang
 
@@ -74,7 +76,8 @@ def test_a_name_on_which_it_hangs_holds_up_no_other(disk: Disk) -> None:
         assert ["A", "B", "C"] == await found(patient, disk.work, ["a", "x", "b", "c"], 4)
         assert {"x"} == patient.hung
         assert ["A"] == await found(patient, disk.work, ["x", "a"])
-        assert await patient.one(disk.work, "x") is None
+        with pytest.raises(AdapterTimeoutError, match="'x': its files do not answer"):
+            await patient.one(disk.work, "x")
         assert disk.is_hanging.acquire(blocking=False)
         assert not disk.is_hanging.acquire(blocking=False)
         disk.let_go.set()
@@ -97,8 +100,24 @@ def test_so_many_threads_hang_and_no_more(disk: Disk) -> None:
         assert ["A"] == await found(patient, disk.work, ["a", *names, "b"], 5)
         assert 4 == len(patient.hung)
         assert [] == await found(patient, disk.work, ["a"])
+        with pytest.raises(AdapterTimeoutError, match="too many others"):
+            await patient.one(disk.work, "a")
 
     asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def test_what_is_slow_is_found_in_the_end() -> None:
+    """A machine may be so busy that nothing ends in time: then more is given, and so much that it does."""
+    patient = PatientWork(patience_s=0.0, most_s=600.0)
+
+    async def work() -> int:
+        while True:
+            with contextlib.suppress(AdapterTimeoutError):
+                return await patient.one(lambda _: sum(range(3_000_000)), "a")
+            while patient.hung:
+                await asyncio.sleep(0)
+
+    assert sum(range(3_000_000)) == asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_what_the_work_raises_is_raised(disk: Disk) -> None:

@@ -102,8 +102,8 @@ def test_a_broken_adapter_is_refused_with_its_reason(served: ServedFolder) -> No
     served.refresh_all()
     assert [("announce", ["b"])] == served.told()
     assert ["b"] == list(served.models.lora_requests)
-    assert ["a"] == list(served.registry.refused)
-    assert served.registry.refused["a"].startswith("adapter 'a': ")
+    assert ["a"] == list(served.registry.refusals.refused)
+    assert served.registry.refusals.refused["a"].startswith("adapter 'a': ")
 
 
 def test_a_hubs_cache_is_served_where_it_is_trusted(served: ServedFolder, tmp_path: Path) -> None:
@@ -118,12 +118,12 @@ def test_a_hubs_cache_is_served_where_it_is_trusted(served: ServedFolder, tmp_pa
     (served.root / "linked").symlink_to(snapshot)
     served.refresh_all()
     assert ["b"] == list(served.models.lora_requests)
-    assert "leads out of the folder of adapters" in served.registry.refused["a"]
+    assert "leads out of the folder of adapters" in served.registry.refusals.refused["a"]
     trusting = AdapterFolder(served.root, [str(tmp_path / "hub")])
     served.registry = AdapterRegistry(served.models, trusting, NEVER_S)
     served.refresh_all()
     assert {"a", "b", "linked"} == set(served.models.lora_requests)
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
 
 
 def test_a_classifiers_head_is_refused_by_an_engine_that_generates(served: ServedFolder) -> None:
@@ -134,18 +134,18 @@ def test_a_classifiers_head_is_refused_by_an_engine_that_generates(served: Serve
         model.runner_type, model.score_type = runner, score
         served.registry = AdapterRegistry(served.models, AdapterFolder(served.root), NEVER_S)
         served.refresh_all()
-        assert "is the head of a classifier" in served.registry.refused["a"]
+        assert "is the head of a classifier" in served.registry.refusals.refused["a"]
     model.score_type = "cross-encoder"
     served.registry = AdapterRegistry(served.models, AdapterFolder(served.root), NEVER_S)
     served.refresh_all()
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
 
 
 def test_a_rank_above_the_engines_is_refused_with_both_numbers(served: ServedFolder) -> None:
     """The limit is the engine's max_lora_rank."""
     served.add("wide", rank=MAX_RANK + 1)
     served.refresh_all()
-    assert "its rank is 9, the limit is 8" in served.registry.refused["wide"]
+    assert "its rank is 9, the limit is 8" in served.registry.refusals.refused["wide"]
 
 
 def test_an_adapter_that_breaks_is_taken_down(served: ServedFolder) -> None:
@@ -155,7 +155,8 @@ def test_an_adapter_that_breaks_is_taken_down(served: ServedFolder) -> None:
     (served.root / "a" / CONFIG_NAME).write_text("{")
     served.refresh_all()
     assert [("withdraw", ["a"])] == served.told()
-    assert (["b"], ["a"]) == (list(served.models.lora_requests), list(served.registry.refused))
+    assert ["b"] == list(served.models.lora_requests)
+    assert ["a"] == list(served.registry.refusals.refused)
 
 
 def test_a_mended_adapter_is_offered_and_refused_no_more(served: ServedFolder) -> None:
@@ -166,7 +167,7 @@ def test_a_mended_adapter_is_offered_and_refused_no_more(served: ServedFolder) -
     served.add("a")
     served.refresh_all()
     assert [("announce", ["a"])] == served.told()
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
 
 
 def test_what_the_engine_found_unfit_is_refused_while_it_is_what_is_served(
@@ -175,15 +176,15 @@ def test_what_the_engine_found_unfit_is_refused_while_it_is_what_is_served(
     """From then on with its reason, until its files are others; the others are served."""
     served.refresh_all()
     offered = served.models.lora_requests["a"]
-    served.registry.found_unfit(offered, "nan")
+    served.registry.refusals.found_unfit(offered, "nan")
     served.refresh("a")
-    assert ("nan", None) == tuple(map(served.registry.why_refused, "ab"))
+    assert ("nan", None) == tuple(map(served.registry.refusals.why, "ab"))
     served.add("a", seed=1)
     served.refresh_all()
-    assert served.registry.why_refused("a") is None
+    assert served.registry.refusals.why("a") is None
     assert offered.lora_int_id == served.models.lora_requests["a"].lora_int_id
-    served.registry.found_unfit(offered, "nan")  # a request that was under way meanwhile
-    assert served.registry.why_refused("a") is None
+    served.registry.refusals.found_unfit(offered, "nan")  # a request that was under way meanwhile
+    assert served.registry.refusals.why("a") is None
 
 
 def test_names_of_unfit_adapters_that_are_gone_are_not_kept(served: ServedFolder) -> None:
@@ -191,13 +192,13 @@ def test_names_of_unfit_adapters_that_are_gone_are_not_kept(served: ServedFolder
     served.add("c")
     served.refresh_all()
     for name in "bc":
-        served.registry.found_unfit(served.models.lora_requests[name], "nan")
+        served.registry.refusals.found_unfit(served.models.lora_requests[name], "nan")
     shutil.rmtree(served.root / "b")
     served.refresh_all()
     asyncio.run(served.registry.withdraw(served.models.lora_requests.pop("c").lora_name))
-    assert {} == served.registry._failed
-    served.registry.found_unfit(served.models.lora_requests.pop("a"), "nan")
-    assert {} == served.registry._failed
+    assert {} == served.registry.refusals._failed
+    served.registry.refusals.found_unfit(served.models.lora_requests.pop("a"), "nan")
+    assert {} == served.registry.refusals._failed
 
 
 def test_a_refused_adapter_that_goes_is_forgotten(served: ServedFolder) -> None:
@@ -206,7 +207,7 @@ def test_a_refused_adapter_that_goes_is_forgotten(served: ServedFolder) -> None:
     served.refresh_all()
     shutil.rmtree(served.root / "a")
     served.refresh_all()
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
 
 
 def test_a_folder_that_cannot_be_listed_keeps_the_offer(served: ServedFolder) -> None:
@@ -229,7 +230,7 @@ def test_the_base_models_name_is_not_taken(served: ServedFolder, is_sound: bool)
         (served.root / BASE / CONFIG_NAME).write_text("{")
     served.refresh_all()
     assert [("announce", ["a", "b"])] == served.told()
-    assert {} == served.registry.refused
+    assert {} == served.registry.refusals.refused
     assert BASE not in served.models.lora_requests
 
 
@@ -277,7 +278,7 @@ class TestRefresh:
                 served.refresh(name)
 
         opened = opened_by(ask)
-        assert ["broken", "half"] == sorted(served.registry.refused)
+        assert ["broken", "half"] == sorted(served.registry.refusals.refused)
         assert [] == [path for path in opened if path == str(served.root)]
         assert [] == [path for path in opened if path.startswith((f"{served.root}/a/", "/a"))]
 
@@ -287,10 +288,10 @@ class TestRefresh:
         (served.root / "broken" / CONFIG_NAME).write_text("{")
         served.refresh("broken")
         assert [] == opened_by(lambda: served.refresh("broken"))
-        assert ["broken"] == list(served.registry.refused)
+        assert ["broken"] == list(served.registry.refusals.refused)
         served.add("broken")
         served.refresh("broken")
-        assert {} == served.registry.refused
+        assert {} == served.registry.refusals.refused
 
     def test_a_file_that_leads_out_of_the_folder_is_refused(self, served: ServedFolder) -> None:
         """The reason says so, and nothing is announced."""
@@ -300,7 +301,7 @@ class TestRefresh:
         (served.root / "c" / WEIGHTS_NAME).symlink_to(outside / WEIGHTS_NAME)
         served.refresh("c")
         assert [] == served.told()
-        assert "leads out of the folder of adapters" in served.registry.refused["c"]
+        assert "leads out of the folder of adapters" in served.registry.refusals.refused["c"]
 
     def test_without_a_folder_there_is_nothing_to_look_at(self) -> None:
         """A registry without a folder serves what is loaded by request only."""

@@ -95,13 +95,13 @@ def test_half_a_folder_that_goes_is_forgotten(served: ServedFolder) -> None:
     (served.root / "half").mkdir()
     (served.root / "half" / CONFIG_NAME).write_text("{")
     served.refresh("half")
-    assert served.registry.why_refused("half")
+    assert served.registry.refusals.why("half")
     served.models.lora_requests["half"] = object()  # loaded by request, from elsewhere
-    assert served.registry.why_refused("half") is None
+    assert served.registry.refusals.why("half") is None
     shutil.rmtree(served.root / "half")
     served.add("d")
     served.refresh_all()
-    assert ({}, True) == (served.registry.not_served, "half" in served.models.lora_requests)
+    assert ({}, True) == (served.registry.refusals.all, "half" in served.models.lora_requests)
 
 
 @pytest.mark.usefixtures("started")
@@ -123,9 +123,9 @@ def test_a_folder_meant_for_an_adapter_is_told_once_it_stays_so(
     assert [] == caplog.records
     served.refresh_all()
     served.refresh_all()
-    assert "'checkpoint-1000'" in str(served.registry.why_refused("task"))
-    assert served.registry.why_refused(BASE) is None  # its requests are the base model's
-    why = served.registry.not_served
+    assert "'checkpoint-1000'" in str(served.registry.refusals.why("task"))
+    assert served.registry.refusals.why(BASE) is None  # its requests are the base model's
+    why = served.registry.refusals.all
     for name, reason in (
         ("task", "'checkpoint-1000'"),
         ("link", "leads out"),
@@ -183,14 +183,17 @@ def test_pickled_weights_are_converted_where_that_is_set(tmp_path: Path) -> None
         weights.unlink()
     served.refresh_all()
     assert [("announce", ["a"])] == served.told()
-    assert {"hostile"} == served.registry.refused.keys()
-    assert "adapter 'hostile': adapter_model.bin is no file" in served.registry.refused["hostile"]
+    assert {"hostile"} == served.registry.refusals.refused.keys()
+    assert (
+        "adapter 'hostile': adapter_model.bin is no file"
+        in served.registry.refusals.refused["hostile"]
+    )
     served.refresh_all()
     assert (served.root / "a" / WEIGHTS_NAME).is_file()
-    assert {"hostile"} == served.registry.refused.keys()
+    assert {"hostile"} == served.registry.refusals.refused.keys()
     unset = ServedFolder(served.root)
     unset.refresh_all()
-    assert "serving.converts_bin" in unset.registry.unfit["hostile"]
+    assert "serving.converts_bin" in unset.registry.refusals.unfit["hostile"]
 
 
 def test_a_look_that_fails_because_the_server_ends_is_no_trouble(

@@ -10,7 +10,7 @@ import pytest
 from chameleon_lora.adapters.config import CONFIG_NAME
 from chameleon_lora.engine_vllm.api import registry
 from chameleon_lora.engine_vllm.api.patience import PatientWork
-from chameleon_lora.errors import AdapterUnreadableError
+from chameleon_lora.errors import AdapterTimeoutError, AdapterUnreadableError
 from tests.adapters.failing_files import HungDisk
 from tests.engine_vllm.served_folder import ServedFolder, opened_by
 
@@ -112,8 +112,8 @@ def test_a_hung_folder_delays_no_other(
             ):
                 await served.registry.refresh("x")
         assert 1 == hanging.asked
-        assert "do not answer" in str(served.registry.why_refused("x"))
-        assert ["x"] == list(served.registry.not_served)
+        assert "do not answer" in str(served.registry.refusals.why("x"))
+        assert ["x"] == list(served.registry.refusals.all)
         hanging.set()
         while served.registry._patient.hung:
             await asyncio.sleep(0)
@@ -121,10 +121,59 @@ def test_a_hung_folder_delays_no_other(
 
     asyncio.run(asyncio.wait_for(look(), 60))
     assert "x" in served.models.lora_requests
-    assert {} == served.registry.not_served
+    assert {} == served.registry.refusals.all
     refused = [r.getMessage() for r in caplog.records if "not served" in r.getMessage()]
     assert 1 == len(refused)
     assert "adapter 'x'" in refused[0]
+
+
+@pytest.mark.parametrize("hanging", ["open"], indirect=True)
+def test_too_many_hung_folders_make_no_other_unknown(
+    served: ServedFolder, hanging: HungDisk
+) -> None:
+    """Whoever asks for a new adapter, or for one of no folder, is told to ask again; what is known is served."""
+    served.registry._patient = PatientWork(patience_s=SOON_S, most_hung=2)
+    for name in ("x1", "x2", "b"):
+        served.add(name)
+    hanging.is_there = lambda path: path.parent.name.startswith("x")
+
+    async def ask() -> None:
+        await asyncio.gather(*map(served.registry.refresh, ("x1", "x2")), return_exceptions=True)
+        assert {"x1", "x2"} == served.registry._patient.hung
+        for name in ("b", "nobody"):
+            with pytest.raises(AdapterTimeoutError, match=f"{name}.*too many others"):
+                await served.registry.refresh(name)
+        await served.registry.refresh("a")
+        assert "a" in served.models.lora_requests
+        hanging.set()
+        while served.registry._patient.hung:
+            await asyncio.sleep(0)
+        for name in ("b", "x1", "nobody"):
+            await served.registry.refresh(name)
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert {"a", "b", "x1"} == served.models.lora_requests.keys()
+
+
+def test_a_check_that_is_slow_is_no_unknown_adapter(
+    served: ServedFolder, hanging: HungDisk
+) -> None:
+    """Though it ends just when that is looked for: whoever asked is told to ask again, and that lets it in."""
+    served.add("x")
+
+    async def ask() -> None:
+        asking = asyncio.create_task(served.registry.refresh("x"))
+        while "x" not in served.registry._patient.hung:
+            await asyncio.sleep(0)
+        hanging.set()
+        with pytest.raises(AdapterTimeoutError):
+            await asking
+        while served.registry._patient.hung:
+            await asyncio.sleep(0)
+        await served.registry.refresh("x")
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert "x" in served.models.lora_requests
 
 
 def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging: HungDisk) -> None:
@@ -137,7 +186,7 @@ def test_an_adapter_whose_disk_hangs_stays_offered(served: ServedFolder, hanging
     served.refresh_all()
     served.refresh_all()
     assert "x" in served.models.lora_requests
-    assert {} == served.registry.not_served
+    assert {} == served.registry.refusals.all
 
 
 def test_a_root_that_hangs_is_told_and_asked_once(

@@ -12,6 +12,7 @@ import pytest
 from chameleon_lora.engine_vllm import messages
 from chameleon_lora.engine_vllm.api import routes
 from chameleon_lora.engine_vllm.api.caller import CALLER, CallerContext
+from chameleon_lora.engine_vllm.api.refusals import Refusals
 from chameleon_lora.engine_vllm.core import utilities
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.state import state_of
@@ -33,7 +34,8 @@ UTILITIES: dict[str, Callable[..., Any]] = {
 
 def engine_of(driver: Driver | None) -> Any:
     """As much of an EngineCore as the utilities read; without a driver, another scheduler's."""
-    return SimpleNamespace(scheduler=SimpleNamespace(chameleon=driver))
+    config = SimpleNamespace(lora_config=None)
+    return SimpleNamespace(scheduler=SimpleNamespace(chameleon=driver), vllm_config=config)
 
 
 @dataclass
@@ -56,18 +58,13 @@ class FakeRegistry:
     late: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def not_served(self) -> dict[str, str]:
-        """As those that were refused."""
-        return self.refused
+    def __post_init__(self) -> None:
+        self.refusals = Refusals(self.models)
+        self.refusals.refused = self.refused
 
     async def refresh(self, name: str) -> None:
         """Offer it if its folder has just come."""
         self.models.lora_requests.update({n: r for n, r in self.late.items() if n == name})
-
-    def why_refused(self, name: str) -> str | None:
-        """The reason."""
-        return self.refused.get(name)
 
 
 @dataclass
@@ -78,7 +75,7 @@ class RoutesServer:
     core: Any = field(default_factory=FakeCore)
 
     def __post_init__(self) -> None:
-        self.models = SimpleNamespace(lora_requests={})
+        self.models = SimpleNamespace(lora_requests={}, is_base_model=lambda _: False)
         self.app = fastapi.FastAPI()
         self.app.state.engine_client = SimpleNamespace(engine_core=self.core)
         self.app.state.openai_serving_models = self.models
@@ -119,7 +116,12 @@ def test_the_state_is_the_engines() -> None:
     driver = server.core.driver
     driver.arrived(request_for("1", driver.versions.current("a")))
     carry_out(driver, 1.0)
-    assert state_of(driver) | {"refused": []} == server.state()
+    backend = {
+        "kind": "slots",
+        "why": "there are no adapters",
+    }  # the configuration's, not the driver's
+    expected = state_of(driver) | {"lora_backend": backend, "refused": []}
+    assert expected == server.state()
 
 
 def test_what_the_engine_was_never_told_of_is_in_state_and_metrics() -> None:

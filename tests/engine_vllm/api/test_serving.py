@@ -90,7 +90,7 @@ def test_what_the_engine_cannot_load_is_named_to_nobody(tmp_path: Path) -> None:
     served.refresh_all()
     models: Any = served.models
     setattr(models, REGISTRY, served.registry)
-    served.registry.found_unfit(models.lora_requests["spanish-b"], "nan")
+    served.registry.refusals.found_unfit(models.lora_requests["spanish-b"], "nan")
 
     told = unknown_model(models, "spanish-bb", "No.")
     assert "No. 1 adapters are served too" in told

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chameleon_lora.engine_vllm.api.streams import (
+    answering_cohere,
     ending_in_words,
     ending_with_the_error,
     failing_in_background,
@@ -51,23 +52,66 @@ def test_a_stream_of_the_messages_api_ends_with_the_error() -> None:
     """In the words of the chat's stream, of which it is made."""
     pytest.importorskip("vllm")
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
-    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-
-    async def chunks() -> Any:
-        error = client_error(REASON, HTTPStatus.BAD_REQUEST, is_pooling=False)
-        serving = object.__new__(GenerateBaseServing)
-        yield f"data: {serving.create_streaming_error_response(error)}\n\n"
-        yield "data: [DONE]\n\n"
 
     async def collect() -> list[str]:
         convert = reading_errors(AnthropicServingMessages.message_stream_converter)
         serving = object.__new__(AnthropicServingMessages)
-        return [event async for event in convert(serving, chunks())]
+        return [event async for event in convert(serving, chat_chunks())]
 
     [event] = asyncio.run(collect())
     name, data = event.strip().split("\n")
     assert "event: error" == name
     assert REASON == json.loads(data.removeprefix("data: "))["error"]["message"]
+
+
+async def chat_chunks(*begun: str) -> Any:
+    """A chat's stream as vLLM writes it: what has begun, then the error."""
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+
+    error = client_error(REASON, HTTPStatus.BAD_REQUEST, is_pooling=False)
+    serving = object.__new__(GenerateBaseServing)
+    for chunk in begun:
+        yield chunk
+    yield f"data: {serving.create_streaming_error_response(error)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def asked_by_cohere(*begun: str, is_cohere: bool = True) -> Any:
+    """What a chat's handler answers to that route, or another."""
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+
+    async def stock(_serving: Any) -> Any:
+        return chat_chunks(*begun)
+
+    serving: Any = object.__new__(GenerateBaseServing)
+    if is_cohere:
+        serving.create_chat_v2 = None
+    return answering_cohere(stock)(serving)
+
+
+def test_coheres_route_gets_an_error_in_place_of_a_stream_that_is_none() -> None:
+    """So that it answers with status and reason; the chat's own route has its stream as ever."""
+
+    async def ask() -> tuple[Any, list[str]]:
+        stream = await asked_by_cohere(is_cohere=False)
+        return await asked_by_cohere(), [chunk async for chunk in stream]
+
+    answer, chunks = asyncio.run(ask())
+    assert (400, REASON) == (answer.error.code, answer.error.message)
+    assert [True, True] == [chunk.startswith("data: ") for chunk in chunks]
+
+
+def test_an_error_in_a_stream_of_coheres_comes_in_its_own_words() -> None:
+    """Behind what has begun."""
+
+    async def ask() -> None:
+        stream = await asked_by_cohere("begun")
+        assert "begun" == await anext(stream)
+        await anext(stream)
+
+    with pytest.raises(Exception, match=REASON):
+        asyncio.run(ask())
 
 
 def background(work: Any, events: Any = None) -> Any:

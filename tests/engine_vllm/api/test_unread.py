@@ -3,19 +3,27 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm import SCHEDULER
 from chameleon_lora.engine_vllm.api.body import Message, Receive, Send
+from chameleon_lora.engine_vllm.api.routes import with_routes
 from chameleon_lora.engine_vllm.api.unread import LIMIT, LOOKS, UnreadAnswer, limiting
+from tests.engine_vllm.http_server import served
 
 uvicorn = pytest.importorskip("uvicorn")
 PIECE = b"x" * 65536
 ASKED = "GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
+SOCKET = (
+    ASKED[:-2]
+    + "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n\r\n".format(
+        "A" * 22 + "=="
+    )
+)
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 
 
@@ -31,21 +39,30 @@ class UnreadApp:
         """Streams until the client has gone, as Starlette finds out."""
         self.asked.add(scope["path"])
         await receive()
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await self._stream(receive, send, {"type": "websocket.send", "bytes": PIECE})
+            return
         await send(START)
         if scope["path"] != "/stream":
             body = PIECE * 1024 if scope["path"] == "/long" else b"!"
             await send({"type": "http.response.body", "body": body})
             return
-        streaming = asyncio.create_task(stream(send))
-        assert "http.disconnect" == (await receive())["type"]
+        await self._stream(
+            receive, send, {"type": "http.response.body", "body": PIECE, "more_body": True}
+        )
+
+    async def _stream(self, receive: Receive, send: Send, piece: Message) -> None:
+        streaming = asyncio.create_task(repeat(send, piece))
+        assert (await receive())["type"].endswith(".disconnect")
         streaming.cancel()
         self.left.set()
 
 
-async def stream(send: Send) -> None:
+async def repeat(send: Send, piece: Message) -> None:
     """Piece after piece."""
     while True:
-        await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+        await send(piece)
 
 
 @pytest.fixture(autouse=True)
@@ -54,37 +71,23 @@ def _limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.Config, "load", limiting(uvicorn.Config.load))
 
 
-@asynccontextmanager
-async def served(app: UnreadApp, http: str) -> AsyncIterator[tuple[Any, int]]:
-    """A real server of the app, and its port."""
-    config = uvicorn.Config(
-        app, log_config=None, lifespan="off", http=http, timeout_graceful_shutdown=0
-    )
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        task = asyncio.create_task(server.serve([listening]))
-        yield server, listening.getsockname()[1]
-        server.should_exit = True
-        await task
-
-
 @pytest.mark.parametrize("http", ["h11", "httptools"])
-@pytest.mark.parametrize("path", ["stream", "long"])
+@pytest.mark.parametrize("path", ["stream", "long", "socket"])
 def test_who_takes_nothing_is_left(path: str, http: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A stream hears that its client has gone; of a long answer nothing is kept. Others are answered."""
-    pytest.importorskip(http)
+    """A stream hears that its client has gone, a websocket too; of a long answer nothing is kept. Others are answered."""
+    pytest.importorskip("websockets" if path == "socket" else http)
 
     async def main() -> None:
         app = UnreadApp(0.2)
-        async with served(app, http) as (server, port):
+        async with served(app, http=http, timeout_graceful_shutdown=0) as (server, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             _, stuck = await asyncio.open_connection("127.0.0.1", port, limit=1)
-            stuck.write((ASKED % path).encode())
+            stuck.write(((SOCKET if path == "socket" else ASKED) % path).encode())
             connections = server.server_state.connections
             while len(connections) > 1 or f"/{path}" not in app.asked:
                 writer.write((ASKED % "").encode())
                 assert b"200" in await reader.readuntil(b"!")
-            if path == "stream":
+            if path != "long":
                 await app.left.wait()
             stuck.close()
             writer.close()
@@ -94,6 +97,42 @@ def test_who_takes_nothing_is_left(path: str, http: str, caplog: pytest.LogCaptu
     (line,) = (r.getMessage() for r in caplog.records if "took nothing" in r.getMessage())
     assert "for 0.2 s" in line
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.usefixtures("hooked")
+def test_the_server_that_vllm_builds_keeps_to_the_setting(caplog: pytest.LogCaptureFixture) -> None:
+    """From `serving.send_timeout_s` to the end of the connection, with all that stands before its routes."""
+    fastapi = pytest.importorskip("fastapi")
+    serving = {"send_timeout_s": 0.2}
+    args = SimpleNamespace(
+        scheduler_cls=SCHEDULER, additional_config={"chameleon": {"serving": serving}}
+    )
+    app, ended = fastapi.FastAPI(), asyncio.Event()
+    app.state.args = args
+    with_routes(lambda _: None)(app)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield PIECE
+                await asyncio.sleep(0)  # as whoever waits for an engine lets others have their turn
+        finally:
+            ended.set()
+
+    app.get("/stream")(lambda: fastapi.responses.StreamingResponse(pieces()))
+
+    async def main() -> None:
+        async with served(app, timeout_graceful_shutdown=0) as (_, port):
+            _, stuck = await asyncio.open_connection("127.0.0.1", port, limit=1)
+            stuck.write((ASKED % "stream").encode())
+            await ended.wait()
+            stuck.close()
+
+    caplog.set_level("INFO", "vllm")
+    asyncio.run(asyncio.wait_for(main(), 120))
+    assert 1 == sum("took nothing for 0.2 s" in r.getMessage() for r in caplog.records)
 
 
 @dataclass

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from chameleon_lora import __version__
-from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.scheduler import described, require_executor, scheduler_class
@@ -59,26 +58,27 @@ def test_no_clients_priority_chooses_whom_vllm_preempts(policy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "given", "expected"),
+    ("slots", "given", "expected"),
     [
-        (Cells(4, 2, 16), {}, "4 slots of rank 16, up to 2 adapters a slot (why), host memory for "
+        (4, {"serving": {"lora_backend": "slots"}}, "4 slots of rank 64 (why), host memory for "
          "adapters unlimited, preset chameleon"),
-        (Cells(8, 1, 64), {"preset": "paper", "cache": {"host_bytes": 4096}}, "8 slots of rank 64, one "
-         "adapter a slot (why), host memory for adapters 4096 bytes, preset paper"),
-        (Cells(8, 1, 64), {"serving": {"lora_backend": "paged"}}, "adapters of up to rank 64 used where they lie "
+        (8, {"preset": "paper", "serving": {"lora_backend": "slots"}, "cache": {"host_bytes": 4096}},
+         "8 slots of rank 64 (why), host memory for adapters 4096 bytes, preset paper"),
+        (8, {"serving": {"lora_backend": "paged"}}, "adapters of up to rank 64 used where they lie "
          "(why), host memory for adapters unlimited, preset chameleon"),
         (None, {"preset": "vllm"}, "no adapters without --enable-lora, preset vllm"),
     ],
 )  # fmt: skip
 def test_the_log_begins_with_what_the_engine_has(
-    cells: Cells | None, given: dict[str, Any], expected: str
+    slots: int | None, given: dict[str, Any], expected: str
 ) -> None:
     """Versions, slots, memory and preset."""
     vllm = pytest.importorskip("vllm")
     begin = f"Chameleon {__version__} on vLLM {vllm.__version__}: "
     settings = parse_settings(given)
     backend = ChosenBackend(settings.serving.lora_backend, "why")
-    assert begin + expected == described(settings, cells, backend)
+    lora = SimpleNamespace(max_loras=slots, max_lora_rank=64) if slots else None
+    assert begin + expected == described(settings, lora, backend)
 
 
 def driver_with_adapter_in(pool: Any) -> Driver:

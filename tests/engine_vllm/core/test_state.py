@@ -105,7 +105,7 @@ def test_an_adapter_tells_who_uses_it() -> None:
         "queued": 1,
         "is_pinned": True,
         "is_leaving": False,
-        "cell": 0,
+        "slot": 0,
     } == adapters(driver)["a"]
 
 

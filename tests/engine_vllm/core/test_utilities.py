@@ -21,11 +21,13 @@ from chameleon_lora.engine_vllm.core.utilities import (
     pin,
     pinning,
     removing,
+    state,
     waking,
     withdraw,
 )
 from chameleon_lora.engine_vllm.messages import LoadAdapter
 from chameleon_lora.errors import AdapterInvalidError, AdapterNotFoundError, AdapterTooLargeError
+from chameleon_lora.settings import LoraBackend, ServingSettings
 from tests.engine_vllm.fake_requests import ROOM, announced, make_driver
 from tests.engine_vllm.served_folder import DIMS, bring_head
 
@@ -303,3 +305,13 @@ def test_an_engine_without_adapters_answers_in_vllms_words(
     engine = IdleEngine()
     engine.scheduler.lora_config = None
     assert (engine, *asked) == hook(lambda *given: given)(engine, *asked)
+
+
+def test_the_state_says_where_batches_use_adapters() -> None:
+    """And why, as the engine's first line in the log."""
+    engine = IdleEngine()
+    told = {"kind": "slots", "why": "serving.lora_backend is slots"}
+    engine.driver.serving = ServingSettings(lora_backend=LoraBackend.SLOTS)
+    assert told == (state(engine) or {})["lora_backend"]
+    engine.vllm_config.lora_config = None
+    assert {**told, "why": "there are no adapters"} == (state(engine) or {})["lora_backend"]

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.measure.step_log import (
     CopyRow,
     StepRecorder,
@@ -20,6 +21,8 @@ from chameleon_lora.engine_vllm.measure.step_log import (
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loaded
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.step_work import StepWork
+from chameleon_lora.policy.request import Adapter, AdapterId
+from tests.engine_vllm.fake_requests import LIMITS, make_driver
 
 SLOT_RANK = 16
 
@@ -62,6 +65,7 @@ class FakeStepScheduler:
         self.requests = requests
         self.vllm_config = SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=SLOT_RANK))
         self.has_more = True
+        self.chameleon: Driver | None = None
 
     def schedule(self, output: ScheduledOutput) -> ScheduledOutput:
         """The output it was given."""
@@ -110,6 +114,30 @@ def test_work_tells_prompts_from_decodes() -> None:
         work.lora_prefill_ranks,
         work.lora_decode_ranks,
         work.adapters,
+    )
+
+
+def test_without_slots_adapters_count_at_their_own_ranks(tmp_path: Path) -> None:
+    """Of 8 and 4, each distinct adapter's once; the log says which kind of engine wrote it."""
+    lines: list[dict[str, Any]] = []
+    again = ScheduledRequest(9, 12, lora_request=ScheduledLora(2, "/b"))
+    scheduler = FakeStepScheduler({"c": CHUNK, "e": LORA_DECODE, "f": again})
+    driver = make_driver(limits=replace(LIMITS, slots=0, is_paged=True))
+    for number, rank in ((1, 8), (2, 4)):
+        driver.policy.registered(Adapter(AdapterId(number), f"a{number}", rank, 100))
+    StepRecorder(scheduler, lines.append)
+    scheduler.chameleon = driver  # a scheduler has its driver after the recorder
+    for _ in range(2):
+        run_step(scheduler, ScheduledOutput({"c": 4, "e": 1, "f": 1}))
+    scheduler.schedule(ScheduledOutput({}))
+    log = read_step_log(written(tmp_path, lines))
+    work = log.steps[1].work
+    assert (log.in_host, 2) == (True, len(log.steps))
+    assert (4 * 8, 4 + 4, 2, 8 + 4) == (
+        work.lora_prefill_ranks,
+        work.lora_decode_ranks,
+        work.adapters,
+        work.adapter_ranks,
     )
 
 

@@ -1,6 +1,10 @@
 """Adapters used where they lie: each layer gives what it gives to an adapter with a slot of its own."""
 
+import functools
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lora.engine_vllm.messages import ActivateAdapter
+from chameleon_lora.errors import AdapterUnfitError
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import CELLS, HIDDEN, VOCABULARY
+from tests.engine_vllm.conftest import HIDDEN, VOCABULARY
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 from chameleon_lora.engine_vllm.worker.grouped_product import DTYPES, compiled  # noqa: E402
+from chameleon_lora.engine_vllm.worker.loader import VllmReader  # noqa: E402
 from chameleon_lora.engine_vllm.worker.lora_manager import make_worker_adapters  # noqa: E402
+from chameleon_lora.engine_vllm.worker.packed_adapter import PackedAdapter  # noqa: E402
 from chameleon_lora.engine_vllm.worker.paged_lora import FEW_ROWS, PagedAdapters  # noqa: E402
-from tests.engine_vllm.adapter_commands import load_all  # noqa: E402
+from tests.engine_vllm.adapter_commands import load, load_all  # noqa: E402
 from tests.engine_vllm.layer_answers import Deltas, adapters_of, assert_alike, delta_of, deltas  # noqa: E402
 
 RANKS = {1: 4, 2: 8, 3: 16, 4: 3, 5: 12}
@@ -47,7 +54,7 @@ def manager(lora_engine: Any, folders: dict[int, Path]) -> Iterator[Any]:
     made = lora_engine.worker_manager
     made.remove_all_adapters()
     made.adapters.close()
-    made.adapters = make_worker_adapters(made, CELLS, ServingSettings())
+    made.adapters = make_worker_adapters(made, ServingSettings())
     load_all(made.adapters, folders)
     yield made
     made.remove_all_adapters()
@@ -101,6 +108,105 @@ def test_an_output_of_another_kind_is_added_to(paged: PagedAdapters, kind: str, 
     module.punica_wrapper.add_lora_logits(found, x)
     assert expected.any()
     assert torch.equal(expected, found.float())
+
+
+@pytest.mark.parametrize("few", [FEW_ROWS, 0], ids=["loop", "torch"])
+def test_logits_of_a_prompt_have_what_its_adapter_gives(paged: PagedAdapters, few: int) -> None:
+    """With `prompt_logprobs` the head is given a part of the model's states, of any number of rows."""
+    (module,) = (m for m in paged.layers.values() if type(m).__name__.startswith("LogitsProc"))
+    states = torch.randn(10, HIDDEN, generator=torch.Generator().manual_seed(5))
+    of_tokens = [1, 1, 1, 3, 3, 3, 0, 2, 3, 1]
+    parts = (slice(0, 2), slice(3, 5), slice(3, 6), slice(6, 7), slice(0, 10))
+    with few_rows(paged, few):
+        paged.select(of_tokens, of_tokens)
+        right = torch.zeros(10, VOCABULARY)
+        module.punica_wrapper.add_lora_logits(right, states.clone())
+        paged.select(of_tokens, [1, 3, 0, 2, 3, 1])
+        for part in parts:
+            found = torch.zeros(12, VOCABULARY)
+            module.punica_wrapper.add_lora_logits(found[: part.stop - part.start], states[part])
+            expected = torch.zeros_like(found)
+            expected[: part.stop - part.start] = right[part]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_behind_the_pooler_has_a_row_for_each_request(paged: PagedAdapters) -> None:
+    """Of a batch of longer prompts; another number of rows is nobody's, and an error if it changed something."""
+    module = paged.layers["model.layers.0.self_attn.o_proj"]
+    x = torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(5))
+    right, found = torch.zeros(2, HIDDEN), torch.zeros(6, HIDDEN)
+    paged.select([1, 3], [1, 3])
+    module.punica_wrapper.add_lora_linear(right, x)
+    paged.select([1, 1, 3, 3, 3], [1, 3])
+    module.punica_wrapper.add_lora_linear(found[:2], x)
+    torch.testing.assert_close(found[:2], right, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="o_proj was given 3 rows of a batch of 5"):
+        module.punica_wrapper.add_lora_linear(found[:3], torch.cat([x, x[:1]]))
+    paged.select([4] * 5, [4])  # of q_proj and v_proj
+    module.punica_wrapper.add_lora_linear(found[:3], torch.cat([x, x[:1]]))
+    assert not found[2:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["no-numba", "float16"])
+def test_torch_multiplies_what_has_no_loop(
+    paged: PagedAdapters,
+    manager: Any,
+    alone: dict[int, Deltas],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dtype: Any,
+) -> None:
+    """As where numba is absent, which is said; float16 has no loop anywhere, which is no news."""
+    if dtype == torch.float32:
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.delitem(sys.modules, compiled.__module__)
+    wrappers = {name: module.punica_wrapper for name, module in paged.layers.items()}
+    without = PagedAdapters(paged.layers, dtype)
+    try:
+        assert without.loop is None
+        assert [dtype == torch.float32] == [bool(caplog.records)]
+        if dtype == torch.float32:
+            assert "numba does not compile" in caplog.text
+            for packed in manager.adapters._copies.values():
+                without.put(packed)
+            batch = BATCHES["apart"]
+            without.select(batch, batch)
+            answers = {name: delta_of(module, len(batch)) for name, module in paged.layers.items()}
+            assert_alike(answers, alone, batch)
+    finally:
+        for name, module in paged.layers.items():
+            module.set_mapping(wrappers[name])
+            if "Embedding" in type(module).__name__:
+                module.forward = functools.partial(wrappers[name].embed, module.base_layer)
+
+
+def test_an_adapter_for_a_layer_of_unknown_kind_is_refused_and_names_it(
+    paged: PagedAdapters, manager: Any, folders: dict[int, Path]
+) -> None:
+    """One without weights for that layer is taken."""
+    odd = "model.layers.1.mlp.down_proj"
+    worker, slots, others = copy(manager), copy(manager._adapter_manager), copy(paged)
+    module = copy(slots.modules[odd])
+    module.__class__ = type("UnknownWithLoRA", (type(module),), {})
+    slots.modules = {**slots.modules, odd: module}
+    others.layers = {name: layer for name, layer in paged.layers.items() if name != odd}
+    slots.paged, worker._adapter_manager = others, slots
+    reader = VllmReader(worker, None)
+    assert isinstance(reader.read_files(load(4, folders[4])).host_copy, PackedAdapter)
+    words = (
+        rf"its weights for '{odd}' .* slots only; way out: .*lora_backend = 'slots', or train it"
+    )
+    with pytest.raises(AdapterUnfitError, match=words):
+        reader.read_files(load(1, folders[1]))
+
+
+@contextmanager
+def few_rows(paged: PagedAdapters, most: int) -> Iterator[None]:
+    """Meanwhile the loop has groups of at most so many rows, torch the others."""
+    before, paged._few = paged._few, most
+    paged._mapped = None
+    yield
+    paged._few = before
 
 
 def test_an_adapter_that_went_and_came_is_used_from_its_new_place(

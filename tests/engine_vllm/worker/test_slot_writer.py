@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from chameleon_lora.errors import AdapterUnfitError
-from tests.engine_vllm.conftest import CELLS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -91,7 +90,7 @@ def test_a_slot_holds_what_vllm_would_have_put_there(
     activate_by_vllm(manager, folder)
     image = pack(manager._adapter_manager, merged(manager, folder))
     assert isinstance(image, PackedAdapter)
-    SlotWriter(manager._adapter_manager, CELLS).write(image, OURS)
+    SlotWriter(manager._adapter_manager).write(image, OURS)
     assert [] == differing_layers(manager)
 
 
@@ -102,7 +101,7 @@ def test_nothing_of_a_former_tenant_is_left(manager: Any, make_adapter: Any) -> 
         for seed, (rank, targets) in enumerate(itertools.product((16, 4), TARGETS))
     ]
     images = [pack(manager._adapter_manager, merged(manager, folder)) for folder in folders]
-    writer = SlotWriter(manager._adapter_manager, CELLS)
+    writer = SlotWriter(manager._adapter_manager)
     for before, after in itertools.permutations(range(len(folders)), 2):
         writer.write(images[before], OURS)
         writer.write(images[after], OURS)
@@ -114,7 +113,7 @@ def test_others_writing_into_a_slot_is_healed_after_forget(manager: Any, make_ad
     """After forget(), bytes that this writer did not write are cleared too."""
     folder = make_adapter(3, rank=4, targets=("q_proj",))
     image = pack(manager._adapter_manager, merged(manager, folder))
-    writer = SlotWriter(manager._adapter_manager, CELLS)
+    writer = SlotWriter(manager._adapter_manager)
     writer.write(image, OURS)
     for module in manager._adapter_manager.modules.values():
         stacked_tensors(module, "b")[0][OURS].fill_(7.0)
@@ -132,7 +131,7 @@ def test_an_output_head_is_packed_as_well(manager: Any, make_adapter: Any) -> No
     activate_by_vllm(manager, folder)
     image = pack(manager._adapter_manager, merged(manager, folder))
     assert isinstance(image, PackedAdapter)
-    SlotWriter(manager._adapter_manager, CELLS).write(image, OURS)
+    SlotWriter(manager._adapter_manager).write(image, OURS)
     assert [] == differing_layers(manager)
 
 
@@ -143,7 +142,7 @@ def test_a_stock_copy_goes_into_the_slot_it_is_meant_for(manager: Any, make_adap
     slots = manager._adapter_manager
     registered, layout = set(slots.list_adapters()), list(slots.lora_index_to_id)
     model = merged(manager, folder)
-    writer = SlotWriter(slots, CELLS)
+    writer = SlotWriter(slots)
     writer.write(StockCopy(model.id, model.rank, 1, model), OURS)
     assert [] == differing_layers(manager)
     assert (registered, layout) == (set(slots.list_adapters()), list(slots.lora_index_to_id))
@@ -173,7 +172,7 @@ def test_an_adapter_of_another_model_is_refused(manager: Any, make_adapter: Any)
 def test_weights_that_are_no_numbers_are_refused(
     manager: Any, make_adapter: Any, bad: float
 ) -> None:
-    """One of them in one matrix is enough: in a shared slot it would reach the neighbours."""
+    """One of them in one matrix is enough: each answer would be noise."""
     model = merged(manager, make_adapter(7, rank=4))
     weights = model.loras["model.layers.1.mlp.down_proj"]
     weights.lora_b[3, 2] = bad

@@ -18,7 +18,6 @@ from chameleon_lora.engine_vllm.messages import (
 from chameleon_lora.errors import AdapterError
 from chameleon_lora.policy.plan import Fault
 from chameleon_lora.settings import ServingSettings
-from tests.engine_vllm.conftest import CELLS
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -36,7 +35,7 @@ def manager(lora_engine: Any) -> Iterator[Any]:
     made = lora_engine.worker_manager
     made.remove_all_adapters()
     made.adapters.close()
-    made.adapters = make_worker_adapters(made, CELLS, ServingSettings())
+    made.adapters = make_worker_adapters(made, ServingSettings())
     yield made
     made.remove_all_adapters()
 
@@ -88,7 +87,7 @@ def test_an_activation_takes_exactly_the_slot_it_names(
     adapters.execute([ActivateAdapter(3, 2), ActivateAdapter(2, 1)])
     assert [None, 2, 3] == layout(manager)
     done = [ack for ack in adapters.poll_acks() if isinstance(ack, Activated)]
-    assert [(1, 2), (2, 0), (3, 2), (2, 1)] == [(ack.adapter_id, ack.cell) for ack in done]
+    assert [(1, 2), (2, 0), (3, 2), (2, 1)] == [(ack.adapter_id, ack.slot) for ack in done]
 
 
 def test_the_batch_mapping_is_made_anew_after_a_slot_change(
@@ -186,7 +185,7 @@ def test_an_adapter_that_fits_in_part_is_served_if_the_operator_says_so(
     """With a warning; one that fits nowhere is refused even so."""
     manager.adapters.close()
     serving = ServingSettings(serves_partial=True)
-    made = manager.adapters = make_worker_adapters(manager, CELLS, serving)
+    made = manager.adapters = make_worker_adapters(manager, serving)
     made.execute(
         [load(1, renamed(make_adapter(1), ".v_proj")), load(2, renamed(make_adapter(2), ""))]
     )

@@ -56,7 +56,7 @@ class TwoRanks:
         self._llm = LLM(
             model,
             scheduler_cls=SCHEDULER,
-            additional_config={CONFIG_KEY: {"serving": {"slot_parts": 1}}},
+            additional_config={CONFIG_KEY: {"serving": {"lora_backend": "slots"}}},
             worker_extension_cls=f"tests.engine_vllm.worker.two_ranks.{OwnDisks.__name__}",
             skip_tokenizer_init=True,
             enable_lora=True,

@@ -46,7 +46,7 @@ def test_passer_that_alone_keeps_the_slot_is_squashed_and_the_head_runs() -> Non
     policy.requeued(PASSER.id, 1)
     plan = step(policy)
     assert [HEAD.id] == [admission.request_id for admission in plan.admit]
-    assert [(2, 0)] == [(a.adapter_id, a.cell) for a in plan.activations]
+    assert [(2, 0)] == [(a.adapter_id, a.slot) for a in plan.activations]
 
 
 @pytest.mark.parametrize("limit", [0, 1])

@@ -26,7 +26,7 @@ def make(
     *sizes: int, count: int = 100, settings: DeviceSettings = EAGER, cache: CacheSettings = LRU
 ) -> tuple[Residency, list[Entry]]:
     """Adapters of so many blocks in host memory, each used later than the one before."""
-    residency = Residency(cache, SlotTable(2, 1, 8), 0, settings, KvBlocks(count, BLOCK))
+    residency = Residency(cache, SlotTable(2), 0, settings, KvBlocks(count, BLOCK))
     entries = [residency.register(adapter(n, size * BLOCK)) for n, size in enumerate(sizes)]
     for entry in entries:
         bring(residency, entry)
@@ -193,9 +193,9 @@ class TestGivingBack:
         residency.queue(promoting, -1)
         assert promoting.adapter.id == found.adapter_id
         promote(residency, 1.0)
-        cell = residency.try_find_cell(busy, (), 9.0)
-        assert cell is not None
-        residency.activate(busy, cell)
+        slot = residency.try_find_slot((), 9.0)
+        assert slot is not None
+        residency.activate(busy, slot)
         residency.queue(busy, 1)
         residency.start(busy, 0.0)
         residency.queue(queued, 1)

@@ -23,7 +23,7 @@ def make(
 ) -> tuple[Prefetcher, Residency, list[Entry]]:
     """A prefetcher over adapters of these sizes, all on disk."""
     cache = CacheSettings(keep=KeepRule.LRU, host_bytes=budget)
-    residency = Residency(cache, SlotTable(2, 1, 8), 0, HOST_ONLY, KvBlocks(0, 0))
+    residency = Residency(cache, SlotTable(2), 0, HOST_ONLY, KvBlocks(0, 0))
     entries = [residency.register(adapter(n, size)) for n, size in enumerate(sizes)]
     return Prefetcher(PrefetchSettings(queued, max_loading), residency), residency, entries
 
@@ -352,7 +352,7 @@ class TestEffect:
     """An adapter used each 10 s, in a host memory that others pass through in between."""
 
     LIMITS = EngineLimits(
-        seats=4, slots=1, kv_tokens=1600, kv_bytes_per_token=1000, block_bytes=100, max_rank=8
+        seats=4, slots=1, kv_tokens=1600, kv_bytes_per_token=1000, block_bytes=100
     )
     TURNS = 16
 

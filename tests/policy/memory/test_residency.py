@@ -27,7 +27,7 @@ def make(
 ) -> tuple[Residency, list[Entry]]:
     """This many registered adapters, all on disk."""
     cache = CacheSettings(keep=keep, host_bytes=budget)
-    residency = Residency(cache, SlotTable(slots, 1, 8), 0, HOST_ONLY, KvBlocks(0, 0))
+    residency = Residency(cache, SlotTable(slots), 0, HOST_ONLY, KvBlocks(0, 0))
     return residency, [residency.register(adapter(number, size)) for number in range(count)]
 
 
@@ -41,7 +41,7 @@ def bring(residency: Residency, entries: Sequence[Entry]) -> None:
 
 def use(residency: Residency, entry: Entry) -> int | None:
     """A request runs with the adapter; answers the slot copied to."""
-    slot = give_slot(residency, entry) if entry.cell is None else None
+    slot = give_slot(residency, entry) if entry.slot is None else None
     residency.queue(entry, 1)
     residency.start(entry, 100.0)
     return slot
@@ -49,10 +49,10 @@ def use(residency: Residency, entry: Entry) -> int | None:
 
 def give_slot(residency: Residency, entry: Entry) -> int:
     """The adapter is in the slot that costs least; answers which."""
-    cell = residency.try_find_cell(entry, (), 200.0)
-    assert cell is not None
-    residency.activate(entry, cell)
-    return cell
+    slot = residency.try_find_slot((), 200.0)
+    assert slot is not None
+    residency.activate(entry, slot)
+    return slot
 
 
 FIRST, LAST = 0, NEVER - 1  # sequences: outranks all that wait, outranks nobody
@@ -123,7 +123,7 @@ class TestHostMemory:
         use(residency, a)
         residency.stop(a)
         assert (a.adapter.id,) == residency.try_load(b, LAST, 0.0)
-        assert [] == residency.slots.at(range(1))
+        assert residency.slots.at(0) is None
 
     def test_evicting_an_adapter_in_use_is_a_fault(self) -> None:
         """It would pull weights from under a running request."""
@@ -195,16 +195,16 @@ class TestSlots:
         bring(residency, (a, b))
         assert [0, 1] == [use(residency, a), use(residency, b)]
         assert use(residency, a) is None
-        assert 2 == residency.slots.busy_cells
+        assert 2 == residency.slots.busy
 
     def test_busy_slots_are_left_alone(self) -> None:
         """With all slots in use there is none for another adapter, until one is idle."""
         residency, (a, b) = make(2, slots=1)
         bring(residency, (a, b))
         use(residency, a)
-        assert residency.try_find_cell(b, (), 0.0) is None
+        assert residency.try_find_slot((), 0.0) is None
         residency.stop(a)
-        assert 0 == residency.try_find_cell(b, (), 0.0)
+        assert 0 == residency.try_find_slot((), 0.0)
 
     @pytest.mark.parametrize(
         ("queued", "pinned", "goes"), [((), (), 0), ((0,), (), 1), ((), (0,), 1), ((0, 1), (), 0)]
@@ -224,7 +224,7 @@ class TestSlots:
             residency.pin((a, b)[number], is_pinned=True)
         assert goes == give_slot(residency, c)
         assert (a, b)[goes].tier is Tier.HOST
-        assert (a, b)[goes].cell is None
+        assert (a, b)[goes].slot is None
 
     def test_slot_of_a_needed_one_goes_before_none(self) -> None:
         """If requests wait for every idle slot's adapter, one of them loses its slot all the same."""

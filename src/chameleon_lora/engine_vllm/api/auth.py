@@ -231,7 +231,7 @@ def _with_key(scope: Message, keys: ApiKeys) -> Message:
 
 
 def _headers(scope: Message, tenant: Tenant, length: int) -> list[Header]:
-    """Those of the body that goes on; a request's id is the tenant's own, whatever it is."""
+    """The headers of a request whose body goes on; its id is the tenant's own, whatever it is."""
     replaced = (b"content-length", b"transfer-encoding", ID_HEADER, LOAD_HEADER)
     kept = [(key, value) for key, value in scope["headers"] if key.lower() not in replaced]
     kept.append((b"content-length", str(length).encode()))

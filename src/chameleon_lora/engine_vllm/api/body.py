@@ -5,6 +5,7 @@
 | a body above the limit, announced or not | 413 |
 | a body of which nothing comes for IDLE_S | 408 |
 | a body that is unfinished when the server ends | 503 |
+| whatever else is 503 | says when to ask again |
 | an error that repeats what a client sent | cut |
 
 The middleware stands outside of all other, with tenants and without. It acts where a body is asked for, so
@@ -32,6 +33,7 @@ BYTES_PER_TOKEN = 64  # of text in JSON: several prompts may come in one body
 IN_THREAD = 1 << 16  # bytes of a body that is parsed beside the event loop
 MOST_DIGITS = 20  # of a length that is read: more are above any limit
 CLOSE = (b"connection", b"close")
+RETRY_AFTER = b"retry-after"
 GONE = {"type": "http.disconnect"}
 KINDS = {
     HTTPStatus.BAD_REQUEST: "BadRequestError",
@@ -166,6 +168,8 @@ class _Exchange:
             await self._send_error(start, bytes(self._error))
 
     async def _send_error(self, start: Message, body: bytes) -> None:
+        if start["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
+            start = {**start, "headers": with_retry(start["headers"])}
         if len(body) > TEXT_LIMIT:
             body = _shortened(body)
             kept = [(key, v) for key, v in start["headers"] if key.lower() != b"content-length"]
@@ -205,12 +209,21 @@ async def refuse(
         (b"content-length", str(len(body)).encode()),
         *headers,
     ]
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        start = with_retry(start)
     await send({"type": "http.response.start", "status": status.value, "headers": start})
     await send({"type": "http.response.body", "body": body})
 
 
+def with_retry(headers: Iterable[Header]) -> list[Header]:
+    """An answer's headers, which say when to ask again: as they do themselves, or in a second."""
+    given = list(headers)
+    is_told = any(key.lower() == RETRY_AFTER for key, _ in given)
+    return given if is_told else [*given, (RETRY_AFTER, b"1")]
+
+
 def header_of(scope: Message, name: bytes) -> bytes | None:
-    """Its value, if it is there once: two are none."""
+    """The value of a request's header, if it is there once: two are none."""
     values = [value for key, value in scope["headers"] if key.lower() == name]
     return values[0] if len(values) == 1 else None
 
@@ -271,7 +284,7 @@ def _engine_of(app: Any) -> Any | None:
 
 
 def most_bytes(serving: ServingSettings, model: Any | None) -> int:
-    """Of a request's body, by the settings and what the model reads."""
+    """How long a request's body may be, by the settings and what the model reads."""
     if serving.max_body_bytes is not None:
         return serving.max_body_bytes
     if serving.tenants is None or model is None:

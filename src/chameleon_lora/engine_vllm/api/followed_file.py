@@ -10,7 +10,12 @@ from chameleon_lora.adapters.content import stamp_of
 from chameleon_lora.adapters.untrusted import open_regular
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.engine_vllm.api.patience import PatientWork
-from chameleon_lora.errors import AdapterInvalidError, AdapterUnreadableError, ConfigError
+from chameleon_lora.errors import (
+    AdapterInvalidError,
+    AdapterTimeoutError,
+    AdapterUnreadableError,
+    ConfigError,
+)
 
 T = TypeVar("T")
 LOOK_S = 2.0  # that a request waits for a look, at the most; a disk may hang
@@ -62,6 +67,8 @@ class FollowedFile(Generic[T]):
         self._looked_s = now_s
         try:
             found = await self._patient.one(self._look, str(self._path))
+        except AdapterTimeoutError:
+            self._tell(f"{self._kind} file {self._path} cannot be read in {self._look_s} s")
         except OSError as error:
             self._tell(f"{self._kind} file {self._path} cannot be read: {error.strerror}")
         except Exception as error:  # noqa: BLE001  # whatever a file can hold
@@ -75,11 +82,7 @@ class FollowedFile(Generic[T]):
         known = self._stamp, self.value
         return known if is_known else read_file(self._path, self._kind, self._parse)
 
-    def _take_up(self, found: tuple[str, T] | None) -> None:
-        """Keep what was found; None if the disk hangs."""
-        if found is None:
-            self._tell(f"{self._kind} file {self._path} cannot be read in {self._look_s} s")
-            return
+    def _take_up(self, found: tuple[str, T]) -> None:
         self._trouble.note(None)
         if found[0] != self._stamp:
             self._stamp, self.value = found

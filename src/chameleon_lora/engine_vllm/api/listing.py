@@ -31,7 +31,7 @@ class ModelCards:
         Without those for which no request is let in.
         """
         tenant, registry = calling_tenant(), registry_of(models)
-        failed = {} if registry is None else registry.failed
+        failed = {} if registry is None else registry.refusals.failed
         names = [name for name in models.lora_requests if name not in failed]
         if tenant is not None:
             parts = _parts(names, 10 * AT_ONCE)

@@ -15,14 +15,18 @@ from typing import Generic, TypeVar
 from chameleon_lora.adapters.folder import shown
 from chameleon_lora.adapters.looks import Look
 from chameleon_lora.adapters.watching import FolderWatch
-from chameleon_lora.errors import AdapterNotFoundError
+from chameleon_lora.errors import AdapterNotFoundError, AdapterTimeoutError
 
 T = TypeVar("T")
-PATIENCE_S = 1.0
+PATIENCE_S, MOST_PATIENCE_S = 1.0, 16.0
 MOST_HUNG = 16
 LOOKED_AT = 1000  # entries of a folder, before others have their turn
 ROOT = "/"  # no adapter has that name
 HANGS = "its files do not answer; way out: see to the disk that they lie on"
+CROWDED = (
+    "it cannot be looked at now, for the files of too many others do not answer; way out: ask again in a "
+    "moment, and see to the disks that those lie on (GET /chameleon/state names them)"
+)
 
 
 class _Part(Generic[T]):
@@ -49,6 +53,9 @@ class _Part(Generic[T]):
 class PatientWork:
     """Work by name, which may hang: at most `most_hung` times at once, half of that for names where it may well.
 
+    A machine that is busy is no disk that hangs: what took longer than `patience_s` and came to its end after
+    all makes it more patient, up to `most_s`. So in the end whatever is sound is found.
+
     Attributes:
         hung: the names on which it hangs now; nothing is begun for them until it has ended.
     """
@@ -57,11 +64,12 @@ class PatientWork:
         self,
         may_hang: Callable[[str], bool] | None = None,
         patience_s: float = PATIENCE_S,
+        most_s: float = MOST_PATIENCE_S,
         most_hung: int = MOST_HUNG,
     ) -> None:
         self._may_hang = may_hang
         self._most_hung = most_hung
-        self._patience_s = patience_s
+        self._patience_s, self._most_s = patience_s, most_s
         self.hung: set[str] = set()
 
     async def each(
@@ -81,11 +89,16 @@ class PatientWork:
             yield {name: part.found[name] for name in part.names[:count]}
             await asyncio.sleep(0)
 
-    async def one(self, work: Callable[[str], T], name: str) -> T | None:
-        """What it says of this name; None if it hangs."""
+    async def one(self, work: Callable[[str], T], name: str) -> T:
+        """What it says of this name.
+
+        Raises:
+            AdapterTimeoutError: it hangs, or cannot be begun.
+        """
         async for found in self.each(work, [name], 1):
-            return found.get(name)
-        return None
+            if name in found:
+                return found[name]
+        raise AdapterTimeoutError(f"adapter {name!r}: {HANGS if name in self.hung else CROWDED}")
 
     def _is_left_out(self, name: str, is_careful: bool) -> bool:
         may_hang = self._may_hang
@@ -94,10 +107,13 @@ class PatientWork:
     async def _wait(self, part: _Part[T]) -> int:
         """How many names are done when it ends, or comes on no more. Raises what it raised."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        came_on_s = loop.time()
 
         def end() -> None:
             ended.set()
-            self.hung.discard(part.left_at)
+            if part.left_at:
+                self.hung.discard(part.left_at)
+                self._note_late(loop.time() - came_on_s)
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -110,12 +126,17 @@ class PatientWork:
                 part.left_at = part.names[count]
                 self.hung.add(part.left_at)
                 return count
-            count = len(part.found)
+            count, came_on_s = len(part.found), loop.time()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), self._patience_s)
         if part.error is not None:
             raise part.error
         return len(part.names)
+
+    def _note_late(self, took_s: float) -> None:
+        """One of which it was thought that it hangs has ended, after so long; a disk that did hang teaches nothing."""
+        if took_s <= self._most_s:
+            self._patience_s = max(self._patience_s, min(2 * took_s, self._most_s))
 
 
 async def look(watch: FolderWatch, patient: PatientWork, known: Container[str]) -> Look:
@@ -125,9 +146,13 @@ async def look(watch: FolderWatch, patient: PatientWork, known: Container[str]) 
         AdapterNotFoundError: the folder cannot be listed, or hangs.
     """
     now_s = asyncio.get_running_loop().time()
-    due = await patient.one(lambda _: watch.due(now_s), ROOT)
-    if due is None:
-        raise AdapterNotFoundError(f"the adapter folder {str(watch.root)!r} hangs: {HANGS}")
+    try:
+        due = await patient.one(lambda _: watch.due(now_s), ROOT)
+    except AdapterTimeoutError as error:
+        why = str(error).removeprefix(f"adapter {ROOT!r}: ")
+        raise AdapterNotFoundError(
+            f"the adapter folder {str(watch.root)!r} hangs: {why}"
+        ) from error
     async for _ in patient.each(watch.look_at, due, LOOKED_AT):
         pass
     found = watch.look()

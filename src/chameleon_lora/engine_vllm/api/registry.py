@@ -9,9 +9,9 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from chameleon_lora.adapters import AdapterFolder, AdapterInfo, read_fingerprint
 from chameleon_lora.adapters.looks import Changes, KnownAdapters, Look
@@ -19,26 +19,26 @@ from chameleon_lora.adapters.watching import FolderWatch
 from chameleon_lora.engine_vllm.api.checks import Checked, check_folder, check_path
 from chameleon_lora.engine_vllm.api.last_trouble import LastTrouble
 from chameleon_lora.engine_vllm.api.patience import HANGS, PatientWork, look
+from chameleon_lora.engine_vllm.api.refusals import Refusals
 from chameleon_lora.engine_vllm.api.shutdown import is_shutting_down
 from chameleon_lora.engine_vllm.errors import LoadFailedError
 from chameleon_lora.engine_vllm.messages import ANNOUNCE, TRY, WITHDRAW, Announcement
 from chameleon_lora.engine_vllm.sources import servable_limits
-from chameleon_lora.errors import AdapterError, AdapterUnreadableError
+from chameleon_lora.errors import AdapterError, AdapterTimeoutError, AdapterUnreadableError
 from chameleon_lora.policy.plan import Fault
 
-T = TypeVar("T")
 REGISTRY = "chameleon_registry"
 MOST_TOLD = 10
 MOST_READ_AT_ONCE = 8
 PATIENCE_S = 5.0  # that a request waits until its adapter's content is known; a disk may hang
 CHECKED, CHECKED_AT_START = 8, 200  # before others have their turn
-LOAD_PATIENCE_S = 30.0  # for an adapter that a request says where to find
+LOAD_PATIENCE_S, MOST_LOAD_PATIENCE_S = 30.0, 480.0  # where all bytes are read
 _SHADOWED = "the base model has that name; way out: rename the folder"
 _logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def registry_of(owner: Any) -> "AdapterRegistry | None":
-    """That of an OpenAIServingModels or of its engine's client; None if Chameleon's scheduler is not there."""
+    """The registry of an OpenAIServingModels or its engine's client; None without Chameleon's scheduler."""
     registry: AdapterRegistry | None = getattr(owner, REGISTRY, None)
     return registry
 
@@ -47,8 +47,7 @@ class AdapterRegistry:
     """What one API server knows of adapters on disk. Owner: its OpenAIServingModels.
 
     Attributes:
-        refused: name -> why an adapter that is on disk is not served, as a request for it is told.
-        unfit: name -> why a folder there is no adapter that could be asked for.
+        refusals: why adapters are not served.
         resolvers_trouble: the kind of error that vLLM's resolvers had last.
     """
 
@@ -61,37 +60,19 @@ class AdapterRegistry:
         self._folder = folder
         self._followed = FolderWatch(folder, scan_all_s) if folder else None
         self._patient = PatientWork(self._followed.may_hang if self._followed else None)
-        self._patient_load = PatientWork(patience_s=LOAD_PATIENCE_S)
+        self._patient_load = PatientWork(None, LOAD_PATIENCE_S, MOST_LOAD_PATIENCE_S)
         self._scan_s = scan_s
         self._settled: Look | None = None  # there is nothing to be done about it any more
         self._known = KnownAdapters()
-        self._unread: dict[str, str] = {}  # of what is offered: why its changed files are not known
         self._fingerprints: dict[str, str] = {}  # of what is offered, once somebody asked for it
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(MOST_READ_AT_ONCE)
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
-        self._failed: dict[str, tuple[Any, str]] = {}  # with the LoRARequest that the engine failed
         self._trouble = LastTrouble()
         self.resolvers_trouble = LastTrouble()
         self._is_started = False
-        self.refused: dict[str, str] = {}
-        self.unfit: dict[str, str] = {}
-
-    def why_refused(self, name: str) -> str | None:
-        """Why no request for this adapter is let in; None if one is."""
-        failed = self._failed.get(name)
-        if failed is not None and self._models.lora_requests.get(name) is failed[0]:
-            return failed[1]
-        if name in self._models.lora_requests or self._models.is_base_model(name):
-            return None
-        return self.refused.get(name) or self.unfit.get(name)
-
-    def found_unfit(self, lora_request: Any, reason: str) -> None:
-        """The engine found that what this request names can never be loaded, as long as it is served."""
-        name = lora_request.lora_name
-        if self._models.lora_requests.get(name) is lora_request:
-            self._failed[name] = (lora_request, reason)
+        self.refusals = Refusals(models)
 
     def found_changed(self, lora_request: Any) -> None:
         """The engine found other files than it was told of: whatever their stamp, they are looked into."""
@@ -107,19 +88,9 @@ class AdapterRegistry:
             _logger.info("%s", self._offer())
             self._watching = asyncio.create_task(self._watch_forever())
 
-    @property
-    def failed(self) -> dict[str, str]:
-        """Name -> why, for what is offered and was found unfit by the engine."""
-        return {name: why for name in self._failed if (why := self.why_refused(name))}
-
-    @property
-    def not_served(self) -> dict[str, str]:
-        """Name -> why, for all that is meant for an adapter and has no request let in."""
-        return {**self.unfit, **self.refused, **self.failed}
-
     def _offer(self) -> str:
         """What the folder came to, for the log."""
-        refused = self.not_served
+        refused = self.refusals.all
         told = ", ".join(f"{name!r}" for name in itertools.islice(refused, MOST_TOLD))
         if len(refused) > MOST_TOLD:
             told += f" and {len(refused) - MOST_TOLD} more"
@@ -135,7 +106,7 @@ class AdapterRegistry:
             AdapterError: naming the adapter and what is wrong.
         """
         work = functools.partial(check_path, path, limits=self._limits)
-        return await self._patiently(work, name)
+        return await self._patient_load.one(work, name)
 
     async def publish(
         self, name: str, path: str, info: AdapterInfo, *, is_3d: bool, is_tried: bool
@@ -148,7 +119,7 @@ class AdapterRegistry:
             AdapterError: its files cannot be read.
             LoadFailedError: it cannot be loaded; what had the name before goes on.
         """
-        fingerprint = await self._patiently(lambda _: read_fingerprint(info.path), name)
+        fingerprint = await self._patient_load.one(lambda _: read_fingerprint(info.path), name)
         source = Checked(info, fingerprint).announcement(name, path, is_3d=is_3d)
         if not (is_tried and self._is_started):
             await self._announce([source])
@@ -156,21 +127,15 @@ class AdapterRegistry:
             reason, fault = failure
             raise LoadFailedError(reason, Fault(fault))
 
-    async def _patiently(self, work: Callable[[str], T], name: str) -> T:
-        found = await self._patient_load.one(work, name)
-        if found is None:
-            raise AdapterUnreadableError(f"adapter {name!r}: {HANGS}")
-        return found
-
     async def withdraw(self, name: str) -> None:
         """Tell the engine that no new request will name this adapter."""
-        self._failed.pop(name, None)
+        self.refusals.withdrawn(name)
         await self._engine.call_utility_async(WITHDRAW, [name])
 
     async def refresh(self, name: str) -> None:
         """If this unknown name is a folder that came since the last look, publish it now.
 
-        Afterwards `refused` also tells why a folder whose weights are missing is not served. Looks
+        Afterwards `refusals` also tells why a folder whose weights are missing is not served. Looks
         at no other folder: what clients ask for costs the same however many adapters there are.
 
         Raises:
@@ -193,15 +158,18 @@ class AdapterRegistry:
             await self._refresh_one(name, stamp)
         if self._known.stamps.get(name) is not None:
             return
-        if name in self._patient.hung or name in self._known.stamps:
-            raise AdapterUnreadableError(self.refused.get(name, f"adapter {name!r}: {HANGS}"))
-        self.refused.pop(name, None)  # half a folder, or none
+        refused = self.refusals.refused
+        if name in self._known.stamps and name in refused:
+            raise AdapterUnreadableError(refused[name])
+        if stamp is not None:  # it takes long to look, or it changed too often to be looked at
+            raise AdapterTimeoutError(f"adapter {name!r}: {HANGS}")
+        refused.pop(name, None)  # half a folder, or none
         if await self._patient.one(folder.try_path, name) is not None:
             found = await self._patient.one(self._check, name)
             if isinstance(found, AdapterUnreadableError):
                 raise found
             if isinstance(found, AdapterError):
-                self.refused[name] = str(found)
+                refused[name] = str(found)
 
     async def _look_into(self, name: str) -> None:
         """Afterwards the engine knows which bytes this adapter's files hold, unless reading takes long.
@@ -227,6 +195,8 @@ class AdapterRegistry:
             if isinstance(found, Checked) and found.fingerprint is not None and is_current:
                 self._fingerprints[name] = found.fingerprint
                 await self._announce([self._announcement(name, found)])
+        except AdapterTimeoutError:
+            return  # the engine is asked all the same, which says what is wrong if that lasts
         except Exception:
             self._fingerprints.pop(name, None)
             raise
@@ -256,8 +226,8 @@ class AdapterRegistry:
     async def _refresh_one(self, name: str, stamp: str) -> None:
         """Bring the offer in line with one folder that is there."""
         if self._known.is_news(name, stamp):
-            unread = await self._publish_all({name: stamp})
-            self._known.looked_into({name} - unread)
+            await self._publish_all({name: stamp})
+            self._known.looked_into({name} & self._known.stamps.keys())
 
     async def _refresh_all(self) -> None:
         """Bring the offer in line with the folder."""
@@ -270,15 +240,17 @@ class AdapterRegistry:
             if self._trouble.note(str(error)):
                 _logger.warning("%s; adapters offered before stay offered", error)
             return
-        self.refused = {name: why for name, why in self.refused.items() if name in seen.stamps}
+        for name in self.refusals.refused.keys() - seen.stamps.keys():
+            del self.refusals.refused[name]
         await self._withdraw_gone(changes)
         is_base = self._models.is_base_model
         news = {name: seen.stamps[name] for name in changes.changed if not is_base(name)}
         unread = await self._publish_all(news)
         shadowed = {name: _SHADOWED for name in seen.stamps if is_base(name)}
-        self._explain(self._known.left_out_twice(seen.left_out | shadowed))
-        hung = self._patient.hung | self._patient_load.hung
-        done = replace(changes, changed=[n for n in changes.changed if n not in hung])
+        self.refusals.left_out(self._known.left_out_twice(seen.left_out | shadowed))
+        untried = unread - self.refusals.refused.keys() - self.refusals.unread.keys()
+        untried |= self._patient.hung | self._patient_load.hung
+        done = replace(changes, changed=[n for n in changes.changed if n not in untried])
         self._known.accept(seen, done, unread)  # last: a look that failed is made again
         self._settled = seen if self._known.is_settled else None
         if self._trouble.note(None):
@@ -295,12 +267,6 @@ class AdapterRegistry:
                 "The files of %d adapters are not there, the first is %r; if they are not at the next "
                 "look, it is served no longer", len(changes.awaited), changes.awaited[0],
             )  # fmt: skip
-
-    def _explain(self, unfit: dict[str, str]) -> None:
-        for name, why in unfit.items():
-            if self.unfit.get(name) != why:
-                _logger.warning("Adapter not served: adapter %r: %s", name, why)
-        self.unfit = unfit
 
     async def _publish_all(self, stamps: Mapping[str, str | None]) -> set[str]:
         """Offer what these hold now, a few at a time; answers those whose files could not be read.
@@ -340,8 +306,8 @@ class AdapterRegistry:
             for name, found in checked.items()
             if isinstance(found, Checked) and not self._is_offered(name, found)
         }
-        self._tell(checked)
-        broken = [name for name in checked if name in self.refused]
+        self.refusals.checked(checked)
+        broken = [name for name in checked if name in self.refusals.refused]
         await self._withdraw_all([name for name in broken if name in self._models.lora_requests])
         await self._announce([self._announcement(name, found) for name, found in good.items()])
         for name, found in good.items():
@@ -356,19 +322,6 @@ class AdapterRegistry:
     def _check(self, name: str, *, reads: bool = False) -> Checked | AdapterError:
         return check_folder(self._folder, name, self._limits, reads=reads)  # type: ignore[arg-type]
 
-    def _tell(self, checked: dict[str, Checked | AdapterError]) -> None:
-        """Say of each why it is not served, or why what was offered before stays so; once in the log."""
-        for name, found in checked.items():
-            before = self.refused.pop(name, None) or self._unread.pop(name, None)
-            if not isinstance(found, AdapterError):
-                continue
-            is_unread = isinstance(found, AdapterUnreadableError)
-            stays = is_unread and name in self._models.lora_requests
-            (self._unread if stays else self.refused)[name] = str(found)
-            if before != str(found):
-                effect = "Adapter stays what it was" if stays else "Adapter not served"
-                _logger.warning("%s: %s", effect, found)
-
     def _is_offered(self, name: str, found: Checked) -> bool:
         """Whether only the files' times or rights are others, or these very bytes were written again."""
         former = self._fingerprints.get(name) if self._is_own(name) else None
@@ -378,8 +331,7 @@ class AdapterRegistry:
         for name in names:
             self._models.lora_requests.pop(name, None)
             self._fingerprints.pop(name, None)
-            self._unread.pop(name, None)
-            self._failed.pop(name, None)
+            self.refusals.withdrawn(name)
         if names:
             await self._engine.call_utility_async(WITHDRAW, names)
 

@@ -25,13 +25,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from chameleon_lora.adapters.untrusted import quoted
-from chameleon_lora.engine_vllm.api import auth, body, shutdown, unread
+from chameleon_lora.engine_vllm.api import auth, body, heads, shutdown, unread
 from chameleon_lora.engine_vllm.api.caller import may_control
 from chameleon_lora.engine_vllm.api.listing import ModelCards
 from chameleon_lora.engine_vllm.api.metrics import MetricsPage
 from chameleon_lora.engine_vllm.api.registry import registry_of
 from chameleon_lora.engine_vllm.config import CONFIG_KEY, is_chameleon_scheduler
-from chameleon_lora.engine_vllm.errors import leave_out_of_log
+from chameleon_lora.engine_vllm.errors import leave_out_of_log, refusal_of
 from chameleon_lora.engine_vllm.hooks import require_hooks
 from chameleon_lora.engine_vllm.log_limit import limit_log_records
 from chameleon_lora.engine_vllm.messages import ARRIVALS, METRICS, PIN, STATE
@@ -76,6 +76,7 @@ def with_routes(stock: Any) -> Any:
                 leave_out_of_log()
             setattr(app.state, shutdown.LIMIT, getattr(args, "shutdown_timeout", None) or 0.0)
             setattr(app.state, unread.LIMIT, serving.send_timeout_s)
+            setattr(app.state, heads.LIMIT, heads.HEAD_S)
             can_change = bool(envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
             attach(app, can_change=can_change)
             auth.guard(app, args, serving, can_change=can_change)
@@ -156,7 +157,7 @@ async def _numbers(app: FastAPI) -> Any:
 
 def _not_served(app: FastAPI) -> dict[str, str]:
     registry = registry_of(getattr(app.state, "openai_serving_models", None))
-    return {} if registry is None else registry.not_served
+    return {} if registry is None else registry.refusals.all
 
 
 async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
@@ -168,7 +169,7 @@ async def _pin(app: FastAPI, name: str, *, is_pinned: bool) -> Response:
     registry = registry_of(models)
     if registry is not None:
         await registry.refresh(name)
-        if why := registry.why_refused(name):
+        if why := registry.refusals.why(name):
             return _error(why, "BadRequestError", HTTPStatus.BAD_REQUEST)
     if name not in models.lora_requests:
         reason = f"The lora adapter {quoted(name)} cannot be found."
@@ -188,7 +189,8 @@ async def _answer(work: Any) -> Response:
         reason = f"The engine has not answered for {LIMIT_S:.0f} s; ask again later."
         return _error(reason, "ServiceUnavailableError", HTTPStatus.SERVICE_UNAVAILABLE)
     except AdapterUnreadableError as error:
-        return _error(str(error), "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR)
+        told = refusal_of(error).error
+        return _error(told.message, told.type, HTTPStatus(told.code))
     return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 

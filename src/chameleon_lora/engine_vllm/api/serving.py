@@ -212,7 +212,7 @@ def explaining(stock: Any) -> Any:
 
 
 def explaining_by_raising(stock: Any) -> Any:
-    """The same for PoolingBaseServing, which takes no heed of what is answered."""
+    """PoolingBaseServing._check_model that does the same, but raises: no heed is taken of its answer."""
 
     async def check_model(serving: Any, request: Any) -> Any:
         refusal = await _refusal(serving, request)
@@ -240,7 +240,7 @@ async def _refusal(serving: Any, request: Any) -> Any | None:
             await registry.refresh(request.model)
         except AdapterUnreadableError as error:
             return refusal_of(error)
-        reason = registry.why_refused(request.model)
+        reason = registry.refusals.why(request.model)
         if reason is not None:
             return openai_error(reason, "BadRequestError", HTTPStatus.BAD_REQUEST)
     return None
@@ -255,7 +255,7 @@ def unknown_model(models: Any, name: str, stock: str) -> str:
     if tenant is not None:
         return stock if tenant.base_model else f"The model `{name}` does not exist."
     registry = registry_of(models)
-    failed = {} if registry is None else registry.failed
+    failed = {} if registry is None else registry.refusals.failed
     adapters = sorted(models.lora_requests.keys() - failed.keys())
     if not adapters:
         return stock
@@ -287,7 +287,7 @@ def raising(stock: Any) -> Any:
             state.queue.put(client_error(reason, STATUS[fault], is_pooling=is_pooling))
             registry = registry_of(processor)
             if registry is not None and fault is Fault.CONTENT:
-                registry.found_unfit(state.lora_request, reason)
+                registry.refusals.found_unfit(state.lora_request, reason)
             if registry is not None and fault is Fault.FILES:
                 registry.found_changed(state.lora_request)
         return processed

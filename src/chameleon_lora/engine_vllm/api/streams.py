@@ -91,6 +91,35 @@ def reading_errors(stock: Any) -> Any:
     return convert
 
 
+def answering_cohere(stock: Any) -> Any:
+    """OpenAIServingChat.create_chat_completion whose stream, for Cohere's route, begins with no error.
+
+    vLLM's converter can read none, and ends the stream without a word: the route gets it in place of the stream.
+    One that comes later is raised in its own words, which the converter tells.
+    """
+
+    async def create_chat_completion(serving: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = await stock(serving, *args, **kwargs)
+        if not (hasattr(serving, "create_chat_v2") and hasattr(answer, "__aiter__")):
+            return answer
+        chunks = _raised(answer)
+        try:
+            first = await anext(chunks)
+        except Exception as error:
+            if not is_ours_error(error):
+                raise
+            return serving.create_error_response(error)
+        return _begun(first, chunks)
+
+    return create_chat_completion
+
+
+async def _begun(first: str, chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
+
+
 async def _raised(chunks: Any) -> AsyncIterator[str]:
     """The chunks as they come; an error among them is raised in its own words."""
     async for chunk in chunks:

@@ -1,7 +1,7 @@
 """Ends the connection of a client that takes nothing of its answer, as one that has left without a word.
 
-Uvicorn waits for such a client without end: before each next piece of a stream, and with a long answer that
-it was given as a whole. What it has left to send is looked at, in its own buffer and in the system's: a
+Uvicorn waits for such a client without end: before each next piece of a stream or message of a websocket, and
+with a long answer that it was given as a whole. What it has left to send is looked at, in its own buffer and in the system's: a
 client that takes a little now and then is slow, and is waited for.
 """
 
@@ -65,6 +65,8 @@ def limiting(stock: Callable[..., None]) -> Callable[..., None]:
         limit_s = getattr(getattr(config.app, "state", None), LIMIT, 0.0)
         if limit_s:
             config.http_protocol_class = _limited(config.http_protocol_class, limit_s)
+        if limit_s and config.ws_protocol_class is not None:
+            config.ws_protocol_class = _limited(config.ws_protocol_class, limit_s)
 
     return load
 

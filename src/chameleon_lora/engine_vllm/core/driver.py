@@ -302,7 +302,7 @@ class Driver:
         if self.policy.limits.is_paged:
             self._waits.begun(plan.activations)
         else:
-            activations = [ActivateAdapter(a.adapter_id, a.cell) for a in plan.activations]
+            activations = [ActivateAdapter(a.adapter_id, a.slot) for a in plan.activations]
             self._waits.planned(plan.activations)
         trades = () if self.loans is None else self.loans.take_commands()
         return (*drops, *loads, *activations, *trades)

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from chameleon_lora import __version__
-from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.core.block_loans import LoanedBlocks, block_bytes_of
 from chameleon_lora.engine_vllm.core.driver import Driver
@@ -65,26 +64,23 @@ def require_executor(parallel_config: Any) -> None:
         )
 
 
-def limits_of(
-    scheduler: Any, cells: Cells, *, has_device: bool, is_paged: bool = False
-) -> EngineLimits:
+def limits_of(scheduler: Any, *, has_device: bool, is_paged: bool = False) -> EngineLimits:
     """What this engine has in all, read off its configuration.
 
     `has_device` asks for adapters in idle KV blocks, where this KV cache can hold them; adapters that
     are used from host memory are as near there.
     """
-    blocks, lends = scheduler.kv_cache_config.num_blocks, has_device and not is_paged
+    blocks, lora = scheduler.kv_cache_config.num_blocks, scheduler.vllm_config.lora_config
+    lends = has_device and not is_paged and lora is not None
     spec = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec
     layers = len(scheduler.kv_cache_config.kv_cache_groups[0].layer_names)
     return EngineLimits(
         seats=scheduler.max_num_running_reqs,
-        slots=0 if is_paged else cells.slots,
-        slot_parts=cells.parts,
-        max_rank=cells.max_rank,
+        slots=0 if is_paged else 1 if lora is None else lora.max_loras,
         kv_tokens=blocks * scheduler.block_size,
         kv_bytes_per_token=max(1, spec.page_size_bytes * layers // scheduler.block_size),
         block_tokens=scheduler.block_size,
-        block_bytes=block_bytes(scheduler) if lends and scheduler.lora_config else 0,
+        block_bytes=block_bytes(scheduler) if lends else 0,
         is_paged=is_paged,
     )
 
@@ -109,9 +105,8 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
             super().__init__(*args, **kwargs)
             ignore_priorities(self)
             settings = settings_of(self.vllm_config)
-            cells = cells_of(self.vllm_config, settings.serving.slot_parts)
-            self.chameleon = driver_for(self, settings, cells)
-            self.lora_config: Any = with_room_for(self, cells)
+            self.chameleon = driver_for(self, settings)
+            self.lora_config: Any = with_room_for(self)
             self.waiting = WaitingQueue(self.chameleon)
             if hasattr(self, "skipped_waiting"):  # vLLM 0.26
                 self.skipped_waiting = EmptyQueue(self.waiting)
@@ -160,29 +155,28 @@ def scheduler_class(base: type[Any]) -> type[Any]:  # noqa: C901  # one class, a
     return ChameleonScheduler
 
 
-def described(settings: Settings, cells: Cells | None, backend: ChosenBackend) -> str:
-    """What an engine of Chameleon's begins its log with; `cells` are None without LoRA."""
+def described(settings: Settings, lora_config: Any, backend: ChosenBackend) -> str:
+    """What an engine of Chameleon's begins its log with; `lora_config` is None without LoRA."""
     vllm_version = importlib.import_module("vllm").__version__
     adapters = "no adapters without --enable-lora"
-    if cells is not None:
-        share = f"up to {cells.parts} adapters" if cells.parts > 1 else "one adapter"
+    if lora_config is not None:
         host_bytes = settings.policy.cache.host_bytes
         memory = "unlimited" if host_bytes is None else f"{host_bytes} bytes"
         places = (
-            f"adapters of up to rank {cells.max_rank} used where they lie"
+            f"adapters of up to rank {lora_config.max_lora_rank} used where they lie"
             if backend.is_paged
-            else f"{cells.slots} slots of rank {cells.max_rank}, {share} a slot"
+            else f"{lora_config.max_loras} slots of rank {lora_config.max_lora_rank}"
         )
         adapters = f"{places} ({backend.reason}), host memory for adapters {memory}"
     return f"Chameleon {__version__} on vLLM {vllm_version}: {adapters}, preset {settings.preset.value}"
 
 
-def driver_for(scheduler: Any, settings: Settings, cells: Cells) -> Driver:
+def driver_for(scheduler: Any, settings: Settings) -> Driver:
     """The policy for this engine, over its block pool if blocks can hold adapters; the log is told."""
     backend = backend_of(scheduler.vllm_config, settings.serving.lora_backend)
-    _logger.info("%s", described(settings, cells if scheduler.lora_config else None, backend))
+    _logger.info("%s", described(settings, scheduler.lora_config, backend))
     has_device = settings.policy.device.max_bytes != 0
-    limits = limits_of(scheduler, cells, has_device=has_device, is_paged=backend.is_paged)
+    limits = limits_of(scheduler, has_device=has_device, is_paged=backend.is_paged)
     blocks = LoanedBlocks(scheduler.kv_cache_manager.block_pool) if limits.block_bytes else None
     lora = scheduler.lora_config
     return Driver(
@@ -206,16 +200,13 @@ def is_idle(scheduler: Any) -> bool:
     return not has_requests and not any(getattr(scheduler, name, None) for name in holding)
 
 
-def with_room_for(scheduler: Any, cells: Cells) -> Any:
-    """The scheduler's own copy of the configuration, which lets a batch mix as many adapters as there is room for.
-
-    Which of them fit is the policy's choice; vLLM counts one adapter a slot.
-    """
-    if scheduler.vllm_config.lora_config is None:
-        return None
-    roomy = copy.copy(scheduler.vllm_config.lora_config)
-    has_slots = not scheduler.chameleon.policy.limits.is_paged
-    roomy.max_loras = cells.count if has_slots else scheduler.max_num_running_reqs
+def with_room_for(scheduler: Any) -> Any:
+    """The LoRA configuration by which vLLM's loop counts a batch's adapters: without slots as many as requests."""
+    lora = scheduler.vllm_config.lora_config
+    if lora is None or not scheduler.chameleon.policy.limits.is_paged:
+        return lora
+    roomy = copy.copy(lora)
+    roomy.max_loras = scheduler.max_num_running_reqs
     return roomy
 
 

@@ -146,7 +146,7 @@ def _adapter(known: AdapterView) -> dict[str, Any]:
         "queued": known.queued,
         "is_pinned": known.is_pinned,
         "is_leaving": known.is_leaving,
-        "cell": known.cell,
+        "slot": known.slot,
     }
 
 

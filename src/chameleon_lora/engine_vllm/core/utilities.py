@@ -17,6 +17,7 @@ import msgspec
 from chameleon_lora.engine_vllm.core.driver import Driver
 from chameleon_lora.engine_vllm.core.requested_version import KEYED_BY, add_adapter
 from chameleon_lora.engine_vllm.core.state import metrics_of, state_of
+from chameleon_lora.engine_vllm.lora_backend import backend_of
 from chameleon_lora.engine_vllm.messages import Announcement
 from chameleon_lora.engine_vllm.sources import servable_limits
 from chameleon_lora.policy.plan import Failure
@@ -151,7 +152,10 @@ def pin(engine: Any, name: str, is_pinned: bool) -> str | None:
 def state(engine: Any) -> dict[str, Any] | None:
     """The page that explains waits; None for another engine."""
     driver = driver_of(engine)
-    return None if driver is None else state_of(driver)
+    if driver is None:
+        return None
+    backend = backend_of(engine.vllm_config, driver.serving.lora_backend)
+    return {**state_of(driver), "lora_backend": {"kind": backend.kind.value, "why": backend.reason}}
 
 
 def metrics(engine: Any) -> dict[str, Any] | None:

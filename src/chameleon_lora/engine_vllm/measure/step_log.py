@@ -20,6 +20,7 @@ from chameleon_lora.engine_vllm.event_log import STEPS_VARIABLE, EventLog, stopw
 from chameleon_lora.engine_vllm.messages import ACKS_ATTRIBUTE, Activated, Loaded
 from chameleon_lora.errors import BenchError
 from chameleon_lora.metrics.step_work import StepWork
+from chameleon_lora.policy.settings import EngineLimits
 
 _ARRIVED = "chameleon_arrived_s"
 
@@ -29,7 +30,7 @@ class StepRow:
     """One step.
 
     Attributes:
-        work: its ranks are the slots', not the adapters': vLLM computes each slot at its full rank.
+        work: its ranks are the slots', which vLLM computes in full; the adapters' where there are none.
         begin_s: when it began, seconds since the epoch, to be matched with other processes' records.
         seconds: what it took, copies of adapters inside it included.
         empty: steps before it in which nobody could run.
@@ -65,6 +66,7 @@ class StepLog:
         first_s: from a request's arrival in the engine process to its first token, in their order.
         paths: folders of the adapters that requests named, by vLLM's id.
         events: what processes told of adapters themselves (`EventLog.record`).
+        in_host: batches use adapters from host memory, without slots.
     """
 
     steps: list[StepRow] = field(default_factory=list)
@@ -73,6 +75,7 @@ class StepLog:
     first_s: list[float] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    in_host: bool = False
     kv_blocks: int = 0
     block_bytes: int = 0
     block_tokens: int = 0
@@ -116,6 +119,7 @@ class StepRecorder:
         self._clock = clock
         lora = scheduler.vllm_config.lora_config
         self._slot_rank = lora.max_lora_rank if lora else 0
+        self._has_begun = False
         self._schedule = scheduler.schedule
         self._update = scheduler.update_from_output
         self._start_s = self._end_s = 0.0
@@ -130,6 +134,9 @@ class StepRecorder:
 
     def _timed_schedule(self, *args: Any, **kwargs: Any) -> Any:
         self._flush(self._clock())
+        if not self._has_begun and in_host(self._scheduler):
+            self._write({"in_host": True})
+        self._has_begun = True
         begin_s = time.time()  # noqa: TID251  # to be matched with the workers' records
         start_s = self._clock()
         output = self._schedule(*args, **kwargs)
@@ -200,14 +207,14 @@ def work_of(scheduler: Any, output: Any, slot_rank: int) -> StepWork | None:
     """What vLLM is about to compute; None for a step without a token."""
     if not output.total_num_scheduled_tokens:
         return None
-    work, adapters = StepWork(), set()
+    work, ranks = StepWork(), dict[int, int]()
     for request_id, tokens in output.num_scheduled_tokens.items():
         request = scheduler.requests[request_id]
         before = request.num_computed_tokens - tokens  # schedule() has counted them in already
         rank = 0
         if request.lora_request:
-            rank = slot_rank
-            adapters.add(request.lora_request.lora_int_id)
+            adapter_id = request.lora_request.lora_int_id
+            rank = ranks[adapter_id] = rank_of(scheduler, adapter_id, slot_rank)
         if before < request.num_prompt_tokens or tokens > 1:
             work.prefill_tokens += tokens
             work.attention_pairs += tokens * before + tokens * (tokens + 1) / 2
@@ -216,8 +223,28 @@ def work_of(scheduler: Any, output: Any, slot_rank: int) -> StepWork | None:
             work.decode_requests += 1
             work.context_tokens += before
             work.lora_decode_ranks += rank
-    work.adapters = len(adapters)
+    work.adapters, work.adapter_ranks = len(ranks), sum(ranks.values())
     return work
+
+
+def rank_of(scheduler: Any, adapter_id: int, slot_rank: int) -> int:
+    """The rank at which the engine computes an adapter."""
+    limits = _limits(scheduler)
+    if limits is None or not limits.is_paged:
+        return slot_rank
+    return int(scheduler.chameleon.policy.adapter(adapter_id).adapter.rank)
+
+
+def in_host(scheduler: Any) -> bool:
+    """Whether batches use adapters from host memory. False before the scheduler is complete."""
+    limits = _limits(scheduler)
+    return limits is not None and limits.is_paged and not limits.block_bytes
+
+
+def _limits(scheduler: Any) -> EngineLimits | None:
+    """What Chameleon's policy was told of the engine; None for stock vLLM."""
+    driver = getattr(scheduler, "chameleon", None)
+    return None if driver is None else driver.policy.limits
 
 
 def cache_of(scheduler: Any) -> dict[str, int]:
@@ -253,6 +280,8 @@ def read_step_log(path: Path) -> StepLog:
                 log.first_s.append(seconds)
             case {"adapter": [number, folder]}:
                 log.paths[number] = folder
+            case {"in_host": bool(is_so)}:
+                log.in_host = is_so
             case {"event": event}:
                 log.events.append(event)
             case {"cache": cache}:

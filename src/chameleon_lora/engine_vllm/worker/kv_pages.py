@@ -251,5 +251,5 @@ def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
 
 
 def _as(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The same bytes as another type; a tail too short for an element is left out."""
+    """A tensor's bytes as another type; a tail too short for an element is left out."""
     return flat[: flat.numel() // dtype.itemsize * dtype.itemsize].view(dtype)

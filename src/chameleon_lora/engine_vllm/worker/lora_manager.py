@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chameleon_lora.engine_vllm.cells import Cells, cells_of
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.lora_backend import backend_of
 from chameleon_lora.engine_vllm.processes import is_child
@@ -45,9 +44,8 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
             if backend_of(vllm_config, serving.lora_backend).is_paged:
                 self._manager_cls = paged_manager_class()
             wrapped = super().create_lora_manager(model, vllm_config)
-            cells = cells_of(vllm_config, serving.slot_parts)
             workers = workers_on_host(vllm_config.parallel_config)
-            self.adapters = make_worker_adapters(self, cells, serving, workers)
+            self.adapters = make_worker_adapters(self, serving, workers)
             return wrapped
 
         def _apply_adapters(self, lora_requests: set[Any]) -> None:
@@ -93,7 +91,7 @@ def manager_class() -> type[Any]:  # noqa: C901  # one class, all of its methods
 
 
 def make_worker_adapters(
-    worker_manager: Any, cells: Cells, serving: ServingSettings, workers: int = 1
+    worker_manager: Any, serving: ServingSettings, workers: int = 1
 ) -> WorkerAdapters:
     """The command side of a manager whose layers exist already, one of so many on this host."""
     prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
@@ -106,7 +104,7 @@ def make_worker_adapters(
         copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
     )
     return WorkerAdapters(
-        manager.paged if is_paged(manager) else Slots(manager, cells, device),
+        manager.paged if is_paged(manager) else Slots(manager, device),
         loader,
         reader,
         device,

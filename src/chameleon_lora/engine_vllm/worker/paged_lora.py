@@ -7,6 +7,7 @@ nothing is copied before an adapter's first use, and a batch may mix as many ada
 
 import functools
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from chameleon_lora.engine_vllm.worker.packed_adapter import (
 FEW_ROWS = 16  # of one adapter in a batch: above, calls to torch cost less than they save
 _MOST_GEOMETRIES = 64
 _NUMBAS = "llvmlite.binding.ffi"  # has an object that says it has any attribute, __dict__ too
+_logger = logging.getLogger(f"vllm.{__name__}")
 _Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -69,6 +71,7 @@ class AdapterBatch:
     """Which rows are whose, and where their adapters' matrices are.
 
     Attributes:
+        rows: how many there are.
         numbers: of adapters with few rows, as the compiled loop reads them (`grouped_product`).
         matrices: of the same, (columns, 3, groups): the addresses of A and B, and the rank.
         numbers_at, matrices_at: the addresses of the two.
@@ -76,6 +79,7 @@ class AdapterBatch:
         groups: all of them.
     """
 
+    rows: int
     numbers: _Integers
     matrices: _Integers
     numbers_at: int
@@ -111,6 +115,7 @@ class PagedAdapters:
         self._mapped: tuple[Any, Any] | None = None
         self.dtype, self.loop = dtype, _loop(dtype)
         self._few = FEW_ROWS if self.loop is not None else 0
+        self._of_tokens: Sequence[int] = ()
         self.tokens = self.samples = self._batch(())
         for name, module in self.layers.items():
             module.set_mapping(LayerProducts(self, name, module, self._first[name]))
@@ -143,9 +148,21 @@ class PagedAdapters:
         """The next batch: each row's adapter by id; rows of an id that is not here are the base model's."""
         if self._mapped != (of_tokens, of_samples):
             self._mapped = (of_tokens, of_samples)
+            self._of_tokens = of_tokens
             self.tokens = self._batch(of_tokens)
             is_decode = of_samples == of_tokens
             self.samples = self.tokens if is_decode else self._batch(of_samples)
+
+    def of_states(self, x: torch.Tensor) -> AdapterBatch:
+        """Whose rows the output head is given: those to be sampled from, or a part of the model's states.
+
+        The latter, all of one prompt, are for `prompt_logprobs`. vLLM does not say so; they lie among the others.
+        """
+        if len(x) == self.samples.rows and x.untyped_storage().nbytes() == x.nbytes:
+            return self.samples
+        first = x.storage_offset() // x.stride(0)
+        ids = self._of_tokens[first : first + len(x)]
+        return self._batch(ids) if len(ids) == len(x) else self.samples
 
     def _batch(self, ids: Sequence[int]) -> AdapterBatch:
         of_row = np.asarray(ids, np.int64)
@@ -162,6 +179,7 @@ class PagedAdapters:
         numbers = np.concatenate([[len(few)], counts, *few.values()]).astype(np.int64)
         matrices = np.ascontiguousarray(self._table[indices].transpose(1, 2, 0))
         return AdapterBatch(
+            len(of_row),
             numbers,
             matrices,
             numbers.ctypes.data,
@@ -198,12 +216,16 @@ class LayerProducts:
             module.forward = functools.partial(self.embed, module.base_layer)
 
     def add_lora_linear(self, y: Any, x: Any, *_stacked: Any, **_ignored: Any) -> None:
-        """y (tokens, outputs) += x (tokens, inputs) @ A @ B of each row's adapter."""
-        self._add(self._adapters.tokens, y, x)
+        """y (tokens, outputs) += x (tokens, inputs) @ A @ B of each row's adapter.
+
+        A layer that works on what is to be sampled, or on a request's pooled state, has as many rows as those.
+        """
+        tokens, samples = self._adapters.tokens, self._adapters.samples
+        self._add(samples if len(y) == samples.rows else tokens, y, x)
 
     def add_lora_logits(self, y: Any, x: Any, *_stacked: Any, **_ignored: Any) -> None:
-        """The same for logits, one row for each token to be sampled."""
-        self._add(self._adapters.samples, y, x)
+        """The same for logits."""
+        self._add(self._adapters.of_states(x), y, x)
 
     def embed(self, base: Any, ids: torch.Tensor) -> torch.Tensor:
         """An embedding's output with each row's adapter."""
@@ -220,6 +242,9 @@ class LayerProducts:
     def _add(self, batch: AdapterBatch, y: torch.Tensor, x: torch.Tensor) -> None:
         if not batch.groups:
             return
+        if len(y) < batch.rows:  # the loop would write beyond
+            self._require_none(batch, len(y))
+            return
         adapters = self._adapters
         x = x.to(adapters.dtype).contiguous()
         is_direct = y.dtype == x.dtype and y.is_contiguous()
@@ -233,6 +258,15 @@ class LayerProducts:
             self._add_group(group, whole, x)
         if not is_direct:
             y += whole
+
+    def _require_none(self, batch: AdapterBatch, rows: int) -> None:
+        """Nothing if no adapter of the batch has anything in this layer."""
+        indices = range(len(self._widths))
+        if any(group.pair(self._name, i) for group in batch.groups for i in indices):
+            raise RuntimeError(
+                f"layer {self._name} was given {rows} rows of a batch of {batch.rows}, so whose they are is not known; "
+                "way out: serve the model with serving.lora_backend = 'slots'"
+            )
 
     def _add_group(self, group: RowGroup, y: torch.Tensor, x: torch.Tensor) -> None:
         own = x[group.rows]
@@ -324,8 +358,15 @@ def passing_by_numba(rebind_kernels: Callable[..., None]) -> Callable[..., None]
 
 def _loop(dtype: torch.dtype) -> Callable[..., None] | None:
     """The compiled loop, if there is one for this type; numba is loaded where it is used only."""
-    product = importlib.import_module("chameleon_lora.engine_vllm.worker.grouped_product")
-    return product.compiled(dtype, torch.get_num_threads()) if dtype in product.DTYPES else None
+    try:
+        product = importlib.import_module("chameleon_lora.engine_vllm.worker.grouped_product")
+        return product.compiled(dtype, torch.get_num_threads()) if dtype in product.DTYPES else None
+    except Exception as error:  # noqa: BLE001  # absent, or at odds with this numpy, compiler or machine
+        _logger.warning(
+            "numba does not compile the products of adapters (%s: %s): torch makes them, which takes longer",
+            type(error).__name__, str(error).partition("\n")[0],
+        )  # fmt: skip
+        return None
 
 
 def _run(rows: _Integers) -> slice | torch.Tensor:

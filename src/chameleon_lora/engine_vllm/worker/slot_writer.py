@@ -1,89 +1,55 @@
 """Puts adapters' copies into vLLM's LoRA slots, and knows what each slot still holds of its last occupant."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from chameleon_lora.engine_vllm.cells import Cells
 from chameleon_lora.engine_vllm.worker.device_store import DeviceCopy
 from chameleon_lora.engine_vllm.worker.packed_adapter import (
     HostCopy,
     PackedAdapter,
     Piece,
     StockCopy,
-    rank_axis,
     slot_matrix,
     stacked_tensors,
 )
-from chameleon_lora.policy.plan import overlap
 
 _Place = tuple[str, int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Occupant:
-    """The cells that one adapter was written to, and the pieces it was written in."""
-
-    cells: range
-    pieces: tuple[Piece, ...]
 
 
 class SlotWriter:
     """Owner of the slots' contents; lives as long as the worker, used by its main thread alone.
 
-    Invariant: `_written` holds, by first cell, the corners that may be other than zero, of all slots
-    but the `_unknown` ones (at the start, after vLLM's own code wrote), which are cleared before use.
+    Invariant: `_written` holds, by slot, the pieces whose corners may be other than zero, of all slots
+    that are known; the others (at the start, after vLLM's own code wrote) are cleared before use.
     """
 
-    def __init__(self, adapter_manager: Any, cells: Cells) -> None:
+    def __init__(self, adapter_manager: Any) -> None:
         self._manager = adapter_manager
-        self._cells = cells
-        self._unknown = set(range(cells.slots))
-        self._written: dict[int, _Occupant] = {}
+        self._written: dict[int, tuple[Piece, ...]] = {}
         self._corners: dict[int, dict[int, tuple[tuple[Piece, ...], list[torch.Tensor]]]] = {}
 
-    def write(self, source: HostCopy | DeviceCopy, cell: int) -> None:
-        """Afterwards the slot holds this adapter from this cell on, and nothing of whom it overlaps.
-
-        Without division of slots it is byte for byte what vLLM would leave there.
-        """
-        slot = self._cells.slot(cell)
+    def write(self, source: HostCopy | DeviceCopy, slot: int) -> None:
+        """Afterwards the slot holds this adapter alone, byte for byte as vLLM would leave it."""
+        old = self._written.pop(slot, None)
         if isinstance(source, StockCopy):
-            self._unknown.add(slot)
-            self._forget_in(range(slot * self._cells.parts, (slot + 1) * self._cells.parts))
             self._write_stock(source, slot)
             return
-        if slot in self._unknown:
+        if old is None:
             self._clear(slot)
-            self._unknown.discard(slot)
-        taken = range(cell, cell + self._cells.needed(source.rank))
-        leftovers = [
-            corner
-            for old in self._forget_in(taken)
-            for corner in self._leftovers(old, source.pieces, cell)
-        ]
-        if leftovers:
+        elif leftovers := list(self._leftovers(old, source.pieces, slot)):
             torch._foreach_zero_(leftovers)
-        torch._foreach_copy_(self._targets_of(source, cell), source.views, non_blocking=True)
-        self._written[cell] = _Occupant(taken, source.pieces)
+        torch._foreach_copy_(self._targets_of(source, slot), source.views, non_blocking=True)
+        self._written[slot] = source.pieces
 
     def forget(self) -> None:
         """Afterwards nothing is assumed about any slot: others may have written there."""
-        self._unknown = set(range(self._cells.slots))
         self._written.clear()
 
-    def _forget_in(self, taken: range) -> list[_Occupant]:
-        """The former occupants of these cells, which are no longer known."""
-        found = [t for t in self._written.values() if overlap(t.cells, taken)]
-        for occupant in found:
-            del self._written[occupant.cells.start]
-        return found
-
-    def _targets_of(self, source: PackedAdapter | DeviceCopy, cell: int) -> list[torch.Tensor]:
+    def _targets_of(self, source: PackedAdapter | DeviceCopy, slot: int) -> list[torch.Tensor]:
         """Where each of the source's views goes."""
-        corners = self._corners_of(source.pieces, cell)
+        corners = self._corners_of(source.pieces, slot)
         if isinstance(source, PackedAdapter):
             return corners
         return [
@@ -91,36 +57,32 @@ class SlotWriter:
             for piece, region in source.parts
         ]
 
-    def _corners_of(self, pieces: tuple[Piece, ...], cell: int) -> list[torch.Tensor]:
-        known = self._corners.setdefault(cell, {})
+    def _corners_of(self, pieces: tuple[Piece, ...], slot: int) -> list[torch.Tensor]:
+        known = self._corners.setdefault(slot, {})
         key = id(pieces)
         if key not in known:
             if len(known) >= 8:  # geometries alive at a time; the views are cheap to make again
                 known.clear()
-            known[key] = (pieces, [self._corner(piece, cell) for piece in pieces])
+            known[key] = (pieces, [self._corner(piece, slot) for piece in pieces])
         return known[key][1]
 
-    def _corner(self, piece: Piece, cell: int) -> torch.Tensor:
-        """Where a piece goes: it begins at the cell's first rank, on the axis of the rank."""
+    def _corner(self, piece: Piece, slot: int) -> torch.Tensor:
+        """Where a piece goes."""
         module = self._manager.modules[piece.module]
-        stacked = stacked_tensors(module, piece.factor)[piece.index]
-        matrix = slot_matrix(stacked, self._cells.slot(cell))
-        first = self._cells.first_rank(cell)
-        if rank_axis(piece, module) == 0:
-            return matrix[first : first + piece.rows, : piece.columns]
-        return matrix[: piece.rows, first : first + piece.columns]
+        matrix = slot_matrix(stacked_tensors(module, piece.factor)[piece.index], slot)
+        return matrix[: piece.rows, : piece.columns]
 
     def _leftovers(
-        self, old: _Occupant, new: tuple[Piece, ...], cell: int
+        self, old: tuple[Piece, ...], new: tuple[Piece, ...], slot: int
     ) -> Iterator[torch.Tensor]:
         """What of the old occupant's corners the new occupant will not overwrite."""
-        if old.pieces is new and old.cells.start == cell:
+        if old is new:
             return
         kept: dict[_Place, Piece] = {(p.module, p.index, p.factor): p for p in new}
-        for piece in old.pieces:
-            corner = self._corner(piece, old.cells.start)
+        for piece in old:
+            corner = self._corner(piece, slot)
             heir = kept.get((piece.module, piece.index, piece.factor))
-            if heir is None or old.cells.start != cell:
+            if heir is None:
                 yield corner
                 continue
             if heir.rows < piece.rows:
@@ -144,7 +106,7 @@ class SlotWriter:
         active = manager._active_adapters
         manager._registered_adapters = {host_copy.adapter_id: host_copy.lora_model}
         manager._active_adapters = {}
-        manager.lora_index_to_id = [None if i == slot else -1 for i in range(self._cells.slots)]
+        manager.lora_index_to_id = [None if i == slot else -1 for i in range(len(layout))]
         try:
             LoRAModelManager.activate_adapter(manager, host_copy.adapter_id)
         finally:

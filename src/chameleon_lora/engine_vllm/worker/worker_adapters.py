@@ -162,21 +162,19 @@ class WorkerAdapters:
         if isinstance(delivery.outcome, LoadFailed):
             return delivery.outcome
         host_copy = self._copies[adapter_id] = delivery.outcome.host_copy
-        rank, is_packed = host_copy.rank, isinstance(host_copy, PackedAdapter)
-        if isinstance(self._places, Slots):
-            rank = rank if is_packed else self._places.cells.max_rank
-        elif isinstance(host_copy, PackedAdapter):  # the reader refuses others
-            self._places.put(host_copy)
-        fingerprint = delivery.outcome.fingerprint
-        return Loaded(adapter_id, host_copy.nbytes, rank, delivery.seconds, is_packed, fingerprint)
+        is_packed, fingerprint = isinstance(host_copy, PackedAdapter), delivery.outcome.fingerprint
+        if isinstance(self._places, PagedAdapters) and isinstance(host_copy, PackedAdapter):
+            self._places.put(host_copy)  # the reader refuses others
+        nbytes, rank = host_copy.nbytes, host_copy.rank
+        return Loaded(adapter_id, nbytes, rank, delivery.seconds, is_packed, fingerprint)
 
     def _activate(self, command: ActivateAdapter) -> None:
         assert isinstance(self._places, Slots), "the scheduler activates where there are slots"
         start = stopwatch_s()
         host_copy = self._copies[command.adapter_id]  # on every rank, for all said so
-        from_device = self._places.activate(command.adapter_id, command.cell, host_copy)
+        from_device = self._places.activate(command.adapter_id, command.slot, host_copy)
         is_checked = from_device and self._device.debug_checks
         seconds = stopwatch_s() - start
         self._activated.append(
-            Activated(command.adapter_id, command.cell, seconds, from_device, is_checked)
+            Activated(command.adapter_id, command.slot, seconds, from_device, is_checked)
         )

@@ -14,19 +14,19 @@ from chameleon_lora.policy.request import AdapterId, RequestId
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """A window of cells that will come free for `head`, which waits for one.
+    """A slot that will come free for `head`, which waits for one.
 
     Attributes:
         left_tokens: predicted decode steps until the last request on it ends.
     """
 
     head: RequestState
-    window: range
+    slot: int
     left_tokens: int
 
 
 class Reservations:
-    """Who was promised which window. Lives for one step."""
+    """Who was promised which slot. Lives for one step."""
 
     def __init__(self, slots: Slots, bypass: Bypass) -> None:
         self._slots = slots
@@ -37,23 +37,22 @@ class Reservations:
     def promise(
         self, heads: Sequence[RequestState], left_tokens: Mapping[AdapterId | None, int]
     ) -> None:
-        """The heads, in this order, get the windows that come free first: a quarter of the slots.
+        """The heads, in this order, get the slots that come free first: a quarter of them.
 
         `left_tokens`: for each adapter in use, predicted steps until its last request ends.
         """
-        left = self._slots.by_cell(left_tokens)
-        for head in heads[: max(1, self._slots.count // 4)]:
-            assert head.entry is not None
-            taken = [r.window for r in self._promises]
-            found = self._slots.first_to_end(head.entry.cells, left, taken)
-            assert found is not None, "a reservation takes one slot at most, and there are more"
-            reservation = Reservation(head, *found)
+        left = self._slots.by_slot(left_tokens)
+        soonest = sorted((tokens, slot) for slot, tokens in enumerate(left))
+        for head, (tokens, slot) in zip(heads[: max(1, len(left) // 4)], soonest, strict=False):
+            reservation = Reservation(head, slot, tokens)
             self._promises.append(reservation)
-            self._by_entry.update(dict.fromkeys(self._slots.at(found[0]), reservation))
+            occupant = self._slots.at(slot)
+            if occupant is not None:
+                self._by_entry[occupant] = reservation
 
-    def kept_from(self, state: RequestState) -> list[range]:
-        """The windows promised to older heads."""
-        return [r.window for r in self._promises if r.head.sequence < state.sequence]
+    def kept_from(self, state: RequestState) -> list[int]:
+        """The slots promised to older heads."""
+        return [r.slot for r in self._promises if r.head.sequence < state.sequence]
 
     def older_promise(self, state: RequestState, head: RequestState | None) -> Reservation | None:
         """The promise to an older head that holds only if the request, were it to run, ends before.

@@ -7,10 +7,10 @@ from chameleon_lora.errors import ConfigError
 
 
 class Bypass(Enum):
-    """Which younger requests of a lane may pass a head that waits for a slot (ADR 0008)."""
+    """Which younger requests of a lane may pass a head whose adapter lacks a slot, or memory (ADR 0008)."""
 
     OFF = "off"
-    PAPER = "paper"  # those predicted to end before the head's slot comes free
+    PAPER = "paper"  # those predicted to end before what the head lacks comes free
     BACKFILL = "backfill"  # those, and all that do not keep the slot the head will get
     ANY = "any"  # every one whose adapter is in a slot (vLLM's own rule; may starve the head)
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from chameleon_lora.policy.admission.memory_bypass import HeldMemory
 from chameleon_lora.policy.admission.overtaking import AdmissionInterval, OvertakeGuard
 from chameleon_lora.policy.admission.peak import Peak
 from chameleon_lora.policy.admission.reservations import Reservations, promise_breakers
 from chameleon_lora.policy.admission.rules import AdmissionSettings, LaneOrder, Reserve
+from chameleon_lora.policy.memory.entry import NEVER
 from chameleon_lora.policy.memory.residency import Residency
 from chameleon_lora.policy.plan import Activation, Admission, Held, StepBudget
 from chameleon_lora.policy.queues.backlog import Backlog
@@ -79,6 +81,8 @@ class AdmissionStep:
         self.activations: list[Activation] = []
         self.squash: tuple[RequestId, ...] = ()
         self.taken_tokens = 0
+        running = backlog.running.values()
+        self._memory = HeldMemory(running, self.admitted, interval.step, block_tokens)
 
     def run(self) -> None:
         """Admit whom Algorithm 1 admits; afterwards the attributes tell what came of it."""
@@ -104,6 +108,8 @@ class AdmissionStep:
             self._interval.admitted()
         limit = self._settings.squash_limit
         self.squash = promise_breakers(self._backlog, self.held, self.admitted, limit)
+        if limit and Held.KV_MEMORY in self.held:
+            self.squash = self.squash or self._memory_breakers(limit)
 
     def _from_all(self, lane: int) -> list[int]:
         return [lane, *(other for other in range(len(self._lanes)) if other != lane)]
@@ -113,24 +119,22 @@ class AdmissionStep:
         return (lane, *donors) if donors or not self._is_empty else self._from_all(lane)
 
     def _reserve_slots(self) -> None:
-        """Promise the windows that come free first to the heads that wait for one, by seniority."""
+        """Promise the slots that come free first to the heads that wait for one, by seniority."""
         heads = [head for lane in self._lanes if (head := lane.head())]
         urgent = self._guard.urgent
         if urgent and urgent.stage is Stage.READY and urgent not in heads:
             heads.append(urgent)
-        waiting = [h for h in heads if self._needs_slot(h) and self._find_cell(h) is None]
+        waiting = [h for h in heads if self._needs_slot(h) and self._find_slot(h) is None]
         if waiting and self._settings.bypass.makes_promises:
             waiting.sort(key=lambda head: (head is not urgent, head.sequence))
             self._reservations.promise(waiting, self._backlog.left_tokens(self._interval.step))
 
     def _needs_slot(self, state: RequestState) -> bool:
-        return state.entry is not None and state.entry.cell is None
+        return state.entry is not None and state.entry.slot is None
 
-    def _find_cell(self, state: RequestState) -> int | None:
+    def _find_slot(self, state: RequestState) -> int | None:
         """Where the request's adapter may go, outside what is promised to older heads."""
-        assert state.entry is not None
-        kept = self._reservations.kept_from(state)
-        return self._residency.try_find_cell(state.entry, kept, self._now_s)
+        return self._residency.try_find_slot(self._reservations.kept_from(state), self._now_s)
 
     def _phase(self, lanes: Iterable[int], sources: Callable[[int], Sequence[int]]) -> None:
         """Admit heads until each lane is empty or held; `sources` says from whose quota."""
@@ -140,8 +144,8 @@ class AdmissionStep:
             held = self.held[index] = self._try(head, sources(index))
             if held is None:
                 continue
-            if held is Held.SLOTS and self._settings.bypass.lets_pass:
-                self._let_pass(index, sources(index))
+            if held in (Held.SLOTS, Held.KV_MEMORY) and self._settings.bypass.lets_pass:
+                self._let_pass(head, held, sources(index))
             open_lanes.remove(index)
 
     def _next_lane(self, open_lanes: Sequence[int]) -> tuple[int, RequestState] | None:
@@ -156,24 +160,43 @@ class AdmissionStep:
             case _:
                 assert_never(self._settings.lane_order)
 
-    def _let_pass(self, lane: int, sources: Sequence[int]) -> None:
-        """Admit requests of the lane whose adapter is in a slot or fits, in the lane's order."""
-        queue = self._lanes[lane]
-        head = queue.head()
-        assert head is not None and head.entry is not None
-        in_use = self._residency.slots.in_use()
-        fronts = {t.sequence: t for t in queue.heads_of((None, *in_use))}
-        fronts.update((t.sequence, t) for t in queue.heads_narrower(head.entry.cells))
-        while fronts:
-            state = min(fronts.values(), key=queue.place)
-            del fronts[state.sequence]
-            held = self._try(state, sources)
-            if held not in (None, Held.SLOTS):
+    def _let_pass(self, head: RequestState, held_by: Held, sources: Sequence[int]) -> None:
+        """Admit requests of the lane whose adapter is in use, or that have none, in the lane's order.
+
+        Where the head lacks memory for its adapter, they are to end before that comes free.
+        """
+        bypass, queue, left = self._settings.bypass, self._lanes[head.lane], NEVER
+        if held_by is Held.KV_MEMORY:
+            if not (lacking := self._lacking_for_adapter(head)):
                 return
+            left = self._memory.steps_until_free(lacking) if bypass.makes_promises else NEVER
+        fronts = queue.heads_of((None, *self._residency.slots.in_use()))
+        while fronts:
+            state = min(fronts, key=queue.place)
+            fronts.remove(state)
+            is_bound = left < NEVER and head.sequence < state.sequence
+            if is_bound and state.output_tokens > left:
+                continue
+            held = self._try(state, sources)
             if held is None:
-                behind = queue.heads_of((state.request.adapter_id,))
-                behind += queue.heads_narrower(head.entry.cells)
-                fronts.update((t.sequence, t) for t in behind)
+                state.promised_to = head.sequence if is_bound else state.promised_to
+                fronts += queue.heads_of((state.request.adapter_id,))
+            elif held is not held_by:
+                return
+
+    def _memory_breakers(self, limit: int) -> tuple[RequestId, ...]:
+        """Who passed a head and keeps the memory that it lacks by now; else nobody."""
+        for lane, why in zip(self._lanes, self.held, strict=True):
+            head = lane.head() if why is Held.KV_MEMORY else None
+            lacking = self._lacking_for_adapter(head) if head else 0
+            if head and lacking and (chosen := self._memory.breakers(head, lacking, limit)):
+                return chosen
+        return ()
+
+    def _lacking_for_adapter(self, state: RequestState) -> int:
+        """KV tokens that it lacks for its adapter alone; 0 if it would fit, or not fit without either."""
+        lacking = self._blocks(state) - self._kv_tokens
+        return lacking if 0 < lacking <= self._adapter_tokens(state) else 0
 
     def _try(self, state: RequestState, sources: Sequence[int]) -> Held | None:
         """Admit the request and answer None, or answer what it waits for and change nothing."""
@@ -183,8 +206,8 @@ class AdmissionStep:
         promise = self._reservations.older_promise(state, self._lanes[state.lane].head())
         if promise is not None and state.output_tokens > promise.left_tokens:
             return Held.SLOTS
-        cell = self._find_cell(state) if self._needs_slot(state) else None
-        if cell is None and self._needs_slot(state):
+        slot = self._find_slot(state) if self._needs_slot(state) else None
+        if slot is None and self._needs_slot(state):
             return Held.SLOTS
         need = self._book.need_tokens(state.cost_tokens, state.lane, sources)
         charge = self._book.try_charge(need, sources)
@@ -192,7 +215,7 @@ class AdmissionStep:
             return Held.QUOTA
         state.promised_to = None if promise is None else promise.head.sequence
         self._charge(state, charge)
-        self._run(state, cell)
+        self._run(state, slot)
         self._guard.admitted(state)
         return None
 
@@ -208,14 +231,14 @@ class AdmissionStep:
         self._batch_tokens -= state.prefill_tokens
         self._is_empty = False
 
-    def _run(self, state: RequestState, cell: int | None) -> None:
-        """The request runs; its adapter goes to this cell if it is in no slot yet."""
+    def _run(self, state: RequestState, slot: int | None) -> None:
+        """The request runs; its adapter goes to this slot if it is in none yet."""
         entry, request = state.entry, state.request
         self._backlog.run(state)
         if entry is not None:
-            if cell is not None:
-                self.activations.append(Activation(entry.adapter.id, cell, entry.is_cold))
-                self._residency.activate(entry, cell)
+            if slot is not None:
+                self.activations.append(Activation(entry.adapter.id, slot, entry.is_cold))
+                self._residency.activate(entry, slot)
             self._residency.start(entry, self._now_s)
         self.admitted.append(state)
         self.admissions.append(Admission(request.id, request.adapter_id, state.lane))

@@ -131,7 +131,10 @@ class DeviceCache:
         """The copy cannot be made; its adapter stays in host memory, with `is_final` they all do."""
         if is_final:
             self._released += self.reset()
+            in_use = self._groups.holders()
             self.limit_blocks, self._groups = 0, Groups(self._rng)
+            for user in in_use:
+                self.place(user)
         entry = self._under_way.get(serial)
         if entry is not None:
             entry.is_packed = False
@@ -164,8 +167,8 @@ class DeviceCache:
         return tuple(chosen)
 
     def reset(self) -> tuple[AdapterId, ...]:
-        """Everybody gives their blocks back at once: the KV cache is to be emptied."""
-        holders = self._groups.holders()
+        """Everybody from whose blocks no request runs gives them back at once: the cache is emptied."""
+        holders = [entry for entry in self._groups.holders() if not entry.is_paged_in]
         for entry in holders:
             self._take_back(entry, DemotionReason.RESET)
         return tuple(entry.adapter.id for entry in holders)

@@ -32,8 +32,7 @@ class Entry:
     """One registered adapter. `running` and `queued` count the requests that name it.
 
     Attributes:
-        cell: where its window of cells begins, or None while it is in no slot.
-        cells: length of that window.
+        slot: in which it is, or None.
         oldest: sequence of the request that waits for it since longest; NEVER if none does.
         is_expected: foretold to be asked for soon, though no request names it yet (ADR 0019).
         is_leaving: unregistered while requests still name it; goes when the last one ends.
@@ -50,8 +49,7 @@ class Entry:
 
     adapter: Adapter
     tier: Tier = Tier.DISK
-    cell: int | None = None
-    cells: int = 1
+    slot: int | None = None
     running: int = 0
     queued: int = 0
     oldest: int = NEVER

@@ -6,7 +6,7 @@ blocks is in host memory too, so giving either to another adapter costs a copy a
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from chameleon_lora.errors import ConfigError
@@ -54,7 +54,7 @@ class Residency:
 
     Invariants: bytes of LOADING and higher entries stay within the host budget (unless an adapter
     turns out larger than foretold, until `overflow` is called); an entry with a running request, or
-    pinned, is never evicted; no cell of a slot has two adapters.
+    pinned, is never evicted; no slot has two adapters.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Residency:
 
     def start(self, entry: Entry, now_s: float) -> None:
         """A waiting request of the adapter, which is in a slot, runs from now on."""
-        assert entry.cell is not None
+        assert entry.slot is not None
         if not entry.running:
-            self.slots.add_busy(entry.cells)
+            self.slots.add_busy(1)
         entry.running += 1
         entry.inflation = self._evictor.inflation
         entry.used(now_s, self._settings.window_s)
@@ -111,7 +111,7 @@ class Residency:
         """A running request of the adapter ended, or went back to its lane."""
         entry.running -= 1
         if not entry.running:
-            self.slots.add_busy(-entry.cells)
+            self.slots.add_busy(-1)
             is_kept = self._settings.keeps_unused or entry.is_pinned
             if not (is_kept and self.slots.keeps_idle):
                 self.slots.remove(entry)
@@ -187,7 +187,6 @@ class Residency:
         assert entry.tier is Tier.LOADING
         self.host_bytes += nbytes - entry.adapter.nbytes
         entry.adapter = Adapter(entry.adapter.id, entry.adapter.name, rank, nbytes)
-        entry.cells = self.slots.cells_for(rank)
         entry.tier = Tier.HOST
         entry.is_packed, entry.is_cold, entry.failure = is_packed, True, None
         self._place(entry)
@@ -220,20 +219,19 @@ class Residency:
                 evicted += [self.evict(victim) for victim in chosen]
         return tuple(evicted)
 
-    def try_find_cell(self, entry: Entry, avoid: Sequence[range], now_s: float) -> int | None:
-        """Where the adapter, which is in no slot, would go at the least cost; None without room."""
-        return self.slots.try_find(
-            entry.cells, avoid, lambda found: self._evictor.keep_score(found, now_s)
-        )
+    def try_find_slot(self, avoid: Collection[int], now_s: float) -> int | None:
+        """Where an adapter that is in no slot would go at the least cost; None without room."""
+        return self.slots.try_find(avoid, lambda found: self._evictor.keep_score(found, now_s))
 
-    def activate(self, entry: Entry, cell: int) -> None:
-        """Give the adapter, which is in host memory only, its cells in place of their occupants."""
+    def activate(self, entry: Entry, slot: int) -> None:
+        """Give the adapter, which is in host memory only, the slot in place of its occupant."""
         assert entry.tier is Tier.HOST
-        for former in self.slots.at(range(cell, cell + entry.cells)):
+        former = self.slots.at(slot)
+        if former is not None:
             assert not former.running
             self.slots.remove(former)
             former.tier = Tier.HOST
-        self.slots.put(entry, cell)
+        self.slots.put(entry, slot)
         entry.tier = Tier.SLOT
         entry.is_cold = False
 

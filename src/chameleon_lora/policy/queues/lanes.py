@@ -33,7 +33,7 @@ class RequestState:
         overtaken: admissions of younger requests while this one was the oldest held back; it is
             kept when the request comes back to its lane (ADR 0012).
         promised_to: sequence of the head it passed, if it was let in on the promise to end before
-            that head's slot comes free.
+            that head's slot, or memory for its adapter, comes free.
     """
 
     request: Request
@@ -134,7 +134,7 @@ class _Ready:
 
 
 class Lane:
-    """The ready requests of one size class, in order; also by adapter, and by cells in a slot.
+    """The ready requests of one size class, in order; also by adapter.
 
     Between shares the order is that of `shares`, in which the lanes of a backlog have part together.
 
@@ -145,7 +145,6 @@ class Lane:
         self._shares = shares
         self._order = _Ready(self._shares)
         self._by_adapter: dict[AdapterId | None, _Ready] = {}
-        self._by_cells: dict[int, _Ready] = {}
         self.ready = 0
 
     def push(self, state: RequestState) -> None:
@@ -154,11 +153,6 @@ class Lane:
         self.ready += 1
         self._order.push(state)
         self._ready_for(state.request.adapter_id).push(state)
-        if state.entry is not None:
-            cells = state.entry.cells
-            if cells not in self._by_cells:
-                self._by_cells[cells] = _Ready(self._shares)
-            self._by_cells[cells].push(state)
 
     def leave(self, state: RequestState, stage: Stage) -> None:
         """Take a READY request out, to another stage. O(log n) amortised."""
@@ -168,8 +162,6 @@ class Lane:
         # Surface what left, or heaps that nobody asks would keep every request there ever was.
         self.head()
         self.head_of(state.request.adapter_id)
-        if state.entry is not None:
-            self._by_cells[state.entry.cells].first()
 
     def place(self, state: RequestState) -> tuple[float, float, int]:
         """Where a request of the lane stands now, without ties; smaller goes first."""
@@ -193,11 +185,6 @@ class Lane:
         """The first ready request of each adapter that has any, in the adapters' order."""
         known = self._by_adapter.keys()
         return [t for a in adapter_ids if a in known and (t := self.head_of(a))]
-
-    def heads_narrower(self, cells: int) -> list[RequestState]:
-        """For each smaller window, the first ready request whose adapter takes one of that length."""
-        queues = (queue for length, queue in self._by_cells.items() if length < cells)
-        return [head for queue in queues if (head := queue.first())]
 
     def _ready_for(self, adapter_id: AdapterId | None) -> _Ready:
         queue = self._by_adapter.get(adapter_id)

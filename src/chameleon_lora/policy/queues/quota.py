@@ -209,7 +209,7 @@ def _checked(limits: Sequence[Quota]) -> tuple[Quota, ...]:
 
 
 def _folded(used: list[int], lanes: int) -> list[int]:
-    """The same sum over another number of lanes: what is beyond the last goes to the last."""
+    """What is used, over another number of lanes: what is beyond the last goes to the last."""
     kept = used[:lanes] + [0] * (lanes - len(used))
     kept[-1] += sum(used[lanes:])
     return kept
