@@ -209,3 +209,20 @@ def test_any_setting_is_described_without_an_exception(
     (tmp_path / WEIGHTS_NAME).write_bytes(as_file(SOUND_BYTES, 32))
     (tmp_path / CONFIG_NAME).write_text(json.dumps({**CONFIG, **fields}))
     assert inspect_adapter(tmp_path).rank >= 0
+
+
+def test_adapters_with_one_header_have_it_parsed_once() -> None:
+    """Other weights' bytes are another question, and a fault is told each time."""
+    first = parse_header(bytes(SOUND_BYTES), 32)
+    assert first is parse_header(bytes(bytearray(SOUND_BYTES)), 32)
+    for _ in range(2):
+        with pytest.raises(AdapterInvalidError, match="truncated"):
+            parse_header(SOUND_BYTES, 31)
+
+
+def test_a_large_header_is_not_kept() -> None:
+    """Whoever sends many of them takes no memory for good."""
+    large = SOUND_BYTES + b" " * (128 << 10)
+    first = parse_header(large, 32)
+    assert first == parse_header(SOUND_BYTES, 32)
+    assert first is not parse_header(large, 32)

@@ -62,7 +62,7 @@ def joining(stock: Callable[..., None]) -> Callable[..., None]:
     """
 
     def init(part: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        if is_ours(vllm_config) and _is_child():
+        if is_ours(vllm_config) and is_child():
             _leave_signals_to_server()
             limit_log_records()
             attend(vllm_config)
@@ -78,7 +78,7 @@ def attend(vllm_config: Any = None) -> None:
     """
     if not any(thread.name == _THREAD for thread in threading.enumerate()):
         parent = multiprocessing.parent_process()
-        pid = parent.pid if parent is not None and _is_child() else None
+        pid = parent.pid if parent is not None and is_child() else None
         coordinators = [] if pid is None else _coordinators(pid)  # now, while the parent lives
         watching = (pid, vllm_config, coordinators)
         threading.Thread(target=_attend, args=watching, name=_THREAD, daemon=True).start()
@@ -122,7 +122,8 @@ def trim() -> None:
         give_back(0)
 
 
-def _is_child() -> bool:
+def is_child() -> bool:
+    """Whether this process is one that vLLM has started."""
     return multiprocessing.current_process().name.startswith(_CHILDREN)
 
 

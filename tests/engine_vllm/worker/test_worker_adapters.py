@@ -244,6 +244,7 @@ def test_a_rewritten_adapter_is_never_what_was_read_before(
     finish_keeping(adapters)
     new = load_all(adapters, {1: folder})[1].fingerprint
     assert old != new
+    assert adapters._reader is not None
     adapters._reader.close()  # no image is left
     adapters.execute([load(1, folder, old)])
     assert "changed after it was announced" in acks_of(adapters, LoadFailed)[0].reason

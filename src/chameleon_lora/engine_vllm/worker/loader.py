@@ -97,12 +97,22 @@ class Loader:
         reader: Reader,
         prepare_thread: Callable[[], None] = lambda: None,
         stall_s: float = STALL_S,
+        deliver: Callable[[Delivery], None] | None = None,
     ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            reader: used by the threads.
+            prepare_thread: called by each thread, first of all.
+            stall_s: a load that takes longer may hang.
+            deliver: called by the threads, in place of what `poll` answers.
+        """
         self._reader = reader
         self._prepare_thread = prepare_thread
         self._stall_s = stall_s
         self._orders: queue.SimpleQueue[LoadOrder | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._deliver = deliver or self._done.put
         self._to_keep: deque[ReadAdapter] = deque(maxlen=_KEEP_LATER)
         self._lock = threading.Lock()  # for the two below
         self._threads: dict[threading.Thread, float | None] = {}  # since when at a load
@@ -113,6 +123,10 @@ class Loader:
         self._orders.put(order)
         self._grow()
         return order
+
+    def cancel(self, order: LoadOrder) -> None:
+        """The load is skipped if it has not begun."""
+        order.is_cancelled = True
 
     def poll(self) -> list[Delivery]:
         """What was finished since the last call; never waits."""
@@ -156,7 +170,7 @@ class Loader:
             delivery = self._attempt(order)
             if isinstance(delivery.outcome, ReadAdapter):
                 self._to_keep.append(delivery.outcome)
-            self._done.put(delivery)
+            self._deliver(delivery)
             if self._is_one_too_many():
                 return
 

@@ -1,22 +1,27 @@
 """Chameleon's LoRA manager for a vLLM worker: vLLM's own, with the adapters in the scheduler's hand."""
 
 import functools
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from chameleon_lora.engine_vllm.config import settings_of
 from chameleon_lora.engine_vllm.lora_backend import backend_of
+from chameleon_lora.engine_vllm.processes import is_child
 from chameleon_lora.engine_vllm.worker.agreement import Agreement, gather_of_engine
 from chameleon_lora.engine_vllm.worker.copier import copier_for
 from chameleon_lora.engine_vllm.worker.device_store import DeviceStore
 from chameleon_lora.engine_vllm.worker.disk_cache import DiskCache
 from chameleon_lora.engine_vllm.worker.loader import Loader, VllmReader, prepare_loader_thread
+from chameleon_lora.engine_vllm.worker.loader_process import LoaderProcess
 from chameleon_lora.engine_vllm.worker.paged_lora import is_paged, paged_manager_class
 from chameleon_lora.engine_vllm.worker.slots import Slots
 from chameleon_lora.engine_vllm.worker.worker_adapters import WorkerAdapters
 from chameleon_lora.errors import AdapterError
 from chameleon_lora.settings import ServingSettings
 
+_logger = logging.getLogger(f"vllm.{__name__}")
 _ASK_ENGINE = (
     "a worker alone cannot add, remove or pin an adapter here, nor take its weights from memory: the "
     "engine's scheduler decides for all workers; way out: ask the engine (LLMEngine or AsyncLLM .add_lora, "
@@ -90,29 +95,54 @@ def make_worker_adapters(
 ) -> WorkerAdapters:
     """The command side of a manager whose layers exist already, one of so many on this host."""
     prepare_thread = functools.partial(prepare_loader_thread, worker_manager.device)
+    make_reader = functools.partial(_make_reader, worker_manager, serving, workers, prepare_thread)
+    manager = worker_manager._adapter_manager
+    loader, reader = _loader(
+        make_reader, prepare_thread, in_process=is_paged(manager) and is_child()
+    )
+    device = DeviceStore(
+        copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
+    )
+    return WorkerAdapters(
+        manager.paged if is_paged(manager) else Slots(manager, device),
+        loader,
+        reader,
+        device,
+        Agreement(gather_of_engine()),
+    )
+
+
+def _make_reader(
+    worker_manager: Any,
+    serving: ServingSettings,
+    workers: int,
+    prepare_thread: Callable[[], None],
+) -> VllmReader:
     folder = Path(serving.disk_cache_dir) if serving.disk_cache_dir else None
     disk_cache = (
         DiskCache(folder, serving.disk_cache_bytes, workers, prepare_thread)
         if serving.disk_cache_bytes
         else None
     )
-    reader = VllmReader(
+    return VllmReader(
         worker_manager,
         disk_cache,
         serves_partial=serving.serves_partial,
         converts_bin=serving.converts_bin,
     )
-    device = DeviceStore(
-        copier_for(worker_manager.device, prepare_thread), debug_checks=serving.debug_checks
-    )
-    manager = worker_manager._adapter_manager
-    return WorkerAdapters(
-        manager.paged if is_paged(manager) else Slots(manager, device),
-        Loader(reader, prepare_thread),
-        reader,
-        device,
-        Agreement(gather_of_engine()),
-    )
+
+
+def _loader(
+    make_reader: Callable[[], VllmReader], prepare_thread: Callable[[], None], *, in_process: bool
+) -> tuple[Loader | LoaderProcess, VllmReader | None]:
+    """What reads adapters, and its reader if that is here."""
+    if in_process:
+        try:
+            return LoaderProcess(make_reader, prepare_thread), None
+        except OSError as error:
+            _logger.warning("Adapters are read by a thread, for no process can start: %s", error)
+    reader = make_reader()
+    return Loader(reader, prepare_thread), reader
 
 
 def workers_on_host(parallel_config: Any) -> int:

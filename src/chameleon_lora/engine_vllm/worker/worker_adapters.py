@@ -28,6 +28,7 @@ from chameleon_lora.engine_vllm.worker.loader import (
     LoadOrder,
     VllmReader,
 )
+from chameleon_lora.engine_vllm.worker.loader_process import LoaderProcess
 from chameleon_lora.engine_vllm.worker.packed_adapter import HostCopy, PackedAdapter
 from chameleon_lora.engine_vllm.worker.paged_lora import PagedAdapters
 from chameleon_lora.engine_vllm.worker.slots import Slots
@@ -40,8 +41,8 @@ class WorkerAdapters:
     def __init__(
         self,
         places: Slots | PagedAdapters,
-        loader: Loader,
-        reader: VllmReader,
+        loader: Loader | LoaderProcess,
+        reader: VllmReader | None,
         device: DeviceStore,
         agreement: Agreement,
     ) -> None:
@@ -121,10 +122,11 @@ class WorkerAdapters:
             self._places.lend()
 
     def close(self) -> None:
-        """Ends the threads and gives the loader's disk space back."""
+        """Ends threads and processes and gives the loader's disk space back."""
         self._device.close()
         self._loader.close()
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def _load(self, command: LoadAdapter) -> None:
         self._drop(command.adapter_id)
@@ -146,7 +148,7 @@ class WorkerAdapters:
         self._places.drop(adapter_id)
         order = self._orders.pop(adapter_id, None)
         if order is not None:
-            order.is_cancelled = True
+            self._loader.cancel(order)
 
     def _delivered(self) -> Iterator[Loaded | LoadFailed]:
         """What became of this rank's own loads."""
