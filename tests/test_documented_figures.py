@@ -1,9 +1,7 @@
 """Figures of the documents against what makes them: commands that need no engine, and raw results."""
 
-import json
 import re
 import shlex
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 REPEATABLE = ("plan", "workload")  # the same figures on any machine, within seconds
 PRINTED = re.compile(r"^```\w*\n\$ chameleon ([^\n]+)\n(.+?)^```", re.MULTILINE | re.DOTALL)
-PAIRS = {
-    "P50 time to first token": "ttft_p50_s",
-    "P99 time to first token": "ttft_p99_s",
-    "requests within 5x the unloaded time to first token": "slo_share",
-    "throughput": "tokens_per_s",
-    "P99 gap between tokens": "gap_p99_s",
-    "one resident adapter, throughput": "one_adapter_tokens_per_s",
-}
-"""Rows of README's first table, and the figure of each in the raw results."""
+COMPARED = {"ranks 4 to 16": "comparison.md", "ranks 8 to 64": "ranks-8-to-64.md"}
+"""What README's table calls a comparison, and the page of it in docs/examples."""
+FIGURES = ("P99 time to first token", "P50 time to first token", "P99 time between tokens")
 
 
 def blocks() -> list[Any]:
@@ -67,30 +59,10 @@ def cells(line: str) -> list[str]:
     return [cell.strip().replace("**", "") for cell in line.strip("|").split("|")]
 
 
-def test_readmes_first_table_is_that_of_the_raw_results() -> None:
-    """Medians of both arms, the median of the ratios, and the lowest and highest of them."""
-    raw = json.loads((ROOT / "docs" / "results" / "2026-11-22-pairs.json").read_text("utf-8"))
-    by_pair = {(run["arm"], run["pair"]): run for run in raw}
-    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
-    shown = {row[0]: row[1:] for line in lines if line.startswith("| ") for row in (cells(line),)}
-    for row, key in PAIRS.items():
-        stock, ours = (
-            [by_pair[arm, pair][key] for pair in range(3)] for arm in ("stock", "chameleon")
-        )
-        ratios = sorted(mine / theirs for mine, theirs in zip(ours, stock, strict=True))
-        low, middle, high = (f"{ratio:.2f}" for ratio in ratios)
-        *medians, ratio = shown[row]
-        assert f"{middle} [{low}, {high}]" == ratio
-        for text, values in zip(medians, (stock, ours), strict=True):
-            number, unit = text.split()
-            scale = {"ms": 1e3, "%": 1e2}.get(unit, 1.0)
-            digits = len(number.partition(".")[2])
-            assert number == f"{scale * statistics.median(values):.{digits}f}"
-
-
-def test_readmes_second_table_is_that_of_the_comparison() -> None:
-    """Each ratio of the arm `chameleon`, with its interval."""
-    page = (ROOT / "docs" / "examples" / "comparison.md").read_text("utf-8")
+@pytest.mark.parametrize("ranks", COMPARED)
+def test_readmes_table_is_that_of_the_comparisons(ranks: str) -> None:
+    """Each ratio of the arm `chameleon`, with its interval, at each load that README names."""
+    page = (ROOT / "docs" / "examples" / COMPARED[ranks]).read_text("utf-8")
     shown = (ROOT / "README.md").read_text("utf-8")
     head, *lines = (line for line in page.splitlines() if line.startswith("| "))
     column = cells(head).index("chameleon")
@@ -99,20 +71,11 @@ def test_readmes_second_table_is_that_of_the_comparison() -> None:
         for line in lines
         if len(row := cells(line)) == len(cells(head))
     }
-    for load in (70, 90, 105, 200):
-        (line,) = (line for line in shown.splitlines() if line.startswith(f"| {load} % |"))
-        expected = [
-            ratios[f"{what}, {load} %"]
-            for what in (
-                "P99 time to first token",
-                "P50 time to first token",
-                "P99 time between tokens",
-            )
-        ]
-        assert expected == cells(line)[1:]
-    (highest,) = (line for line in lines if line.startswith("| chameleon |") and "✓" in line)
-    (line,) = (line for line in shown.splitlines() if line.startswith("| highest load that"))
-    assert cells(highest)[2].strip("✓✗ ") == cells(line)[1]
+    rows = [cells(line) for line in shown.splitlines() if line.startswith(f"| {ranks}, ")]
+    assert len(rows) > 1
+    for label, *found in rows:
+        load = label.removeprefix(f"{ranks}, ")
+        assert [ratios[f"{what}, {load}"] for what in FIGURES] == found
 
 
 @pytest.mark.long
