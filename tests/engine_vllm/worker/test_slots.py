@@ -284,30 +284,3 @@ def test_a_stock_copy_leaves_nothing_behind(
     adapters.forget_slots()
     adapters.execute([ActivateAdapter(4, 1)])
     assert found == slot_bytes(manager, 1)
-
-
-def test_one_batch_answers_as_each_alone(
-    lora_engine: Any, manager: Any, folders: dict[int, Path]
-) -> None:
-    """The engine's own tokens: three adapters, and the base model beside them with no slot free."""
-    from vllm import SamplingParams
-
-    prompt = {"prompt_token_ids": [5, 9, 17, 3]}
-    greedy = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, detokenize=False)
-
-    def answers(requests: list[Any]) -> list[list[int]]:
-        outputs = lora_engine.llm.generate(
-            [prompt] * len(requests), greedy, lora_request=requests, use_tqdm=False
-        )
-        return [list(output.outputs[0].token_ids) for output in outputs]
-
-    named = [request(number, folders[number]) for number in (1, 4, 2)]
-    expected = []
-    for one in named:
-        manager.adapters.execute([ActivateAdapter(one.lora_int_id, 0)])
-        expected += answers([one])
-    expected += answers([None])
-    manager.adapters.execute([ActivateAdapter(1, 0), ActivateAdapter(4, 1), ActivateAdapter(2, 2)])
-    assert expected == answers([*named, None])
-    assert {1: 0, 4: 1, 2: 2} == places(manager)
-    assert 4 == len({tuple(answer) for answer in expected})
