@@ -86,7 +86,9 @@ def running_process(spec: ServerSpec) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=os.environ | spec.environment,
-            start_new_session=True,  # its own process group, which is what gets the signals
+            # A process group of its own gets the signals. Not a session of its own: Linux shares out the
+            # processor by session (autogroup), and a client beside busy engines then waits for a second.
+            process_group=0,
         )
     try:
         _wait_until_healthy(process, spec)
